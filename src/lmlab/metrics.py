@@ -1,0 +1,101 @@
+"""Likelihood as sums, and everything that is derived from it: nll, ppl, bpb, bpc, word perplexity."""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from lmlab.types import NLL, Mask
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Summed negative log-likelihood of a text, and the text's size in every unit that it can be divided by.
+
+    nats: sum of -ln P(token | context). tokens: how many were scored.
+    bytes, chars, words: the stretch of source text that those tokens cover; words are separated by white space.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int
+    chars: int
+    words: int
+
+    def __add__(self, other: "Likelihood") -> "Likelihood":
+        return Likelihood(**{k: v + getattr(other, k) for k, v in asdict(self).items()})
+
+    @property
+    def nll(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens if self.tokens else math.nan
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity per token, exp(nll); infinite past the largest float rather than clipped."""
+        return _exp(self.nll)
+
+    @property
+    def bpb(self) -> float:
+        """Bits per UTF-8 byte of the source: comparable between tokenizers."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+    @property
+    def bpc(self) -> float:
+        """Bits per character (Unicode code point) of the source."""
+        return self.nats / math.log(2) / self.chars if self.chars else math.nan
+
+    @property
+    def word_ppl(self) -> float:
+        """Perplexity per white-space separated word of the source."""
+        return _exp(self.nats / self.words) if self.words else math.nan
+
+    def as_dict(self) -> dict[str, float]:
+        """Sums first, then what is derived from them, in the order of results.json."""
+        derived = {k: getattr(self, k) for k in ("nll", "ppl", "bpb", "bpc", "word_ppl")}
+        return asdict(self) | derived
+
+
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
+
+
+class TokenNLL(Metric):
+    """Accumulates a `Likelihood` on the device, in float64, and over all ranks."""
+
+    full_state_update = False
+    higher_is_better = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self, nll: NLL, mask: Mask | None = None, counts: Int[Tensor, "B 3"] | None = None
+    ) -> None:
+        """nll: (B, T) nats, unreduced; mask: which positions count; counts: per row, as in `Batch`."""
+        if mask is not None:
+            # where, not a product: a padded position may hold nan or inf.
+            nll = torch.where(mask, nll, 0.0)
+        self.nats += nll.sum(dtype=torch.float64)
+        self.tokens += nll.numel() if mask is None else mask.sum()
+        if counts is not None:
+            self.counts += counts.sum(0)
+
+    def compute(self) -> Likelihood:
+        n_bytes, chars, words = self.counts.tolist()
+        return Likelihood(float(self.nats), int(self.tokens), n_bytes, chars, words)
+
+    def add_sums(self, nats: Float[Tensor, ""], tokens: int, counts: Int[Tensor, " 3"]) -> None:
+        """Add what was summed elsewhere (the training step sums as it goes)."""
+        self.nats += nats.double()
+        self.tokens += tokens
+        self.counts += counts

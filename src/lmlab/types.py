@@ -1,0 +1,90 @@
+"""The vocabulary of shapes, the State of a model, and the Batch.
+
+Legend: B rows, T positions, D width, V vocabulary, H heads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Tokens = Int[Tensor, "B T"]
+Hidden = Float[Tensor, "B T D"]
+Logits = Float[Tensor, "B T V"]
+NLL = Float[Tensor, "B T"]
+Mask = Bool[Tensor, "B T"]
+
+# A nested tuple of tensors, each with batch first, or None for the start of text.
+# A row whose tensors are all zero stands for the start of text too, in every model.
+State = Any
+
+
+def map_state(f: Callable[[Tensor], Tensor], state: State) -> State:
+    """Apply `f` to every tensor of a state."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return f(state)
+    return tuple(map_state(f, part) for part in state)
+
+
+def detach(state: State) -> State:
+    """The same state without its history: the truncation of truncated back-propagation through time."""
+    return map_state(Tensor.detach, state)
+
+
+def select(state: State, rows: Int[Tensor, " N"]) -> State:
+    """The state of the given rows, in that order and with repeats (beam search reorders with it)."""
+    return map_state(lambda t: t.index_select(0, rows), state)
+
+
+def expand(state: State, n: int) -> State:
+    """Each row repeated `n` times, neighbours together: (B, ...) -> (B * n, ...)."""
+    return map_state(lambda t: t.repeat_interleave(n, 0), state)
+
+
+def reset(state: State, rows: Bool[Tensor, " B"]) -> State:
+    """Put the marked rows at the start of text."""
+    if state is None or not bool(rows.any()):
+        return state
+    if bool(rows.all()):
+        return None
+    return map_state(lambda t: t.masked_fill(rows.view(-1, *[1] * (t.ndim - 1)), 0), state)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of text to predict.
+
+    inputs, targets: (B, T); targets[b, t] follows inputs[b, t].
+    mask: (B, T), True where the target counts; None when all do.
+    reset: (B,), True where the row starts new text; None when every row does.
+    counts: (B, 3), bytes, characters and words of the source that each row's counted targets cover.
+    lr_scale: multiplies the learning rate of this step (AWD-LSTM's random lengths).
+    """
+
+    inputs: Tokens
+    targets: Tokens
+    mask: Mask | None = None
+    reset: Bool[Tensor, " B"] | None = None
+    counts: Int[Tensor, "B 3"] | None = None
+    lr_scale: float = 1.0
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> "Batch":
+        names = ("inputs", "targets", "mask", "reset", "counts")
+        return replace(self, **{n: f(t) for n in names if (t := getattr(self, n)) is not None})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Rows [start, stop): how ranks and micro-batches share one global batch."""
+        return self._map(lambda t: t[start:stop])
+
+    @property
+    def n_targets(self) -> int:
+        """Targets that count, in all rows."""
+        return self.targets.numel() if self.mask is None else int(self.mask.sum())

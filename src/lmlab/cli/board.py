@@ -1,0 +1,19 @@
+"""lmlab board: TensorBoard, bound to this machine only."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from lmlab.cli.command import options
+
+
+def main(arguments: list[str]) -> int:
+    config = options("board", arguments)
+    if config is None:
+        return 0
+    root = Path(config["root"])
+    if not root.is_dir():
+        raise FileNotFoundError(f"root={root} is no directory; train a run first: lmlab train")
+    # The data server in Rust reads many runs at once; the loopback address keeps others out.
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(root), "--host", "127.0.0.1"]
+    return subprocess.run([*command, "--port", str(config["port"])], check=False).returncode

@@ -1,0 +1,43 @@
+"""lmlab generate: text from a run, shown as it is written."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from lmlab.cli.command import load_run, one_of, options, read_lines
+
+log = logging.getLogger("lmlab")
+
+
+def main(arguments: list[str]) -> int:
+    config = options("generate", arguments)
+    if config is None:
+        return 0
+    one_of("format", config["format"], ("text", "json"))
+    prompts = [config["prompt"]] if config["prompts_file"] is None else read_lines(Path(config["prompts_file"]))
+    from dataclasses import fields
+
+    from lmlab.generation import Decoding
+
+    settings = {f.name: config[f.name] for f in fields(Decoding)}
+    # A bad setting is refused before the model is read.
+    Decoding(**settings)
+    run = load_run(config)
+    alone = len(prompts) == 1 and config["num_samples"] == 1 and config["format"] == "text"
+    if alone:
+        print(prompts[0], end="", flush=True)
+        settings["on_text"] = lambda piece: print(piece, end="", flush=True)
+    written = run.generate(prompts, **settings)
+    if alone:
+        print()
+    elif config["format"] == "json":
+        shown = [{"prompt": p, "samples": [asdict(s) for s in samples]} for p, samples in zip(prompts, written, strict=True)]
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
+    else:
+        for prompt, samples in zip(prompts, written, strict=True):
+            for sample in samples:
+                print(f"{prompt}{sample.text}\n{'-' * 40}")
+    for note in sorted({note for samples in written for sample in samples for note in sample.notes}):
+        log.info(note)
+    return 0

@@ -1,0 +1,51 @@
+"""lmlab runs: a table of runs; lmlab runs prune: the space of some."""
+
+from lmlab.cli.command import one_of, options
+
+
+def main(arguments: list[str]) -> int:
+    pruning = bool(arguments) and arguments[0] == "prune"
+    config = options("runs", arguments[pruning:])
+    if config is None:
+        return 0
+    from pathlib import Path
+
+    if not Path(config["root"]).is_dir():
+        raise FileNotFoundError(f"root={config['root']} is no directory; train a run first: lmlab train")
+    return prune(config) if pruning else show(config)
+
+
+def show(config: dict) -> int:
+    from lmlab import runs
+
+    one_of("format", config["format"], ("table", "csv", "json"))
+    frame = runs.table(config["root"])
+    if frame.empty:
+        raise FileNotFoundError(f"no runs under root={config['root']}; train one: lmlab train")
+    for column in [*(config["columns"] or []), *([config["sort"]] if config["sort"] != "val/bpb" else [])]:
+        if column not in frame:
+            raise ValueError(f"no column {column!r}; there are {', '.join(frame.columns)}")
+    if config["sort"] in frame:
+        frame = frame.sort_values(config["sort"])
+    if config["columns"]:
+        frame = frame[config["columns"]]
+    if config["format"] == "table":
+        from lmlab.cli.tables import show_frame
+
+        show_frame(frame)
+    elif config["format"] == "csv":
+        print(frame.to_csv(index=False), end="")
+    else:
+        print(runs.as_json(frame))
+    return 0
+
+
+def prune(config: dict) -> int:
+    from lmlab import runs
+
+    freed = runs.prune(config["root"], config["keep"], config["yes"])
+    for path, size in freed:
+        print(f"{size / 1e6:10.1f} MB  {path}")
+    done = "freed" if config["yes"] else "would be freed; yes=true does it"
+    print(f"{sum(size for _, size in freed) / 1e6:10.1f} MB {done}")
+    return 0

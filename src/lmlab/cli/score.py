@@ -1,0 +1,29 @@
+"""lmlab score: every token's log-probability, coloured by surprisal."""
+
+import json
+from pathlib import Path
+
+from lmlab.cli.command import load_run, one_of, options, read_lines
+from lmlab.cli.tables import console
+
+
+def main(arguments: list[str]) -> int:
+    config = options("score", arguments)
+    if config is None:
+        return 0
+    one_of("format", config["format"], ("table", "json"))
+    if (config["text"] is None) == (config["file"] is None):
+        raise ValueError("give one of text=... and file=... (one text a line)")
+    texts = [config["text"]] if config["text"] is not None else read_lines(Path(config["file"]))
+    run = load_run(config)
+    from lmlab.scoring import as_json, as_table
+
+    scores = [run.score(text, top=config["top"], eos=config["eos"]) for text in texts]
+    if config["format"] == "json":
+        shown = [as_json(score) for score in scores]
+        print(json.dumps(shown[0] if config["file"] is None else shown, indent=2, ensure_ascii=False))
+        return 0
+    out = console()
+    for score in scores:
+        out.print(as_table(score))
+    return 0

@@ -1,0 +1,162 @@
+"""Configuration: where it lies, how it is composed, what a run's identity is, and which targets may be built."""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+BUDGETS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "max_tokens")
+
+# What may change without making it another run: places, devices, and what is only shown.
+_NOT_IDENTITY = (
+    "run_dir runs_root cache_dir logger dry_run devices floors test callbacks.progress callbacks.samples trainer.accelerator "
+    "trainer.devices trainer.strategy trainer.profiler corpus.path corpus.train corpus.val corpus.test "
+    "tokenizer.path training.micro_batch_size training.log_every training.histograms"
+).split()
+
+# Everything a stored run may name. `allow_targets` extends it; a run cannot.
+ALLOWED_TARGETS = frozenset(
+    """
+    lmlab.models.lstm.LSTMLM lmlab.models.transformer.TransformerLM lmlab.models.ngram.NGramLM
+    lmlab.models.ngram.UnigramLM lmlab.models.head.LinearHead lmlab.models.head.AdaptiveHead
+    lmlab.models.head.MixtureHead lmlab.data.corpora.Sotu lmlab.data.corpora.Files lmlab.data.corpora.HuggingFace
+    lmlab.data.corpora.TinyShakespeare lmlab.data.corpora.WikiText2 lmlab.data.corpora.PennTreebank
+    lmlab.tokenizers.char.train lmlab.tokenizers.byte.train lmlab.tokenizers.word.train lmlab.tokenizers.bpe.train
+    lmlab.tokenizers.unigram.train lmlab.tokenizers.pretrained.train
+    """.split()
+)
+
+
+def conf_dir() -> Path:
+    """The directory of option files: inside an installed wheel, else the repository's `conf/`."""
+    packaged = Path(str(resources.files("lmlab"))) / "conf"
+    if packaged.is_dir():
+        return packaged
+    repository = Path(__file__).resolve().parents[2] / "conf"
+    if repository.is_dir():
+        return repository
+    raise FileNotFoundError(f"no conf/ beside {packaged} or at {repository}; reinstall with: pip install .")
+
+
+def cache_dir(asked: str | os.PathLike | None) -> Path:
+    """Where token stores live: as asked, else $LMLAB_CACHE, else ~/.cache/lmlab."""
+    return Path(asked or os.environ.get("LMLAB_CACHE") or Path.home() / ".cache" / "lmlab")
+
+
+def compose(
+    overrides: Sequence[str] = (), config_name: str = "train", config_dir: str | os.PathLike | None = None
+) -> DictConfig:
+    """The composed config of a verb, as `lmlab VERB overrides...` would see it.
+
+    config_dir: a directory with more options, searched after ours.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    extra = [f"hydra.searchpath=[{json.dumps('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="lmlab"):
+            return hydra_compose(config_name, overrides=[*extra, *overrides])
+    finally:
+        # A verb may be called from inside a job of Hydra's own.
+        if before is not None:
+            GlobalHydra.instance().initialize(before)
+
+
+def plain(config: DictConfig | Mapping) -> dict[str, Any]:
+    """The config with interpolations resolved, as plain dicts and lists."""
+    return OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[return-value]
+
+
+def asked(config: Mapping) -> dict[str, Any]:
+    """What makes a run the run that it is: the config without places, devices and display."""
+    kept = OmegaConf.create(plain(config))
+    for key in _NOT_IDENTITY:
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(kept, parent) if parent else kept
+        if isinstance(node, DictConfig) and leaf in node:
+            del node[leaf]
+    return plain(kept)
+
+
+def identity(asked_config: Mapping) -> str:
+    """Twelve hex digits that name what was asked, budgets apart: a larger budget continues the same run."""
+    without = {k: v for k, v in flatten(asked_config).items() if k not in BUDGETS}
+    return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to leaves; an empty mapping is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, name + ".")
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(ours: Mapping, theirs: Mapping) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, each with both values; an absent key reads as None."""
+    a, b = flatten(ours), flatten(theirs)
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def targets(node: Any) -> Iterable[str]:
+    """Every `_target_` below a node."""
+    if isinstance(node, (Mapping, DictConfig)):
+        for key, value in node.items():
+            if key == "_target_" and value is not None:
+                yield str(value)
+            else:
+                yield from targets(value)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for value in node:
+            yield from targets(value)
+
+
+def check_targets(node: Any, allow_targets: Iterable[str] = ()) -> None:
+    """Refuse a stored node that names anything but the exact targets on the allow-list.
+
+    Raises PermissionError: building a config that somebody else sent runs whatever it names.
+    """
+    refused = sorted(set(targets(node)) - ALLOWED_TARGETS - set(allow_targets))
+    if refused:
+        raise PermissionError(
+            f"the run's config names {', '.join(map(repr, refused))}, which is not on the allow-list; "
+            "if you trust it, pass allow_targets=[...]"
+        )
+
+
+def suggest(key: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' with the nearest known key, or nothing."""
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near:
+        # The leaf may be right and its place wrong: max_steps for trainer.max_steps.
+        leaf = key.rpartition(".")[2]
+        near = [k for k in known if k.rpartition(".")[2] == leaf][:1]
+        near = near or [k for k in known if difflib.get_close_matches(leaf, [k.rpartition(".")[2]], cutoff=0.8)][:1]
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def parse_count(value: int | str | None, name: str) -> int | None:
+    """5_000_000 from 5M, 650k or 1.5e6."""
+    if value is None or isinstance(value, int):
+        return value
+    match = re.fullmatch(r"\s*([0-9][0-9_.]*(?:e[0-9]+)?)\s*([kKmMbB]?)\s*", str(value))
+    if not match:
+        raise ValueError(f"{name}={value} is not a number; write for example {name}=5M")
+    scale = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]
+    return round(float(match[1].replace("_", "")) * scale)

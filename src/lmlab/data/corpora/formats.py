@@ -1,0 +1,156 @@
+"""Readers of files: .txt .md .jsonl .csv .parquet, plain or as .gz .zst .xz, streamed in constant memory."""
+
+import csv
+import gzip
+import importlib
+import json
+import lzma
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lmlab.data.corpora.text import cut, decoded, lines, separated
+
+TEXT, ROWS = (".txt", ".md"), (".jsonl", ".csv", ".parquet")
+PACKED = (".gz", ".zst", ".xz")
+KNOWN = f"{' '.join(TEXT + ROWS)}, each also as {' '.join(PACKED)}"
+BLOCK = 1 << 20
+
+
+def kind(path: Path) -> tuple[str, str] | None:
+    """(".jsonl", ".gz") for a.jsonl.gz, (".txt", "") for a.txt; None when the extension is unknown."""
+    name = path.name.lower()
+    packed = next((ext for ext in PACKED if name.endswith(ext)), "")
+    form = Path(name.removesuffix(packed)).suffix
+    return (form, packed) if form in TEXT + ROWS else None
+
+
+def read(path: Path, text_field: str, separator: str | None) -> Iterator[tuple[int, str]]:
+    """(number of the document in the file, piece of its text); a document's pieces stand together.
+
+    The number is the line of a .jsonl or .csv file (where the row ends), the row of a .parquet file, from 1.
+    Raises ValueError with the file, the place and the remedy when the file cannot be read as what it is called.
+    """
+    form, packed = kind(path)
+    with _unpacked(path, packed) as file:
+        try:
+            if form == ".parquet":
+                parts = _parquet(path, file, packed, text_field)
+            elif form == ".jsonl":
+                parts = _jsonl(path, file, text_field)
+            elif form == ".csv":
+                parts = _csv(path, file, text_field)
+            elif separator:
+                parts = separated(decoded(_blocks(file), str(path)), separator)
+            else:
+                parts = ((1, text) for text in decoded(_blocks(file), str(path)))
+            for number, group in groupby(parts, key=itemgetter(0)):
+                yield from ((number, piece) for piece in cut(text for _, text in group))
+        except _damage(packed) as error:
+            raise ValueError(f"{path} is damaged or cut off ({error}); make the {packed} file again") from None
+
+
+def _damage(packed: str) -> tuple[type[Exception], ...]:
+    """What the unpackers raise at bytes that are not theirs."""
+    if packed == ".zst":
+        return (EOFError, importlib.import_module("zstandard").ZstdError)
+    return {".gz": (EOFError, gzip.BadGzipFile, zlib.error), ".xz": (EOFError, lzma.LZMAError)}.get(packed, ())
+
+
+def _unpacked(path: Path, packed: str) -> BinaryIO:
+    if packed == ".gz":
+        return gzip.open(path, "rb")
+    if packed == ".xz":
+        return lzma.open(path, "rb")
+    if packed == ".zst":
+        return _needs("zstandard", path).open(path, "rb")
+    return path.open("rb")
+
+
+def _needs(module: str, path: Path) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ModuleNotFoundError(f"{path} needs {module}: pip install 'lmlab[files]'") from None
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    while block := file.read(BLOCK):
+        yield block
+
+
+def _text(value: Any, field: str, place: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: {field}={value!r:.40} is not text; drop the row, or choose with corpus.text_field=")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place}: {field} holds half of a surrogate pair at character {error.start}") from None
+    return value
+
+
+def _no_field(place: str, field: str, has: list[str]) -> ValueError:
+    return ValueError(f"{place} has no {field!r}, it has {', '.join(map(repr, has))}; choose with corpus.text_field=")
+
+
+def _jsonl(path: Path, file: BinaryIO, field: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(lines(decoded(_blocks(file), str(path))), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number} is not JSON ({error}); .jsonl holds one object a line") from None
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}:{number} is not an object; .jsonl holds one a line, like {{{json.dumps(field)}: ...}}"
+            )
+        if field not in row:
+            raise _no_field(f"{path}:{number}", field, list(row))
+        yield number, _text(row[field], field, f"{path}:{number}")
+
+
+def _csv(path: Path, file: BinaryIO, field: str) -> Iterator[tuple[int, str]]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses texts over 128 kB
+    rows = csv.reader(lines(decoded(_blocks(file), str(path))), strict=True)
+    try:
+        header = next(rows, [])
+        if field not in header:
+            raise _no_field(str(path), field, header)
+        column = header.index(field)
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{path}:{rows.line_num} has {len(row)} fields, its header {len(header)}; quote commas"
+                )
+            yield rows.line_num, row[column]
+    except csv.Error as error:
+        raise ValueError(f"{path}:{rows.line_num} is not CSV ({error})") from None
+
+
+def _parquet(path: Path, file: BinaryIO, packed: str, field: str) -> Iterator[tuple[int, str]]:
+    parquet, arrow = _needs("pyarrow.parquet", path), _needs("pyarrow", path)
+    with tempfile.TemporaryFile() as seekable:
+        if packed:  # parquet is read from its end
+            shutil.copyfileobj(file, seekable, BLOCK)
+            file = seekable
+        try:
+            table = parquet.ParquetFile(file)
+            if field not in table.schema_arrow.names:
+                raise _no_field(str(path), field, table.schema_arrow.names)
+            number = 0
+            for batch in table.iter_batches(batch_size=256, columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    yield number, _text(value, field, f"{path}, row {number}")
+        except (arrow.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise ValueError(f"{path} is no readable parquet file ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,127 @@
+"""Any Hugging Face data set: on the Hub, in its cache, or in a folder."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from lmlab.data.cache import file_hash
+from lmlab.data.corpora.document import SPLITS, Document, check_split
+from lmlab.data.corpora.text import cut
+
+# Raised when the same data gives other documents.
+RULES = 1
+
+
+class HuggingFace:
+    """Each row's text field is a document; rows without text are skipped.
+
+    path: a data set's name on the Hub, or a folder (of data files, or made by `save_to_disk`).
+    name: its configuration. revision: a branch, tag or commit; with a commit opening a store needs no network.
+    streaming: read without downloading the whole first. train, val, test: the data set's own names of the splits
+    (its slices too, `train[:95%]`, unless streaming), None for one that is not used.
+    Raises FileNotFoundError when the data set is not there, ValueError for a split or field that it lacks.
+    """
+
+    name = "hf"
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None,
+        revision: str | None,
+        streaming: bool,
+        text_field: str,
+        train: str | None,
+        val: str | None,
+        test: str | None,
+    ):
+        given = dict(zip(SPLITS, (train, val, test), strict=True))
+        self._names = {split: which for split, which in given.items() if which}
+        if not self._names:
+            raise ValueError("corpus=hf needs a split: corpus.train=train (and corpus.val=, corpus.test=)")
+        if len(set(self._names.values())) < len(self._names):
+            raise ValueError(
+                f"two splits name the same rows: {self._names}; slice them, as in train[:95%] and train[95%:]"
+            )
+        self.splits = tuple(self._names)
+        self._where, self._config, self._revision = path, name, revision
+        self._streaming, self._text_field = streaming, text_field
+        self._folder = folder if (folder := Path(path).expanduser()).is_dir() else None
+
+    def fingerprint(self) -> str:
+        parts = [RULES, self._content(), self._config, self._names, self._text_field]
+        return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
+
+    def _content(self) -> Any:
+        if self._folder:
+            inside = sorted(path for path in self._folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+            return [(path.relative_to(self._folder).as_posix(), file_hash(path)) for path in inside]
+        if re.fullmatch(r"[0-9a-f]{40}", self._revision or ""):
+            return [self._where, self._revision]
+        # The builder's identity holds the commit that the branch or tag stands for, or the cached copy's.
+        builder = self._load("load_dataset_builder", self._where, self._config, revision=self._revision)
+        return [self._where, builder.hash, builder.config_id]
+
+    def provenance(self) -> str:
+        config = f", {self._config}" if self._config else ""
+        return f"{self._where}{config}, revision {self._revision or 'newest'}, field {self._text_field}"
+
+    def approximate_bytes(self) -> int | None:
+        return None
+
+    def documents(self, split: str) -> Iterator[Document]:
+        check_split(self, split)
+        rows = self._rows(self._names[split])
+        if rows.column_names and self._text_field not in rows.column_names:
+            has = ", ".join(map(repr, rows.column_names))
+            raise ValueError(f"{self._where} has no {self._text_field!r}, it has {has}; choose with corpus.text_field=")
+        empty, number = True, -1
+        for batch in rows.select_columns([self._text_field]).iter(batch_size=256):
+            for text in batch[self._text_field]:
+                number += 1
+                if not isinstance(text, str):
+                    raise ValueError(
+                        f"{self._where}, {split} row {number}: {self._text_field}={text!r:.40} is not text"
+                    )
+                if text:
+                    empty = False
+                    yield Document(f"{self._names[split]}:{number}", cut([text]))
+        if empty:
+            raise ValueError(f"split {split} has no text: {self._names[split]!r} of {self._where} has none")
+
+    def _rows(self, which: str) -> Any:
+        """The rows of one of the data set's splits."""
+        if self._folder and any((self._folder / mark).exists() for mark in ("dataset_dict.json", "state.json")):
+            return self._saved(which)
+        options = {"split": which, "revision": self._revision, "streaming": self._streaming}
+        return self._load("load_dataset", str(self._folder or self._where), self._config, **options)
+
+    def _saved(self, which: str) -> Any:
+        saved = self._load("load_from_disk", str(self._folder))
+        name = which.partition("[")[0]
+        if hasattr(saved, "keys"):
+            if name not in saved:
+                raise ValueError(f"{self._where} has no split {name!r}, it has {', '.join(saved)}; see corpus.train=")
+            saved = saved[name]
+        if which != name:
+            raise ValueError(f"{which!r}: a data set made by save_to_disk cannot be sliced; name a whole split")
+        return saved
+
+    def _load(self, function: str, *args: Any, **options: Any) -> Any:
+        try:
+            import datasets
+        except ImportError:
+            raise ModuleNotFoundError("corpus=hf needs datasets: pip install 'lmlab[hf]'") from None
+        try:
+            return getattr(datasets, function)(*args, **options)
+        except (FileNotFoundError, ConnectionError) as error:
+            reason = str(error).splitlines()[0]
+            raise FileNotFoundError(
+                f"corpus.path={self._where} could not be loaded ({reason}); without network give corpus.path=FOLDER"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"corpus.path={self._where}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,124 @@
+"""From bytes to pieces of text: decoding that knows where it failed, lines, documents at a separator, safe cuts."""
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+
+# Characters: at four bytes each a piece is at most 1 MB, and ASCII text comes in quarters of it.
+PIECE = 1 << 18
+# How far past PIECE a cut may be looked for in text without a good place (a line of base64, Chinese without lines).
+LONGEST = 4 * PIECE
+
+_SAFE = re.compile(r"[^\W_](?=[ \t\r\n])")
+
+
+def decoded(blocks: Iterable[bytes], path: str) -> Iterator[str]:
+    """Blocks of UTF-8 as text; a byte-order mark at the start is dropped, all else is kept (line ends too).
+
+    Raises ValueError with the file, the byte's offset and the remedy when the bytes are binary or another encoding.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
+    done = 0
+    for block in blocks:
+        if done == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise ValueError(f"{path} is UTF-16, not UTF-8; {_convert(path, 'UTF-16')}")
+        if (nul := block.find(0)) >= 0:
+            raise ValueError(
+                f"{path} is not text: a NUL byte at offset {done + nul}; give a text file, or if it is UTF-16, "
+                f"{_convert(path, 'UTF-16')}"
+            )
+        text = _decode(decoder, block, done, path)
+        yield text.removeprefix("\ufeff") if done == 0 else text
+        done += len(block)
+    _decode(decoder, b"", done, path, final=True)
+
+
+def _decode(decoder: codecs.IncrementalDecoder, block: bytes, done: int, path: str, final: bool = False) -> str:
+    held = len(decoder.getstate()[0])
+    try:
+        return decoder.decode(block, final)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(
+            f"{path} is not UTF-8: byte 0x{byte:02x} at offset {done - held + error.start}; "
+            f"{_convert(path, 'WINDOWS-1252')} (or whatever its encoding is)"
+        ) from None
+
+
+def _convert(path: str, encoding: str) -> str:
+    return f"convert it with: iconv -f {encoding} -t UTF-8 {path} > utf8.txt"
+
+
+def lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Lines with their ends; only "\\n" ends a line (str.splitlines also breaks at U+2028 and others)."""
+    rest: list[str] = []
+    for chunk in chunks:
+        *whole, last = chunk.split("\n")
+        if whole:
+            yield "".join(rest) + whole[0] + "\n"
+            yield from (line + "\n" for line in whole[1:])
+            rest = []
+        if last:
+            rest.append(last)
+    if rest:
+        yield "".join(rest)
+
+
+def separated(chunks: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
+    """(document number from 1, text): a document ends with the separator, which stays its own, so that no byte is lost.
+
+    Repeated separators belong to the document before them.
+    """
+    number, rest = 1, ""
+    for chunk in chunks:
+        rest += chunk
+        position = 0
+        while (found := rest.find(separator, position)) >= 0:
+            end = found + len(separator)
+            while rest.startswith(separator, end):
+                end += len(separator)
+            if separator.startswith(rest[end:]):
+                break  # the next chunk may repeat the separator
+            yield number, rest[position:end]
+            number, position = number + 1, end
+        if found < 0 and len(rest) - position > PIECE:
+            # A long document goes out in parts, less what may be the beginning of a separator.
+            keep = len(rest) - len(separator) + 1
+            yield number, rest[position:keep]
+            position = keep
+        rest = rest[position:]
+    # At most one document: what follows its separator is less than a separator.
+    if rest:
+        yield number, rest
+
+
+def cut(chunks: Iterable[str]) -> Iterator[str]:
+    """The same text in pieces of at most PIECE characters, cut between a letter or digit and the white space after it.
+
+    No tokenizer here joins a word's last letter with the space that follows, so the cut changes no token. Text that
+    offers no such place for LONGEST characters is cut after a line end, or anywhere when it has none: such a cut
+    may change one token, never the text.
+    """
+    rest = ""
+    for chunk in chunks:
+        rest += chunk
+        while len(rest) > PIECE and (end := _place(rest)):
+            yield rest[:end]
+            rest = rest[end:]
+    while len(rest) > PIECE and (end := _place(rest)):
+        yield rest[:end]
+        rest = rest[end:]
+    if rest:
+        yield rest
+
+
+def _place(text: str) -> int:
+    """Where to cut, 0 to wait for more text."""
+    for start in (PIECE - 1024, 0):
+        if ends := [match.end() for match in _SAFE.finditer(text, start, PIECE + 1)]:
+            return ends[-1]
+    if later := _SAFE.search(text, PIECE - 1, LONGEST):
+        return later.end()
+    if len(text) < LONGEST:
+        return 0
+    return text.rfind("\n", 0, PIECE) + 1 or PIECE

@@ -1,0 +1,245 @@
+"""Encoded once, mapped into memory, shared by all runs: the store of token ids and of what each token covers."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from lmlab.data.cache import locked
+from lmlab.data.columns import checksum, column
+from lmlab.data.corpora import Corpus
+from lmlab.data.encode import SplitWriter
+from lmlab.data.progress import Progress
+
+if TYPE_CHECKING:
+    from lmlab.tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+# Raised when the files of a store change their meaning; part of the key, so old stores are left alone.
+FORMAT = 1
+MANIFEST, USED = "manifest.json", ".used"
+# Files up to here are checked by content on opening, which takes about a millisecond; larger ones by size.
+CHECK_UP_TO = 4 << 20
+
+
+class DamagedStore(ValueError):
+    """A store whose files are not what its manifest says."""
+
+
+class Split:
+    """One split's tokens, mapped into memory.
+
+    ids: (n,) uint16 or uint32. n_bytes, n_chars, n_words: (n,) unsigned, what each token covers of the source.
+    doc_starts: (documents,) int64, the first token of each document.
+    totals: the sums over the split of tokens, bytes, chars and words.
+    """
+
+    def __init__(self, folder: Path, name: str, entry: dict[str, Any]):
+        columns = {key: column(folder / f"{name}.{key}", value) for key, value in entry["columns"].items()}
+        self.ids, self.doc_starts = columns["ids"], columns["doc_starts"]
+        self.n_bytes, self.n_chars, self.n_words = (columns[key] for key in ("n_bytes", "n_chars", "n_words"))
+        self.totals: dict[str, int] = {key: entry["report"][key] for key in ("tokens", "bytes", "chars", "words")}
+        self._docs = folder / f"{name}.docs.jsonl"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def docs(self) -> list[dict[str, Any]]:
+        """What the corpus says of each document: its name, and more where the corpus knows more."""
+        with self._docs.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
+    @property
+    def doc_names(self) -> list[str]:
+        return [doc["name"] for doc in self.docs]
+
+
+class Store:
+    """A prepared corpus: open it with its path, make it with `prepare`.
+
+    report: vocabulary, seconds, and per split tokens, bytes, chars, words, documents, bytes_per_token, unk_share.
+    Raises DamagedStore when files are missing, cut off or changed.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        manifest = _check(self.path)
+        self.report: dict[str, Any] = manifest["report"]
+        self._entries: dict[str, Any] = manifest["splits"]
+        self.splits: tuple[str, ...] = tuple(self._entries)
+        self._opened: dict[str, Split] = {}
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        from lmlab import tokenizers
+
+        return tokenizers.load(self.tokenizer_path)
+
+    def split(self, name: str) -> Split:
+        if name not in self._entries:
+            raise ValueError(f"split={name!r} is not in the store, which has {', '.join(self.splits)}")
+        if name not in self._opened:
+            self._opened[name] = Split(self.path, name, self._entries[name])
+        return self._opened[name]
+
+    def verify(self) -> None:
+        """Check every file's content; raises DamagedStore. Reads the whole store."""
+        _check(self.path, up_to=None)
+
+
+def prepare(
+    corpus: Corpus,
+    train_tokenizer: Callable[..., "Tokenizer"],
+    recipe: dict[str, Any],
+    cache_dir: Path,
+    progress: bool,
+) -> Store:
+    """The store of a corpus under a tokenizer: opened if there is one, else made, once, whoever else asks for it.
+
+    train_tokenizer(documents=texts) gives the tokenizer; texts, of the train split, may be read more than once.
+    recipe: plain data that tells this tokenizer from others; with the corpus's fingerprint it is the store's key.
+    A damaged store is made again, and said so. After an error (a full disk: OSError) nothing is left behind.
+    """
+    key = xxhash.xxh3_128_hexdigest(json.dumps([FORMAT, corpus.fingerprint(), recipe], sort_keys=True).encode())
+    path = Path(cache_dir) / "stores" / f"{corpus.name}-{key[:16]}"
+    if store := _open(path):
+        return store
+    with locked(path.with_name(f".{path.name}.lock"), f"waiting for another process that prepares {path}") as alone:
+        if store := _open(path):
+            return store
+        if alone:
+            _sweep(path)
+        if path.exists():
+            log.warning("%s is damaged; it is made again", path)
+            remove(path)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
+        try:
+            tokenizer = _make(folder, corpus, train_tokenizer, progress)
+            _publish(folder, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    store = Store(path)
+    store.tokenizer = tokenizer
+    return store
+
+
+def _open(path: Path) -> Store | None:
+    try:
+        store = Store(path)
+    except FileNotFoundError:
+        return None
+    except DamagedStore as error:
+        log.warning("%s", error)
+        return None
+    try:
+        (path / USED).touch()
+    except OSError:
+        log.debug("%s is read-only: its last use is not noted", path)
+    return store
+
+
+def _check(path: Path, up_to: int | None = CHECK_UP_TO) -> dict[str, Any]:
+    """The manifest, after comparing the files with it."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        _ = manifest["report"], manifest["splits"]
+    except FileNotFoundError:
+        if path.is_dir():
+            raise DamagedStore(f"{path} has no {MANIFEST}") from None
+        raise
+    except (ValueError, KeyError, TypeError):
+        raise DamagedStore(f"{path / MANIFEST} cannot be read") from None
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            size = file.stat().st_size if file.is_file() else "no"
+            raise DamagedStore(f"{file} has {size} bytes, not {entry['bytes']}")
+        if (up_to is None or entry["bytes"] <= up_to) and checksum(file) != entry["xxh3_64"]:
+            raise DamagedStore(f"{file} was changed: its checksum differs")
+    return manifest
+
+
+class _Texts:
+    """The train split's pieces, as often as they are asked for."""
+
+    def __init__(self, corpus: Corpus):
+        self._corpus = corpus
+
+    def __iter__(self) -> Iterator[str]:
+        if "train" in self._corpus.splits:
+            for document in self._corpus.documents("train"):
+                yield from document.pieces
+
+
+def _make(folder: Path, corpus: Corpus, train_tokenizer: Callable[..., "Tokenizer"], progress: bool) -> "Tokenizer":
+    """Write a whole store into an empty folder, the manifest last."""
+    began = time.perf_counter()
+    with Progress(f"preparing {corpus.name}", corpus.approximate_bytes() if progress else None, progress) as shown:
+        shown.say("training the tokenizer")
+        tokenizer = train_tokenizer(documents=_Texts(corpus))
+        tokenizer.save(folder / "tokenizer.json")
+        trained = time.perf_counter()
+        splits = {}
+        for split in corpus.splits:
+            shown.say(f"encoding {split}")
+            writer = SplitWriter(folder, split, tokenizer, shown.advance)
+            try:
+                splits[split] = writer.write(corpus.documents(split))
+            except BaseException:
+                writer.abandon()
+                raise
+    report = {
+        "corpus": corpus.name,
+        "provenance": corpus.provenance(),
+        "tokenizer": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "splits": {split: entry["report"] for split, entry in splits.items()},
+        "seconds": {"tokenizer": trained - began, "encoding": time.perf_counter() - trained},
+    }
+    files = {file.name: {"bytes": file.stat().st_size, "xxh3_64": checksum(file)} for file in sorted(folder.iterdir())}
+    manifest = {"format": FORMAT, "report": report, "splits": splits, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / USED).touch()
+    folder.chmod(0o755)  # mkdtemp's own is for one user only
+    return tokenizer
+
+
+def _publish(folder: Path, path: Path) -> None:
+    """Rename into place; where another process was first (no locks on this file system), its store is used."""
+    try:
+        os.rename(folder, path)
+    except OSError:
+        if not (path / MANIFEST).exists():
+            raise
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed preparations of this store left; only the holder of its lock may."""
+    for folder in path.parent.glob(f"{_prefix(path)}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Take a store away at once for whoever looks for it, then free its space."""
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
+    os.rename(path, aside / path.name)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,7 @@
+"""How things go wrong, and the exit status that each gets."""
+
+DONE, OUR_FAULT, USER_INPUT, TRAINING_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on: the loss is not finite, memory or disk ran out. Says what is kept."""

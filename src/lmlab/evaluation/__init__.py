@@ -1,0 +1,1 @@
+"""Measuring models: protocols, and the one evaluator."""

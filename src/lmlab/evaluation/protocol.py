@@ -1,0 +1,193 @@
+"""The evaluation protocol: which context each token of held-out text is predicted from. No number without it."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lmlab.data.batching import cut, document_spans
+from lmlab.data.store import Split
+from lmlab.types import Batch
+
+# Raised when the same protocol would give other numbers.
+VERSION = 1
+POLICIES = ("carried", "sliding", "documents")
+PRECISIONS = ("32", "bf16-mixed")
+# Tokens a row that carries its state reads at once: speed and memory, never a number.
+CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a split is scored. Every token is scored exactly once, the first of a text from `start_id`.
+
+    carried: the text in `lanes` equal parts, each read from its start with the state carried.
+    sliding: windows of `max_context` tokens, one every `stride`; the first scores all of them, later ones their last
+    `stride`, so that a token sees at least max_context - stride + 1 tokens, once there are as many.
+    documents: each document from its own start; with a `stride` windows slide inside a document, without one the
+    state is carried through it.
+    max_context: how far back a token can see, in tokens; None: to the start. limit_tokens: only the first so many
+    tokens of the split are scored; None: all.
+    """
+
+    version: int
+    policy: str
+    lanes: int | None
+    stride: int | None
+    max_context: int | None
+    precision: str
+    limit_tokens: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line for people."""
+        window = f"windows of {self.max_context} tokens, stride {self.stride}"
+        context = f"context of {self.max_context} tokens" if self.max_context else "unbounded context"
+        inside = window if self.stride else f"state carried, {context}"
+        text = {
+            "carried": f"carried through {self.lanes} lanes, {context}",
+            "sliding": f"sliding {window}",
+            "documents": f"each document alone, {inside}",
+        }[self.policy]
+        limit = "" if self.limit_tokens is None else f", first {self.limit_tokens:,} tokens"
+        return f"{text}, precision {self.precision}{limit} (protocol {self.version})"
+
+    def differences(self, other: "Protocol") -> list[str]:
+        """What makes numbers of the two incomparable; empty when nothing does."""
+        ours, theirs = self.as_dict(), other.as_dict()
+        return [f"{key}: {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+
+
+def resolve(
+    policy: str,
+    precision: str | int,
+    model: nn.Module,
+    lanes: int | None = None,
+    stride: int | None = None,
+    max_context: int | None = None,
+    limit_tokens: int | None = None,
+) -> Protocol:
+    """The protocol for this model. policy=auto: recurrent models carry their state, the others slide.
+
+    max_context: None means the model's. stride: None means half of it. lanes: used where the state is carried.
+    """
+    if policy == "auto":
+        policy = "carried" if model.recurrent else "sliding"
+    if policy not in POLICIES:
+        raise ValueError(f"evaluation.policy={policy!r} must be auto or one of {', '.join(POLICIES)}")
+    if str(precision) not in PRECISIONS:
+        raise ValueError(f"evaluation.precision={precision} must be one of {', '.join(PRECISIONS)}")
+    if limit_tokens is not None and limit_tokens < 1:
+        raise ValueError(f"evaluation.limit_tokens={limit_tokens} must be at least 1, or null for all")
+    fixed = {"version": VERSION, "policy": policy, "precision": str(precision), "limit_tokens": limit_tokens}
+    if policy == "carried" or (policy == "documents" and model.recurrent):
+        return Protocol(**fixed, **_carried(policy, model, lanes, stride, max_context))
+    return Protocol(**fixed, **_windowed(policy, model, stride, max_context))
+
+
+def _carried(policy: str, model: nn.Module, lanes: int | None, stride: int | None, max_context: int | None) -> dict:
+    for key, value in (("stride", stride), ("max_context", max_context)):
+        if value is not None:
+            raise ValueError(f"evaluation.{key}={value} needs evaluation=sliding: this model's state is carried")
+    if not getattr(model, "slides", True):
+        raise ValueError(
+            f"evaluation.policy={policy} carries the state past max_context={model.max_context}, which learned "
+            "positions cannot; use evaluation=sliding"
+        )
+    if policy == "carried" and (lanes is None or lanes < 1):
+        raise ValueError(f"evaluation.lanes={lanes} must be at least 1 where the state is carried")
+    return {"lanes": lanes if policy == "carried" else None, "stride": None, "max_context": model.max_context}
+
+
+def _windowed(policy: str, model: nn.Module, stride: int | None, max_context: int | None) -> dict:
+    most = model.max_context
+    if max_context is None and most is None:
+        raise ValueError(
+            f"evaluation.policy={policy} needs evaluation.max_context=N: this model has no limit of its own"
+        )
+    context = most if max_context is None else max_context
+    if context < 1 or (most is not None and context > most):
+        raise ValueError(f"evaluation.max_context={context} must be at least 1 and at most the model's {most}")
+    stride = max(1, context // 2) if stride is None else stride
+    if not 1 <= stride <= context:
+        raise ValueError(f"evaluation.stride={stride} must be at least 1 and at most max_context={context}")
+    return {"lanes": None, "stride": stride, "max_context": context}
+
+
+def batches(
+    split: Split,
+    protocol: Protocol,
+    start_id: int,
+    batch_size: int,
+    limit_tokens: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    chunk: int = CHUNK,
+) -> Iterator[Batch]:
+    """This rank's share of the split, every token scored exactly once whatever the batch size, ranks and chunk.
+
+    batch_size: lanes, windows or documents side by side. limit_tokens: score the first so many, no more than the
+    protocol's. chunk: tokens a carried row reads at once.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    n_tokens = min(n for n in (len(split), limit_tokens, protocol.limit_tokens) if n is not None)
+    if not n_tokens:
+        raise ValueError("the split to evaluate has no tokens; give it some text")
+    if protocol.policy == "carried":
+        edges = np.arange(protocol.lanes + 1) * n_tokens // protocol.lanes
+        starts, lengths = edges[:-1], np.diff(edges)
+    elif protocol.policy == "documents":
+        starts, lengths = document_spans(split, n_tokens)
+    else:
+        starts, lengths = np.array([0]), np.array([n_tokens])
+    # Only a lane goes on in the middle of its text: its first input is the token before it.
+    begins = (starts == 0) | (protocol.policy != "carried")
+    if protocol.stride is None:
+        rows = [starts, lengths, begins]
+    else:
+        rows = _windows(starts, lengths, protocol.max_context, protocol.stride)
+    # Longest first: neighbours differ little, so there is little padding. Stable, hence the same everywhere.
+    order = np.argsort(-rows[1], kind="stable")
+    order = order[rows[1][order] > 0][rank::world_size]
+    for i in range(0, len(order), batch_size):
+        group = [column[order[i : i + batch_size]] for column in rows]
+        if protocol.stride is None:
+            yield from _carry(split, start_id, chunk, *group)
+        else:
+            yield _slide(split, start_id, *group)
+
+
+def _windows(starts: np.ndarray, lengths: np.ndarray, context: int, stride: int) -> list[np.ndarray]:
+    """Starts, lengths, whether each begins its text, and how many targets are context only: (windows,) each."""
+    # Every window after the first adds `stride` tokens, the last one perhaps fewer.
+    n_windows = 1 + -(-np.maximum(lengths - context, 0) // stride)
+    text = np.repeat(np.arange(len(starts)), n_windows)
+    nth = np.arange(len(text)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
+    offsets = nth * stride
+    skip = np.where(nth == 0, 0, context - stride)
+    return [starts[text] + offsets, np.minimum(context, lengths[text] - offsets), nth == 0, skip]
+
+
+def _slide(
+    split: Split, start_id: int, starts: np.ndarray, lengths: np.ndarray, begins: np.ndarray, skip: np.ndarray
+) -> Batch:
+    return cut(split, starts, int(lengths.max()), start_id, lengths=lengths, skip=skip, begins=begins)
+
+
+def _carry(
+    split: Split, start_id: int, chunk: int, starts: np.ndarray, lengths: np.ndarray, begins: np.ndarray
+) -> Iterator[Batch]:
+    """Rows in step, `chunk` tokens at a time; those that are done are padded until the longest is."""
+    width = min(chunk, int(lengths.max()))
+    for done in range(0, int(lengths.max()), width):
+        left = np.clip(lengths - done, 0, width)
+        # A row that is done stands still at its last token, so that no position lies past the split.
+        at = np.minimum(starts + done, starts + lengths - 1)
+        batch = cut(split, at, width, start_id, lengths=left, begins=begins & (done == 0))
+        yield replace(batch, reset=torch.full((len(starts),), done == 0))

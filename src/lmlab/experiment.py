@@ -1,0 +1,281 @@
+"""The composition root: configuration becomes objects here, and only here and in `runs`.
+
+Lightning takes seconds to import, so it waits inside `train`.
+"""
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lmlab.config import BUDGETS, asked, cache_dir, parse_count, plain
+from lmlab.data.store import Store, prepare
+from lmlab.initial import read_initial
+from lmlab.sizes import count_parameters, solve_width
+
+log = logging.getLogger("lmlab")
+
+
+@dataclass
+class Plan:
+    """Everything that is decided before the first step: what `dry_run` shows and `config.yaml` records."""
+
+    config: DictConfig
+    store: Store
+    model: nn.Module
+    batching: Any
+    protocol: Any
+    total_steps: int
+    schedule: Any
+    decided: dict[str, Any]
+
+
+def build_store(config: Mapping[str, Any], progress: bool = True) -> Store:
+    """The encoded corpus, made or opened."""
+    corpus, train_tokenizer = build_text(config)
+    return prepare(corpus, train_tokenizer, tokenizer_recipe(config), cache_dir(config.get("cache_dir")), progress)
+
+
+def build_text(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The corpus, and the function that trains the tokenizer on its train split."""
+    return instantiate(config["corpus"]), instantiate(config["tokenizer"])
+
+
+def tokenizer_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    return plain(config["tokenizer"])
+
+
+def build_model(node: Mapping[str, Any], vocab_size: int, token_counts: torch.Tensor | None) -> nn.Module:
+    """A model with fresh weights from the global random generator."""
+    return instantiate(node)(vocab_size=vocab_size, token_counts=token_counts)
+
+
+def token_counts(store: Store) -> torch.Tensor:
+    """How often each id occurs in the train split."""
+    ids = store.split("train").ids
+    return torch.from_numpy(np.bincount(ids, minlength=store.tokenizer.vocab_size))
+
+
+def choose_precision(asked_precision: str | int, device: str) -> str:
+    """bf16-mixed where the hardware multiplies bf16 fast, else 32. Emulated bf16 is a hundred times slower than fp32."""
+    if str(asked_precision) != "auto":
+        return str(asked_precision)
+    if device == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if device == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def choose_compile(asked_compile: str | bool, device: str) -> bool:
+    """On a GPU; on a processor compiling costs more than most runs win."""
+    return device == "cuda" if asked_compile == "auto" else bool(asked_compile)
+
+
+def choose_device(accelerator: str) -> str:
+    """cpu, cuda or mps. Raises ValueError where what was asked for is not there."""
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(f"trainer.accelerator={accelerator}, but torch {torch.__version__} sees no GPU; use trainer=cpu")
+    if accelerator == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    return {"gpu": "cuda"}.get(accelerator, accelerator)
+
+
+def total_steps(config: Mapping[str, Any], batching: Any) -> int:
+    """The first budget that is reached, in steps. Raises ValueError where there is none."""
+    trainer = config["trainer"]
+    budgets = []
+    if trainer.get("max_steps") not in (None, -1):
+        budgets.append(int(trainer["max_steps"]))
+    if trainer.get("max_epochs") not in (None, -1):
+        budgets.append(int(np.ceil(trainer["max_epochs"] * batching.steps_per_epoch)))
+    if (tokens := parse_count(config.get("max_tokens"), "max_tokens")) is not None:
+        budgets.append(-(-tokens // batching.tokens_per_step))
+    if not budgets:
+        raise ValueError(
+            f"no budget: give one of {', '.join(BUDGETS)}"
+            + (" (max_time alone leaves the schedule without a horizon)" if trainer.get("max_time") else "")
+        )
+    if min(budgets) < 1:
+        raise ValueError(f"a budget of {min(budgets)} steps trains nothing; ask for at least one")
+    return min(budgets)
+
+
+def plan(config: DictConfig) -> Plan:
+    """Text, model, batches and schedule for a training config; no trainer yet."""
+    from lmlab.evaluation.protocol import resolve
+
+    config = copy.deepcopy(config)
+    initial = None
+    if config.init_from:
+        initial = read_initial(str(config.init_from))
+        # Weights mean something under their own tokenizer only.
+        config.model, config.tokenizer = OmegaConf.create(initial.node), OmegaConf.create(initial.tokenizer)
+        log.info("model and tokenizer as in %s", config.init_from)
+    store = build_store(config)
+    start_id, vocab_size = store.tokenizer.start_id, store.tokenizer.vocab_size
+    counts = token_counts(store)
+    wanted = parse_count(config.get("n_params"), "n_params")
+    if wanted is not None and initial is not None:
+        raise ValueError(f"n_params={config.n_params} with init_from={config.init_from}: the weights fix the size")
+    if wanted is not None:
+        config.model = solve_width(plain(config.model), wanted, lambda node: build_model(node, vocab_size, counts))
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, vocab_size, counts)
+    if initial is not None:
+        model.load_state_dict(initial.weights)
+
+    device = choose_device(config.trainer.accelerator)
+    decided: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "start_id": start_id,
+        "store": store.path.name,
+        "n_params": count_parameters(model),
+        "device": device,
+    }
+    protocol = resolve(model=model, **plain(config.evaluation))
+    decided["protocol"] = protocol.as_dict()
+    if hasattr(model, "fit"):
+        return Plan(config, store, model, None, protocol, 0, None, decided)
+
+    batching = instantiate(config.batching)(split=store.split("train"), start_id=start_id, seed=config.seed)
+    check_pairing(model, batching)
+    if config.trainer.get("overfit_batches"):
+        from lmlab.data.datamodule import RepeatedBatch
+
+        batching = RepeatedBatch(batching)
+    steps = total_steps(config, batching)
+    schedule = instantiate(config.schedule)(total_steps=steps, steps_per_epoch=batching.steps_per_epoch)
+    decided |= {
+        "precision": choose_precision(config.precision, device),
+        "compile": choose_compile(config.compile, device),
+        "total_steps": steps,
+        "steps_per_epoch": batching.steps_per_epoch,
+        "val_check_interval": check_interval(config.trainer.val_check_interval, steps, batching.steps_per_epoch),
+    }
+    return Plan(config, store, model, batching, protocol, steps, schedule, decided)
+
+
+def check_pairing(model: nn.Module, batching: Any) -> None:
+    """Refuse a model and a batching that make no sense together."""
+    limit = getattr(model, "max_context", None)
+    if batching.carries_state and not getattr(model, "slides", True):
+        raise ValueError(
+            "batching=lanes carries state past the end of learned positions; "
+            "use batching=windows, or model.positions=rotary"
+        )
+    if limit is not None and not getattr(model, "slides", True) and batching.seq_len > limit:
+        raise ValueError(
+            f"batching.seq_len={batching.seq_len} is longer than the model's max_context={limit}; "
+            f"use batching.seq_len={limit} or a larger model.max_context"
+        )
+
+
+def check_interval(asked_interval: float | int | None, steps: int, steps_per_epoch: int) -> int:
+    """Steps between validations: as asked (a float is a share of an epoch), else a tenth of the run."""
+    if asked_interval is None:
+        interval = -(-steps // 10)
+    elif isinstance(asked_interval, float):
+        interval = max(1, round(asked_interval * steps_per_epoch))
+    else:
+        interval = asked_interval
+    if interval < 1:
+        raise ValueError(f"trainer.val_check_interval={asked_interval} must be at least one step")
+    return min(interval, steps)
+
+
+def recorded(plan: Plan, format_number: int) -> dict[str, Any]:
+    """config.yaml: what was asked, with everything decided written in its place."""
+    return {"format": format_number, **plain(plan.config), "decided": plan.decided}
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Train as configured and return results.json's content. What `lmlab train` does, and what notebooks call.
+
+    A finished run is reported and left alone; an unfinished one continues.
+    """
+    from lmlab.run_directory import RunDirectory, fresh
+
+    what = asked(config)
+    directory = RunDirectory(config.run_dir) if config.run_dir else None
+    verdict = directory.check(what) if directory else "new"
+    if verdict == "finished":
+        log.info("%s is finished; nothing to do (a larger budget continues it)", directory.path)
+        return directory.results() | {"run_dir": str(directory.path)}
+    planned = plan(config)
+    if config.dry_run:
+        return dry_run(planned)
+    if directory is None:
+        directory = RunDirectory(fresh(config.runs_root, run_name(config)))
+    if directory.exists() and (stored := directory.config()["decided"]["store"]) != planned.decided["store"]:
+        raise ValueError(f"{directory.path} was trained on other text (store {stored}, now {planned.decided['store']})")
+    directory.claim()
+    try:
+        return _train(planned, directory, what, verdict)
+    finally:
+        directory.release()
+
+
+def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) -> dict[str, Any]:
+    from lmlab.run_directory import FORMAT, environment
+    from lmlab.training.fit import fit, fit_counts
+
+    if verdict == "new" or not directory.last.exists():
+        directory.write_yaml("asked.yaml", what)
+    directory.write_yaml("config.yaml", recorded(planned, FORMAT))
+    planned.store.tokenizer.save(directory.tokenizer)
+    if not (directory.path / "environment.json").exists():
+        directory.write_json("environment.json", environment(planned.decided["device"]))
+    with log_to(directory.path / "train.log"):
+        training = (fit_counts if planned.batching is None else fit)(planned, directory)
+        # Only now: a larger budget that failed to start must not have replaced the record.
+        directory.write_yaml("asked.yaml", what)
+        from lmlab.training.results import summarise
+
+        results = summarise(planned, directory, training)
+    return results | {"run_dir": str(directory.path)}
+
+
+def run_name(config: DictConfig) -> str:
+    """corpus_tokenizer_model_seed, from the options' class names."""
+
+    def short(node: Mapping[str, Any]) -> str:
+        return str(node["_target_"]).split(".")[-2 if str(node["_target_"]).endswith("train") else -1].lower()
+
+    return f"{short(config.corpus)}_{short(config.tokenizer)}_{short(config.model)}_seed{config.seed}"
+
+
+class log_to:
+    """Our log goes to this file too, while the block runs."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.handler.setLevel(logging.DEBUG)
+        log.addHandler(self.handler)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            log.error("%s: %s", type(error).__name__, error)
+        log.removeHandler(self.handler)
+        self.handler.close()
+
+
+def dry_run(planned: Plan) -> dict[str, Any]:
+    """Parameters, steps, memory and time, from a few measured steps that change nothing on disk."""
+    from lmlab.training.rehearsal import rehearse
+
+    return planned.decided | rehearse(planned)

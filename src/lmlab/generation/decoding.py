@@ -1,0 +1,134 @@
+"""How a text is chosen (`Decoding`) and what comes out (`Generated`)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Settings of `generate`; None switches a filter off.
+
+    temperature: 0 takes the likeliest token each time (greedy), or searches with beams.
+    top_k, top_p, min_p, repetition_penalty: as in `transformers` (see `filters`); the penalty holds for tokens of
+        the prompt too.
+    num_samples: texts per prompt: drawn independently, or the best of the beams.
+    num_beams: above 1 searches for the likeliest text, one prompt at a time.
+    length_penalty: beams compare log P / length ** length_penalty; 0 compares sums, 1 means.
+    stop: strings that end a text; they are looked for in what is generated and cut off.
+    stop_at_eos: None ends at <eos> where it closes a document, and writes on where the tokenizer puts it for every
+        newline (`word`).
+    ban_unk: never write <unk>, which word models find likely and no reader wants; log_prob is unchanged by it.
+    seed: with the numbers of prompt and sample it decides a text, whatever else is in the batch.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    num_samples: int
+    num_beams: int
+    length_penalty: float
+    stop: Sequence[str]
+    stop_at_eos: bool | None
+    ban_unk: bool
+    seed: int
+
+    def __post_init__(self):
+        for name in ("max_new_tokens", "num_samples", "num_beams"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        self._check_filters()
+        self._check_combinations()
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop={self.stop!r} must be a list of strings: stop=[{self.stop!r}]")
+        if "" in self.stop:
+            raise ValueError("stop=[''] would end every text at once: leave the empty string out")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be 0 or more")
+
+    def _check_filters(self) -> None:
+        # Below 1e-6 float32 scores overflow, and greedy is what was meant.
+        if self.temperature != 0 and not 1e-6 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or between 1e-6 and infinity")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} must be at least 1; null keeps all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1; null keeps all tokens")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p} must lie between 0 and 1; null keeps all tokens")
+        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0; 1 or null changes nothing")
+
+    def _check_combinations(self) -> None:
+        if self.num_beams == 1:
+            if self.temperature == 0 and self.num_samples > 1:
+                raise ValueError(
+                    f"num_samples={self.num_samples} with temperature=0 would be the same text each time: "
+                    f"set temperature=1 or num_beams={self.num_samples}"
+                )
+            return
+        beams = f"num_beams={self.num_beams} searches for the likeliest text"
+        if self.temperature != 0:
+            raise ValueError(
+                f"{beams}, temperature={self.temperature} draws at random: set temperature=0 or num_beams=1"
+            )
+        for name in ("top_k", "top_p", "min_p"):
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(f"{beams}, {name}={value} restricts drawing: set {name}=null or num_beams=1")
+        if self.num_samples > self.num_beams:
+            raise ValueError(
+                f"num_samples={self.num_samples} must be at most num_beams={self.num_beams}: raise num_beams"
+            )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text that a model wrote after a prompt.
+
+    text: without the prompt, the stop string and <eos>. ids: every token chosen, also those of the stop string
+    and <eos>. log_prob: ln P(ids | prompt) under the model itself, before any filter.
+    stopped_because: "eos", "stop" or "max_new_tokens". notes: what the reader of the text should know.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    log_prob: float
+    stopped_because: str
+    notes: tuple[str, ...]
+
+
+def forbidden_ids(model, tokenizer, decoding: Decoding, device: torch.device) -> Tensor:
+    """Ids that are never chosen: <unk> where banned, and rows of the embedding beyond the vocabulary."""
+    ids = list(range(tokenizer.vocab_size, model.vocab_size))
+    if decoding.ban_unk and tokenizer.unk_id is not None:
+        ids.append(tokenizer.unk_id)
+    return torch.tensor(ids, dtype=torch.long, device=device)
+
+
+def ending_id(tokenizer, decoding: Decoding) -> int | None:
+    """The id that ends a text, if any does."""
+    # A tokenizer that closes "...\n" with nothing more writes <eos> for the newline itself.
+    ends = tokenizer.needs_eos("\n") if decoding.stop_at_eos is None else decoding.stop_at_eos
+    return tokenizer.eos_id if ends else None
+
+
+def unknown_characters(tokenizer, prompt: str) -> str | None:
+    """A note on the parts of a prompt that the vocabulary lacks."""
+    if tokenizer.unk_id is None:
+        return None
+    encoding, source = tokenizer.encode(prompt), prompt.encode()
+    starts = np.concatenate([[0], encoding.ends])[:-1]
+    spans = (
+        source[a:b].decode(errors="replace").strip()
+        for a, b, i in zip(starts, encoding.ends, encoding.ids, strict=True)
+        if i == tokenizer.unk_id
+    )
+    lacking = list(dict.fromkeys(spans))
+    return f"the vocabulary lacks {', '.join(map(repr, lacking))}: read as <unk>" if lacking else None

@@ -1,0 +1,47 @@
+"""Where the first weights come from when not from chance: another run, or Hugging Face. Both bring their tokenizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lmlab.config import check_targets
+from lmlab.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Initial:
+    """A model's config node, its weights, and the tokenizer's config node that they were made with."""
+
+    node: dict[str, Any]
+    weights: Mapping[str, Tensor]
+    tokenizer: dict[str, Any]
+
+
+def read_initial(source: str) -> Initial:
+    """source: RUN_DIR, or hf:PATH_OR_NAME. Raises FileNotFoundError or ValueError where it cannot start a run."""
+    return _from_hugging_face(source.removeprefix("hf:")) if source.startswith("hf:") else _from_run(source)
+
+
+def _from_run(path: str) -> Initial:
+    from lmlab.training.checkpoints import read, weights
+
+    directory = RunDirectory(path)
+    config = directory.config()
+    check_targets(config["model"])
+    return Initial(config["model"], weights(read(directory.best)), _pretrained(directory.tokenizer))
+
+
+def _from_hugging_face(name: str) -> Initial:
+    from lmlab.interop.gpt2 import load_gpt2
+
+    loaded = load_gpt2(name)
+    if loaded.tokenizer is None:
+        raise ValueError(f"hf:{name} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(...)")
+    return Initial(loaded.node, loaded.weights, _pretrained(loaded.tokenizer))
+
+
+def _pretrained(path: Path | str) -> dict[str, Any]:
+    return {"_target_": "lmlab.tokenizers.pretrained.train", "_partial_": True, "path": str(path)}

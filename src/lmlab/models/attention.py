@@ -1,0 +1,176 @@
+"""Causal self-attention over a band of positions, its positions (rotary, ALiBi), and its key/value ring."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lmlab.models.layers import make_norm
+from lmlab.types import Hidden
+
+# Keys and values, each (B, n_kv_heads, C, d_head).
+KV = tuple[Tensor, Tensor]
+
+
+def rotary_angles(positions: Int[Tensor, "*n"], d_head: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and signed sin for `rotate`, each (*n, 1, d_head) in float32 (Su et al. 2021, eq. 34).
+
+    Worked out in float64: in float32 the angle of position 100,000 is already off by 0.004.
+    """
+    # Apple's GPU has no float64.
+    at = positions.cpu() if positions.device.type == "mps" else positions
+    exponent = torch.arange(0, d_head, 2, dtype=torch.float64, device=at.device) / d_head
+    angle = (at.double()[..., None] * base**-exponent)[..., None, :]
+    cos, sin = angle.cos(), angle.sin()
+    pair = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    return tuple(t.to(positions.device, torch.float32) for t in pair)
+
+
+def rotate(x: Float[Tensor, "B T H d"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B T H d"]:
+    """Rotate dimension i with dimension i + d/2, the convention of Hugging Face's Llama (not of the paper: i, i + 1)."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).type_as(x)
+
+
+def alibi_slopes(n_heads: int) -> list[float]:
+    """How much a head is penalised per token of distance (Press et al. 2022, section 3 and their released code
+    for numbers of heads that are no power of two)."""
+    power = 1 << (n_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
+    return slopes + [2.0 ** (-4 * (2 * i + 1) / power) for i in range(n_heads - power)]
+
+
+def distance_mask(distance: Int[Tensor, "*B T K"], seen: Bool[Tensor, "*B T K"], slopes: Tensor | None) -> Tensor:
+    """What is added to the scores of queries T and keys K, or which keys are seen: (B or 1, H or 1, T, K)."""
+    if slopes is None:
+        mask = seen.unsqueeze(-3)
+    else:
+        bias = -slopes[:, None, None] * distance.unsqueeze(-3)
+        mask = bias.masked_fill(~seen.unsqueeze(-3), float("-inf"))
+    return mask if mask.ndim == 4 else mask[None]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the tokens of one forward pass stand; made once and shared by all layers.
+
+    rotary: cos and sin of their positions, (1 or B, T, 1, d_head); None for other kinds of positions.
+    count: (B,) tokens seen before these, or None when every row starts here.
+    slots: (B,) of the ring when one token is written in place, else None.
+    first: mask of the first band of queries over the keys that the ring and they make (None: plainly causal).
+    later: mask of a full band of queries over the 2 * band - 1 keys that end with them (None: no such queries).
+    """
+
+    band: int
+    rotary: tuple[Tensor, Tensor] | None
+    count: Int[Tensor, " B"] | None
+    slots: Int[Tensor, " B"] | None
+    first: Tensor | None
+    later: Tensor | None
+
+    @classmethod
+    def of(cls, n: int, band: int, count: Tensor | None, in_place: bool, rotary: tuple | None, slopes: Tensor | None,
+           device: torch.device) -> "Placement":  # fmt: skip
+        """`n` tokens, each of which sees itself and the band - 1 before it."""
+        at = torch.arange(n, device=device)
+        later = None
+        if n > band:
+            distance = at[:band, None] + (band - 1) - torch.arange(2 * band - 1, device=device)
+            later = distance_mask(distance, (distance >= 0) & (distance < band), slopes)
+        at = at[:band]
+        if count is None:
+            distance = at[:, None] - at
+            first = None if slopes is None else distance_mask(distance, distance >= 0, slopes)
+            return cls(band, rotary, None, None, first, later)
+        slot = torch.arange(band, device=device)
+        if in_place:
+            # The token is in its slot already when it looks, so slot i holds the last position that is i mod band.
+            distance = ((count[:, None] - slot) % band)[:, None]
+            first = distance_mask(distance, distance <= count[:, None, None], slopes)
+            return cls(band, rotary, count, count % band, first, later)
+        # Distance from the last position before these to what slot i holds; empty slots lie before the start.
+        back = (count[:, None] - 1 - slot) % band
+        ring = back[:, None] + 1 + at[:, None]
+        seen = (back < count[:, None])[:, None] & (ring < band)
+        own = (at[:, None] - at).expand(len(count), -1, -1)
+        distance = torch.cat((ring, own), -1)
+        return cls(band, rotary, count, None, distance_mask(distance, torch.cat((seen, own >= 0), -1), slopes), later)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023), each query over the last `band` positions at most.
+
+    The cache is a ring: position p lies in slot p mod band. Until a row has seen `band` tokens a cache may have fewer
+    slots, position p in slot p.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, d_head: int, bias: bool, qk_norm: bool, norm: str,
+                 norm_eps: float, dropout: float):  # fmt: skip
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.d_head, self.dropout = n_heads, n_kv_heads, d_head, dropout
+        self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * d_head, bias=bias)
+        self.out = nn.Linear(n_heads * d_head, d_model, bias=bias)
+        self.q_norm = make_norm(norm, d_head, norm_eps, bias=False) if qk_norm else None
+        self.k_norm = make_norm(norm, d_head, norm_eps, bias=False) if qk_norm else None
+
+    def forward(self, x: Hidden, place: Placement, past: KV | None) -> tuple[Hidden, KV]:
+        """past: the ring, which is written in place when `place.slots` says so; None at the start of text."""
+        heads = self.qkv(x).unflatten(-1, (-1, self.d_head))
+        q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if place.rotary is not None:
+            q, k = rotate(q, *place.rotary), rotate(k, *place.rotary)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        if past is None:
+            y, kv = self._from_start(q, k, v, place)
+        elif place.slots is not None:
+            y, kv = self._in_place(q, k, v, past, place)
+        else:
+            y, kv = self._from_ring(q, k, v, past, place)
+        return self.out(y.transpose(1, 2).flatten(2)), kv
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(q.dtype)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.n_kv_heads != self.n_heads,
+        )  # fmt: skip
+
+    def _later(self, first: Tensor, q: Tensor, k: Tensor, v: Tensor, place: Placement) -> Tensor:
+        """`first` is what the first band of queries saw; the others see only keys of this pass, band by band."""
+        parts, band = [first], place.band
+        for start in range(band, q.shape[2], band):
+            stop = min(start + band, q.shape[2])
+            keys = slice(start - band + 1, stop)
+            mask = place.later[:, :, : stop - start, : band - 1 + stop - start]
+            parts.append(self._attend(q[:, :, start:stop], k[:, :, keys], v[:, :, keys], mask))
+        return torch.cat(parts, 2) if len(parts) > 1 else first
+
+    def _from_start(self, q: Tensor, k: Tensor, v: Tensor, place: Placement) -> tuple[Tensor, KV]:
+        n, band = q.shape[2], place.band
+        y = self._attend(q[:, :, :band], k[:, :, :band], v[:, :, :band], place.first)
+        if n <= band:
+            return y, (k, v)
+        # Position n - band + i belongs to slot (n + i) mod band.
+        return self._later(y, q, k, v, place), tuple(t[:, :, -band:].roll(n % band, 2) for t in (k, v))
+
+    def _in_place(self, q: Tensor, k: Tensor, v: Tensor, past: KV, place: Placement) -> tuple[Tensor, KV]:
+        rows = torch.arange(len(q), device=q.device)
+        for ring, new in zip(past, (k, v), strict=True):
+            ring[rows, :, place.slots] = new[:, :, 0].to(ring.dtype)
+        k, v = (ring.to(q.dtype) for ring in past)
+        return self._attend(q, k, v, place.first), past
+
+    def _from_ring(self, q: Tensor, k: Tensor, v: Tensor, past: KV, place: Placement) -> tuple[Tensor, KV]:
+        n, band = q.shape[2], place.band
+        both = [torch.cat((ring.to(new.dtype), new), 2) for ring, new in zip(past, (k, v), strict=True)]
+        y = self._attend(q[:, :, :band], *(t[:, :, : 2 * band] for t in both), place.first)
+        # Slot i ends up with the last position that is i mod band: one of this pass, or what it held before.
+        slot = torch.arange(band, device=q.device)
+        new = n - 1 - (place.count[:, None] + n - 1 - slot) % band
+        index = torch.where(new >= 0, band + new, slot)[:, None, :, None]
+        kv = tuple(t.gather(2, index.expand(-1, t.shape[1], -1, t.shape[3])) for t in both)
+        return self._later(y, q, k, v, place), kv

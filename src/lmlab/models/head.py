@@ -1,0 +1,326 @@
+"""Heads: from a hidden vector to a distribution over the vocabulary, and to the nll of a target."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lmlab.models.dropout import LockedDropout, check_rate
+from lmlab.types import NLL, Hidden, Logits, Tokens
+
+# Below this many logits the fused softmax of F.cross_entropy is faster than blocks (measured, see test_head.py).
+SMALL = 2**21
+# Logits in one block of the vocabulary: 16 MB in fp32, near a CPU's last cache; its width stays within WIDTHS,
+# narrower is slow to multiply, wider leaves the cache.
+BLOCK = 2**22
+WIDTHS = (1024, 8192)
+# Rows that are treated at once; keeps a block within 64 MB.
+ROWS = 2**14
+# Blocks are kept for the backward pass up to this size, above they are computed again (a third more work).
+KEPT_BYTES = 2**29
+
+
+class _BlockNLL(torch.autograd.Function):
+    """-log softmax(softcap(h W' + b))[target], a block of the vocabulary at a time: (N, V) is never held in fp32 x2.
+
+    Blocks over the vocabulary and not over rows: each row of W, and of its gradient, is visited once.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, softcap, dtype, keep):
+        h = hidden.to(dtype)
+        n = len(h)
+        lse = h.new_full((n,), -math.inf, dtype=torch.float32)
+        picked = torch.zeros_like(lse)
+        kept = []
+        for start, stop in _blocks(n, len(weight)):
+            z = _block_logits(h, weight, bias, start, stop, softcap)
+            inside = (targets >= start) & (targets < stop)
+            local = (targets - start).clamp(0, stop - start - 1)
+            picked = torch.where(inside, z.gather(1, local[:, None])[:, 0].float(), picked)
+            top = z.amax(1).float()
+            e = z.float().sub_(top[:, None]).exp_()
+            lse = torch.logaddexp(lse, top + e.sum(1).log())
+            if keep:
+                kept += [top, e.to(dtype)]
+        ctx.save_for_backward(hidden, weight, bias, targets, lse, picked, *kept)
+        ctx.softcap, ctx.dtype = softcap, dtype
+        return lse - picked
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hidden, weight, bias, targets, lse, picked, *kept = ctx.saved_tensors
+        h = hidden.to(ctx.dtype)
+        grad = grad.float()
+        d_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+        d_weight = torch.empty_like(weight)
+        d_bias = None if bias is None else torch.empty_like(bias)
+        for i, (start, stop) in enumerate(_blocks(len(h), len(weight))):
+            # d nll / d logits = softmax - onehot; softmax = e * scale, and the scale moves onto the thin side.
+            if kept:
+                e, scale = kept[2 * i + 1], grad * (kept[2 * i] - lse).exp()
+            else:
+                z = _block_logits(h, weight, bias, start, stop, ctx.softcap)
+                e = (z.float() - lse[:, None]).exp_()
+                if ctx.softcap is not None:
+                    e = e * (1 - (z.float() / ctx.softcap) ** 2)
+                e, scale = e.to(ctx.dtype), grad
+            scaled = (hidden * scale[:, None]).to(ctx.dtype)
+            d_weight[start:stop] = e.t() @ scaled
+            d_hidden.addcmul_((e @ weight[start:stop].to(ctx.dtype)).float(), scale[:, None])
+            if bias is not None:
+                d_bias[start:stop] = e.t() @ scale.to(ctx.dtype)
+        hot = grad if ctx.softcap is None else grad * (1 - (picked / ctx.softcap) ** 2)
+        d_weight.index_add_(0, targets, (hidden * -hot[:, None]).to(d_weight.dtype))
+        d_hidden.addcmul_(weight[targets], hot[:, None], value=-1)
+        if bias is not None:
+            d_bias.index_add_(0, targets, -hot.to(d_bias.dtype))
+        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None, None
+
+
+def _blocks(n: int, vocab_size: int) -> list[tuple[int, int]]:
+    """Equal stretches of the vocabulary, each at most about BLOCK logits for n rows."""
+    width = min(max(BLOCK // n, WIDTHS[0]), WIDTHS[1])
+    width = math.ceil(vocab_size / math.ceil(vocab_size / width))
+    return [(start, min(start + width, vocab_size)) for start in range(0, vocab_size, width)]
+
+
+def _block_logits(h, weight, bias, start, stop, softcap):
+    w = weight[start:stop].to(h.dtype).t()
+    z = h @ w if bias is None else torch.addmm(bias[start:stop].to(h.dtype), h, w)
+    return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
+def linear_nll(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    bias: Float[Tensor, " V"] | None,
+    targets: Int[Tensor, " N"],
+    softcap: float | None = None,
+) -> Float[Tensor, " N"]:
+    """Cross entropy of softmax(hidden weight' + bias), in nats, fp32, one per row.
+
+    With many logits it works in blocks: in the backward pass it holds one exponential per logit (in autocast's
+    type) as long as those fit KEPT_BYTES, and one block else. Only once differentiable there.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if len(hidden) * len(weight) <= SMALL:
+        logits = F.linear(hidden, weight, bias)
+        return F.cross_entropy(_cap(logits, softcap).float(), targets, reduction="none")
+    keep = torch.is_grad_enabled() and softcap is None
+    keep = keep and len(hidden) * len(weight) * dtype.itemsize <= KEPT_BYTES
+    parts = [
+        _BlockNLL.apply(h, weight, bias, t, softcap, dtype, keep)
+        for h, t in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _cap(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+class Head(nn.Module):
+    """What every head offers. `hidden` (B, T, d_model) arrives undropped: `drop` belongs to the head.
+
+    dropout: the module that drops hidden in training, or None.
+    """
+
+    def __init__(self, d_model: int, vocab_size: int, dropout: nn.Module | None = None):
+        super().__init__()
+        self.d_model, self.vocab_size = d_model, vocab_size
+        self.dropout = dropout
+
+    def drop(self, hidden: Hidden) -> Hidden:
+        """hidden after output dropout, a new mask at each call (activation regularisation reads it)."""
+        return hidden if self.dropout is None else self.dropout(hidden)
+
+    def logits(self, hidden: Hidden) -> Logits:
+        """Unnormalised log-probabilities, in autocast's type; their log_softmax is `log_probs`."""
+        raise NotImplementedError
+
+    def log_probs(self, hidden: Hidden) -> Logits:
+        """Normalised, fp32, in nats."""
+        return F.log_softmax(self.logits(hidden).float(), -1)
+
+    def nll(self, hidden: Hidden, targets: Tokens) -> NLL:
+        """-log P(target) in nats, fp32, unreduced."""
+        raise NotImplementedError
+
+
+class LinearHead(Head):
+    """softmax(W h + b).
+
+    embedding: the matrix (V, d_embed) to share (Press & Wolf 2017; Inan et al. 2017), or None for one of its own.
+        Where d_embed differs from d_model, a projection without bias brings hidden to d_embed first.
+    softcap: logits become softcap * tanh(logits / softcap) (Gemma 2); None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        vocab_size: int,
+        bias: bool,
+        softcap: float | None,
+        embedding: nn.Parameter | None = None,
+        token_counts: Tensor | None = None,
+        dropout: nn.Module | None = None,
+    ):
+        super().__init__(d_model, vocab_size, dropout)
+        if softcap is not None and softcap <= 0:
+            raise ValueError(f"softcap={softcap} must be positive, or null for none")
+        self.softcap = softcap
+        self.weight, self.project = _output_matrix(d_model, vocab_size, embedding)
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
+
+    def logits(self, hidden: Hidden) -> Logits:
+        return _cap(F.linear(self.project(self.drop(hidden)), self.weight, self.bias), self.softcap)
+
+    def nll(self, hidden: Hidden, targets: Tokens) -> NLL:
+        h = self.project(self.drop(hidden)).flatten(0, 1)
+        return linear_nll(h, self.weight, self.bias, targets.flatten(), self.softcap).view_as(targets)
+
+
+def _output_matrix(d_model: int, vocab_size: int, embedding: nn.Parameter | None) -> tuple[nn.Parameter, nn.Module]:
+    """(V, d) and what brings hidden to width d."""
+    if embedding is None:
+        weight = nn.Parameter(torch.empty(vocab_size, d_model))
+        nn.init.uniform_(weight, -(d_model**-0.5), d_model**-0.5)  # as nn.Linear does
+        return weight, nn.Identity()
+    d_embed = embedding.shape[1]
+    return embedding, nn.Identity() if d_embed == d_model else nn.Linear(d_model, d_embed, bias=False)
+
+
+class AdaptiveHead(Head):
+    """Adaptive softmax (Grave et al. 2017): frequent words in a short list, rare ones in ever narrower clusters.
+
+    cutoffs: increasing ranks by frequency at which a new cluster begins, e.g. [2000, 10000].
+    div_value: each cluster's width is the one before divided by this.
+    token_counts: (V,), how often each id occurs in the training text; ids are ranked by it inside.
+    The parameters and the arithmetic are those of nn.AdaptiveLogSoftmaxWithLoss, but every cluster takes part in
+    the graph even when the batch holds none of its words: data parallel training needs each gradient.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        vocab_size: int,
+        cutoffs: list[int],
+        div_value: float,
+        embedding: nn.Parameter | None = None,
+        token_counts: Int[Tensor, " V"] | None = None,
+        dropout: nn.Module | None = None,
+    ):
+        super().__init__(d_model, vocab_size, dropout)
+        cutoffs = list(cutoffs)
+        if embedding is not None:
+            raise ValueError("the adaptive head cannot share the embedding's matrix: set model.tie_embeddings=false")
+        if token_counts is None or len(token_counts) != vocab_size:
+            found = "none" if token_counts is None else len(token_counts)
+            raise ValueError(f"the adaptive head needs token_counts for vocab_size={vocab_size} ids, found {found}")
+        if not cutoffs or sorted({*cutoffs, 0, vocab_size}) != [0, *cutoffs, vocab_size]:
+            raise ValueError(f"cutoffs={cutoffs} must increase, above 0 and below vocab_size={vocab_size}")
+        self.cutoffs = [*cutoffs, vocab_size]
+        rank = torch.empty(vocab_size, dtype=torch.long)
+        rank[torch.argsort(token_counts.cpu(), descending=True, stable=True)] = torch.arange(vocab_size)
+        self.register_buffer("rank", rank)
+        self.short = nn.Linear(d_model, cutoffs[0] + len(cutoffs), bias=False)
+        self.clusters = nn.ModuleList()
+        for i, (start, stop) in enumerate(zip(self.cutoffs, self.cutoffs[1:], strict=False)):
+            width = int(d_model // div_value ** (i + 1))
+            if width < 1:
+                raise ValueError(f"div_value={div_value} leaves cluster {i + 1} no width at d_model={d_model}")
+            self.clusters.append(
+                nn.Sequential(nn.Linear(d_model, width, bias=False), nn.Linear(width, stop - start, bias=False))
+            )
+
+    def logits(self, hidden: Hidden) -> Logits:
+        """Log-probabilities already: a product of two softmaxes has no logits of its own."""
+        hidden = self.drop(hidden)
+        short = F.log_softmax(self.short(hidden).float(), -1)
+        n = self.cutoffs[0]
+        tails = [
+            F.log_softmax(cluster(hidden).float(), -1) + short[..., n + i, None]
+            for i, cluster in enumerate(self.clusters)
+        ]
+        return torch.cat([short[..., :n], *tails], -1)[..., self.rank]
+
+    def log_probs(self, hidden: Hidden) -> Logits:
+        return self.logits(hidden)
+
+    def nll(self, hidden: Hidden, targets: Tokens) -> NLL:
+        h = self.drop(hidden).flatten(0, 1)
+        rank = self.rank[targets.flatten()]
+        cluster = torch.bucketize(rank, torch.tensor(self.cutoffs[:-1], device=rank.device), right=True)
+        n = self.cutoffs[0]
+        nll = linear_nll(h, self.short.weight, None, torch.where(cluster == 0, rank, n + cluster - 1))
+        for i, (narrow, wide) in enumerate(self.clusters):
+            rows = (cluster == i + 1).nonzero()[:, 0]
+            tail = linear_nll(narrow(h[rows]), wide.weight, None, rank[rows] - self.cutoffs[i])
+            nll = nll.index_add(0, rows, tail)
+        return nll.view_as(targets)
+
+
+class MixtureHead(Head):
+    """Mixture of softmaxes (Yang et al. 2018, eq. 2): sum_k pi_k(h) softmax(W tanh(L_k h + l_k) + b).
+
+    n_experts: K. d_latent: width of each expert's vector; with a shared matrix it must be that matrix's width.
+    dropout_latent: locked dropout on the experts' vectors.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        vocab_size: int,
+        n_experts: int,
+        d_latent: int | None,
+        dropout_latent: float,
+        embedding: nn.Parameter | None = None,
+        token_counts: Tensor | None = None,
+        dropout: nn.Module | None = None,
+    ):
+        super().__init__(d_model, vocab_size, dropout)
+        if n_experts < 1:
+            raise ValueError(f"n_experts={n_experts} must be at least 1")
+        if d_latent is None:
+            d_latent = d_model if embedding is None else embedding.shape[1]
+        if embedding is not None and embedding.shape[1] != d_latent:
+            raise ValueError(
+                f"d_latent={d_latent} must be the shared embedding's width {embedding.shape[1]}, or null to take it"
+            )
+        self.n_experts = n_experts
+        self.prior = nn.Linear(d_model, n_experts, bias=False)
+        self.latent = nn.Linear(d_model, n_experts * d_latent)
+        self.drop_latent = LockedDropout(check_rate("dropout_latent", dropout_latent))
+        self.weight, _ = _output_matrix(d_latent, vocab_size, embedding)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def _experts(self, hidden: Hidden) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B T K L"]]:
+        """Log of the weights and the experts' vectors."""
+        hidden = self.drop(hidden)
+        vectors = self.drop_latent(torch.tanh(self.latent(hidden)))
+        return F.log_softmax(self.prior(hidden).float(), -1), vectors.unflatten(-1, (self.n_experts, -1))
+
+    def logits(self, hidden: Hidden) -> Logits:
+        """Log-probabilities already: a sum of softmaxes has no logits of its own."""
+        weights, vectors = self._experts(hidden)
+        mixed = None
+        for k in range(self.n_experts):
+            one = F.log_softmax(F.linear(vectors[..., k, :], self.weight, self.bias).float(), -1)
+            one = one + weights[..., k, None]
+            mixed = one if mixed is None else torch.logaddexp(mixed, one)
+        return mixed
+
+    def log_probs(self, hidden: Hidden) -> Logits:
+        return self.logits(hidden)
+
+    def nll(self, hidden: Hidden, targets: Tokens) -> NLL:
+        weights, vectors = self._experts(hidden)
+        repeated = targets.flatten().repeat_interleave(self.n_experts)
+        each = linear_nll(vectors.flatten(0, 2), self.weight, self.bias, repeated)
+        return -torch.logsumexp(weights - each.view_as(weights), -1)

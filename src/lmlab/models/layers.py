@@ -1,0 +1,93 @@
+"""The parts of a Transformer block that look at one position at a time: norms, MLPs, and the input embedding."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from lmlab.types import Hidden, Tokens
+
+
+def one_of(name: str, value: str, options: tuple[str, ...]) -> str:
+    """`value`, if it is one of the options; ValueError naming them all if it is not."""
+    if value not in options:
+        raise ValueError(f"{name}={value} is not an option: choose {', '.join(options)}")
+    return value
+
+
+def make_norm(norm: str, width: int, eps: float, bias: bool) -> nn.Module:
+    """`rms` (Zhang and Sennrich 2019, eq. 4; it has no bias, whatever `bias` says) or `layer`."""
+    if one_of("norm", norm, ("rms", "layer")) == "rms":
+        return nn.RMSNorm(width, eps=eps)
+    return nn.LayerNorm(width, eps=eps, bias=bias)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, eq. 6)."""
+
+    def __init__(self, d_model: int, d_ff: int, bias: bool):
+        super().__init__()
+        # Two matrices: one of both is no faster here, since its halves have to be copied together going backward.
+        self.gate = nn.Linear(d_model, d_ff, bias=bias)
+        self.up = nn.Linear(d_model, d_ff, bias=bias)
+        self.down = nn.Linear(d_ff, d_model, bias=bias)
+
+    def forward(self, x: Hidden) -> Hidden:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class MLP(nn.Module):
+    """down(f(up(x))), with f `gelu` (its tanh approximation, as in GPT-2) or `relu2` (So et al. 2021, squared ReLU)."""
+
+    def __init__(self, activation: str, d_model: int, d_ff: int, bias: bool):
+        super().__init__()
+        self.activation = activation
+        self.up = nn.Linear(d_model, d_ff, bias=bias)
+        self.down = nn.Linear(d_ff, d_model, bias=bias)
+
+    def forward(self, x: Hidden) -> Hidden:
+        x = self.up(x)
+        return self.down(F.gelu(x, approximate="tanh") if self.activation == "gelu" else F.relu(x).square())
+
+
+def make_mlp(mlp: str, d_model: int, d_ff: int | None, bias: bool) -> nn.Module:
+    """`swiglu gelu relu2`. d_ff None: 4 * d_model, or for swiglu, whose third matrix costs half as much again,
+    two thirds of that (Shazeer 2020, section 2), rounded up to a multiple of 8."""
+    if one_of("mlp", mlp, ("swiglu", "gelu", "relu2")) == "swiglu":
+        return SwiGLU(d_model, d_ff or -(-8 * d_model // 24) * 8, bias)
+    return MLP(mlp, d_model, d_ff or 4 * d_model, bias)
+
+
+class TokenEmbedding(nn.Embedding):
+    """Sum of the embeddings of the last `ngram` tokens, one table for each lag; 1 is the usual embedding.
+
+    Its state is the last ngram - 1 tokens as id + 1, so that 0 means "before the start of the text", which has a
+    row of its own in the tables of lag 1 and more. Only lag 0's table is tied to a head.
+    """
+
+    def __init__(self, vocab_size: int, d_model: int, ngram: int):
+        super().__init__(vocab_size, d_model)
+        if ngram < 1:
+            raise ValueError(f"embed_ngram={ngram} must be at least 1: how many tokens the input embedding sees")
+        self.lags = nn.ModuleList(nn.Embedding(vocab_size + 1, d_model) for _ in range(ngram - 1))
+
+    def forward(self, tokens: Tokens, recent: Int[Tensor, "B N"] | None) -> tuple[Hidden, Int[Tensor, "B N"]]:
+        x, n = F.embedding(tokens, self.weight), len(self.lags)
+        if recent is None:
+            recent = tokens.new_zeros(len(tokens), n)
+        if n == 0:
+            return x, recent
+        seen = torch.cat((recent.to(tokens.dtype), tokens + 1), dim=1)
+        for lag, table in enumerate(self.lags, start=1):
+            x = x + table(seen[:, n - lag : seen.shape[1] - lag])
+        return x, seen[:, seen.shape[1] - n :]
+
+
+def init_linears(module: nn.Module, std: float, names_out: tuple[str, ...], std_out: float) -> None:
+    """Normal weights and zero biases; the projections named in `names_out`, which write to the residual stream,
+    get `std_out` (0: they start as zeros)."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=std_out if name.rpartition(".")[2] in names_out else std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

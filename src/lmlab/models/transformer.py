@@ -1,0 +1,185 @@
+"""The Transformer decoder: one class, whose parts (positions, norm, MLP, heads, window) are options."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from lmlab.models.attention import KV, Attention, Placement, alibi_slopes, rotary_angles
+from lmlab.models.layers import TokenEmbedding, init_linears, make_mlp, make_norm, one_of
+from lmlab.types import Hidden, State, Tokens
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): norms come first (Radford et al. 2019, section 2.3)."""
+
+    def __init__(self, attention: Attention, mlp: nn.Module, make_norm: Callable[[], nn.Module], dropout: float):
+        super().__init__()
+        self.attention_norm = make_norm()
+        self.attention = attention
+        self.mlp_norm = make_norm()
+        self.mlp = mlp
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Hidden, place: Placement, past: KV | None) -> tuple[Hidden, KV]:
+        y, kv = self.attention(self.attention_norm(x), place, past)
+        x = x + self.dropout(y)
+        return x + self.dropout(self.mlp(self.mlp_norm(x))), kv
+
+
+class TransformerLM(nn.Module):
+    """A decoder-only Transformer. With its defaults it is laid out as Qwen3 (without query-key norm: as Llama), with
+    `conf/model/gpt2.yaml` as GPT-2.
+
+    Each position sees itself and the `window` - 1 positions before it (None: `max_context` - 1), whether the text
+    comes whole or in chunks; through n_layers such bands it hears of n_layers times as many.
+
+    positions: rotary learned alibi none. norm: rms layer. mlp: swiglu gelu relu2. n_kv_heads None: n_heads.
+    d_head None: d_model / n_heads. d_ff None: see `make_mlp`. embed_ngram: how many tokens the input embedding sums.
+    init_std: of all matrices; the projections back into the residual stream get init_std / sqrt(2 n_layers) (Radford
+    et al. 2019), or zero with `zero_init_out`. The head initialises itself when it is not tied.
+
+    The state is (count, written, recent, ((k, v), ...)): tokens seen, tokens written to the ring, the last
+    embed_ngram - 1 tokens, and each layer's cache, (B, n_kv_heads, at most window, d_head).
+    """
+
+    recurrent = False
+
+    def __init__(
+        self, *, vocab_size: int, head: Callable[..., nn.Module], d_model: int, n_layers: int, n_heads: int,
+        n_kv_heads: int | None, d_head: int | None, d_ff: int | None, max_context: int, window: int | None,
+        positions: str, rope_base: float, norm: str, norm_eps: float, mlp: str, qk_norm: bool, bias: bool,
+        tie_embeddings: bool, embed_ngram: int, dropout: float, embed_dropout: float, attention_dropout: float,
+        init_std: float, zero_init_out: bool, token_counts: Int[Tensor, " V"] | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        self.vocab_size, self.d_model, self.max_context = vocab_size, d_model, max_context
+        self.band, self.positions = window or max_context, positions
+        self.rope_base, self.d_head = rope_base, d_head or d_model // n_heads
+        n_kv_heads = n_kv_heads or n_heads
+        self._check(n_heads, n_kv_heads, d_head)
+        self.embed = TokenEmbedding(vocab_size, d_model, embed_ngram)
+        self.position_embed = nn.Embedding(max_context, d_model) if positions == "learned" else None
+        self.dropout = nn.Dropout(embed_dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                Attention(
+                    d_model, n_heads, n_kv_heads, self.d_head, bias, qk_norm, norm, norm_eps, attention_dropout
+                ),
+                make_mlp(mlp, d_model, d_ff, bias),
+                lambda: make_norm(norm, d_model, norm_eps, bias),
+                dropout,
+            )
+            for _ in range(n_layers)
+        )
+        self.norm = make_norm(norm, d_model, norm_eps, bias)
+        self._make_tables(n_heads)
+        self._initialise(init_std, 0.0 if zero_init_out else init_std / math.sqrt(2 * n_layers))
+        tied = self.embed.weight if tie_embeddings else None
+        self.head = head(d_model=d_model, vocab_size=vocab_size, embedding=tied, token_counts=token_counts)
+
+    def _check(self, n_heads: int, n_kv_heads: int, d_head: int | None) -> None:
+        one_of("positions", self.positions, ("rotary", "learned", "alibi", "none"))
+        if d_head is None and self.d_model % n_heads:
+            raise ValueError(f"d_model={self.d_model} must be a multiple of n_heads={n_heads}, or set d_head")
+        if n_heads % n_kv_heads:
+            raise ValueError(f"n_heads={n_heads} must be a multiple of n_kv_heads={n_kv_heads}")
+        if self.positions == "rotary" and self.d_head % 2:
+            raise ValueError(
+                f"d_head={self.d_head} must be even with positions=rotary: choose d_model={self.d_model} a multiple "
+                f"of 2 * n_heads={2 * n_heads}"
+            )
+        if not 1 <= self.band <= self.max_context:
+            raise ValueError(f"window={self.band} must lie between 1 and max_context={self.max_context}")
+
+    def _make_tables(self, n_heads: int) -> None:
+        """What positions need that is not learnt; never saved."""
+        cos = sin = slopes = None
+        if self.positions == "rotary":
+            cos, sin = rotary_angles(torch.arange(self.max_context), self.d_head, self.rope_base)
+        if self.positions == "alibi":
+            slopes = torch.tensor(alibi_slopes(n_heads))
+        for name, table in (("cos", cos), ("sin", sin), ("slopes", slopes)):
+            self.register_buffer(name, table, persistent=False)
+
+    def _initialise(self, std: float, std_out: float) -> None:
+        init_linears(self.blocks, std, ("out", "down"), std_out)
+        for part in self.modules():
+            if isinstance(part, nn.Embedding):
+                nn.init.normal_(part.weight, std=std)
+
+    @property
+    def positions_bounded(self) -> bool:
+        """Whether a text longer than max_context is refused, because its positions are a learned table."""
+        return self.positions == "learned"
+
+    def forward(self, tokens: Tokens, state: State = None) -> tuple[Hidden, State]:
+        """Hidden after the final norm, and the state to go on with.
+
+        Without gradients a step of one token writes into the cache that it is given instead of copying it. The
+        caller's older state stays usable where the ring still holds all that it saw (it is then copied): one step
+        back always, further while the text is no longer than the window. Beyond that it raises ValueError; keep a
+        copy, which `types.select` and `types.expand` make, in order to branch.
+        """
+        B, T = tokens.shape
+        count = recent = None
+        layers, in_place = (None,) * len(self.blocks), False
+        if state is not None:
+            in_place = T == 1 and not torch.is_grad_enabled()
+            count, written, recent, layers = self._writable(state, in_place)
+        place = self._place(T, count, in_place, tokens.device)
+        x, recent = self.embed(tokens, recent)
+        if self.position_embed is not None:
+            x = x + self.position_embed(self._positions(T, count, tokens.device))
+        x, caches = self.dropout(x), []
+        for block, past in zip(self.blocks, layers, strict=True):
+            x, kv = block(x, place, past)
+            caches.append(kv)
+        count = torch.full((B,), T, device=tokens.device) if count is None else count + T
+        written = written.copy_(count) if in_place else count.clone()
+        return self.norm(x), (count, written, recent, tuple(caches))
+
+    def _positions(self, n: int, count: Tensor | None, device: torch.device) -> Int[Tensor, "..."]:
+        at = torch.arange(n, device=device)
+        end = n if count is None else n + int(count.max()) if self.positions_bounded else 0
+        if self.positions_bounded and end > self.max_context:
+            raise ValueError(
+                f"a text of {end} tokens exceeds max_context={self.max_context}, where positions=learned end: give the "
+                "last part of it with state=None, or train with positions=rotary"
+            )
+        return at if count is None else count[:, None] + at
+
+    def _place(self, n: int, count: Tensor | None, in_place: bool, device: torch.device) -> Placement:
+        rotary = None
+        if self.positions == "rotary":
+            if count is None and n <= len(self.cos):
+                rotary = self.cos[:n], self.sin[:n]
+            else:
+                rotary = rotary_angles(self._positions(n, count, device), self.d_head, self.rope_base)
+        return Placement.of(n, self.band, count, in_place, rotary, self.slopes, device)
+
+    def _writable(self, state: State, in_place: bool) -> State:
+        """The state with full rings; with rings of its own where `in_place` would spoil what someone else needs."""
+        count, written, recent, layers = state
+        size = layers[0][0].shape[2]
+        if size < self.band:
+            layers = tuple(tuple(F.pad(t, (0, 0, 0, self.band - size)) for t in kv) for kv in layers)
+            return count, count.clone(), recent, layers
+        if torch.compiler.is_compiling():
+            return state
+        moved_on = written != count
+        shared = bool(moved_on.any())
+        if shared and bool((moved_on & (written > count + 1) & (written > self.band)).any()):
+            raise ValueError(
+                f"this state was continued by {int((written - count).max())} tokens, which overwrote what it needs: "
+                "copy a state before branching from it (types.select, types.expand), or continue it with gradients on"
+            )
+        # Inference tensors may not be written outside inference mode, nor what a backward pass still needs.
+        inference = layers[0][0].is_inference() and not torch.is_inference_mode_enabled()
+        if in_place and (shared or inference or layers[0][0].requires_grad):
+            layers = tuple(tuple(t.detach().clone() for t in kv) for kv in layers)
+            written = written.clone()
+        return count, written, recent, layers

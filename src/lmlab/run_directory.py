@@ -1,0 +1,191 @@
+"""A run is a directory: what lies in it, who may write to it, and whether the same command continues it."""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmlab.config import BUDGETS, differences, flatten, identity
+
+# Raised when the layout of a run's directory changes.
+FORMAT = 1
+
+log = logging.getLogger("lmlab")
+
+
+class RunDirectory:
+    """Paths and records of one run. Reading touches nothing; `claim` makes it ours to write."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._lock: Any = None
+
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    last = property(lambda self: self.checkpoints / "last.ckpt")
+    best = property(lambda self: self.checkpoints / "best.ckpt")
+    tokenizer = property(lambda self: self.path / "tokenizer.json")
+
+    def exists(self) -> bool:
+        return (self.path / "asked.yaml").is_file()
+
+    def asked(self) -> dict[str, Any]:
+        return self._read_yaml("asked.yaml")
+
+    def config(self) -> dict[str, Any]:
+        """What was asked, and under `decided` what was decided. Raises ValueError on another format."""
+        config = self._read_yaml("config.yaml")
+        if config.get("format") != FORMAT:
+            raise ValueError(f"{self.path} has run format {config.get('format')}, this version reads {FORMAT}")
+        return config
+
+    def results(self) -> dict[str, Any] | None:
+        path = self.path / "results.json"
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); lmlab evaluate run_dir={self.path} measures anew") from error
+
+    def _read_yaml(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path} is no run: it has no {name}; make one with: lmlab train run_dir={self.path}")
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        if not isinstance(tree, dict):
+            raise ValueError(f"{path} is damaged: it holds no mapping")
+        return tree
+
+    def write_yaml(self, name: str, tree: Mapping[str, Any]) -> None:
+        self._write(name, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True))
+
+    def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
+        self._write(name, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """Whole or not at all."""
+        beside = self.path / (name + ".tmp")
+        try:
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, self.path / name)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def check(self, asked: Mapping[str, Any]) -> str:
+        """'new', 'continue', 'finished' or 'extend'; ValueError where this run is of something else.
+
+        Only budgets may differ, and only upward.
+        """
+        if not self.exists():
+            if self.path.exists() and any(p.name != "lock" for p in self.path.iterdir()):
+                raise ValueError(f"run_dir={self.path} is not empty and is no run; name another directory")
+            return "new"
+        before = self.asked()
+        if identity(before) != identity(asked):
+            changed = {k: v for k, v in differences(before, asked).items() if k not in BUDGETS}
+            told = ", ".join(f"{k}: {was!r} there, {now!r} now" for k, (was, now) in changed.items())
+            raise ValueError(f"run_dir={self.path} is another run ({told}); name another run_dir, or ask the same")
+        old, new = flatten(before), flatten(asked)
+        larger = False
+        for key in BUDGETS:
+            was, now = budget(old.get(key)), budget(new.get(key))
+            if now < was:
+                raise ValueError(f"{key}={new.get(key)} is below the {old.get(key)} of {self.path}; a budget can only grow")
+            larger |= now > was
+        results = self.results()
+        finished = results is not None and results["training"]["stopped_because"] != "interrupted"
+        if finished:
+            return "extend" if larger else "finished"
+        return "continue"
+
+    def claim(self) -> None:
+        """Make the directory and hold its lock until this process ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"run_dir={self.path} is being trained by another process; wait for it or name another") from error
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def budget(value: Any) -> float:
+    """A budget as a number that can be compared; none at all is without end."""
+    if value is None or value == -1:
+        return float("inf")
+    if isinstance(value, str) and ":" in value:
+        seconds = 0.0
+        for part, unit in zip(reversed(value.split(":")), (1, 60, 3600, 86400), strict=False):
+            seconds += float(part) * unit
+        return seconds
+    from lmlab.config import parse_count
+
+    return float(parse_count(value, "budget"))  # type: ignore[arg-type]
+
+
+def fresh(root: str | os.PathLike, name: str) -> Path:
+    """A directory of that name and of this second under `root`, made so that no two processes get the same."""
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
+    for n in range(1, 10_000):
+        path = root / (stem if n == 1 else f"{stem}_{n}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise FileExistsError(f"no free name for {stem} under {root}")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions, commit and machine, for whoever asks later why a number differs."""
+    import torch
+
+    packages = ("lmlab", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "tokenizers", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "command": sys.argv,
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git_commit": _commit(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} cpu",
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the code that ran, with '+' where it had been changed; None outside a checkout."""
+
+    def git(*words: str) -> str:
+        command = ("git", "-C", str(Path(__file__).parent), *words)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

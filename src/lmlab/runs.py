@@ -1,0 +1,226 @@
+"""Runs on disk: load one to use it, or many as a table."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from lmlab.config import cache_dir, check_targets, conf_dir, flatten, plain
+from lmlab.experiment import build_model, build_store
+from lmlab.run_directory import RunDirectory
+from lmlab.tokenizers import load as load_tokenizer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lmlab.evaluation.protocol import Protocol
+    from lmlab.metrics import Likelihood
+
+log = logging.getLogger("lmlab")
+
+CHECKPOINTS = ("best", "last")
+
+
+class Run:
+    """A stored run. Its model and tokenizer load when first used; nothing of it is executed.
+
+    checkpoint: 'best' or 'last'. device: where the model goes. allow_targets: classes of your own that it may name.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        checkpoint: str = "best",
+        device: str = "cpu",
+        allow_targets: Iterable[str] = (),
+    ):
+        if checkpoint not in CHECKPOINTS:
+            raise ValueError(f"checkpoint={checkpoint} must be one of {', '.join(CHECKPOINTS)}")
+        self.directory = RunDirectory(path)
+        self.path, self.checkpoint, self.device = self.directory.path, checkpoint, device
+        self.config = self.directory.config()
+        self._allow_targets = tuple(allow_targets)
+        for group in ("model", "corpus", "tokenizer"):
+            check_targets(self.config.get(group), self._allow_targets)
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        return self.directory.results()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.directory.tokenizer)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained model, in evaluation mode. Raises ValueError where tokenizer or checkpoint do not fit."""
+        from lmlab.training.checkpoints import read, weights
+
+        vocab_size = self.config["decided"]["vocab_size"]
+        if self.tokenizer.vocab_size != vocab_size:
+            raise ValueError(
+                f"{self.directory.tokenizer} has {self.tokenizer.vocab_size} tokens, the checkpoint {vocab_size}: "
+                "they are not of one run; put the run's own tokenizer.json back"
+            )
+        path = self.directory.checkpoints / f"{self.checkpoint}.ckpt"
+        state = weights(read(path))
+        # A head that sorts its words by frequency keeps the order in its buffers: any counts will do here.
+        model = build_model(self.config["model"], vocab_size, torch.ones(vocab_size, dtype=torch.long))
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit {self.path / 'config.yaml'}: {str(error).splitlines()[-1]}") from error
+        return model.to(self.device).eval()
+
+    @property
+    def protocol(self) -> "Protocol":
+        from lmlab.evaluation.protocol import Protocol
+
+        return Protocol(**self.config["decided"]["protocol"])
+
+    def store(self, corpus: Mapping[str, Any] | None = None) -> Any:
+        """The token store of the run's own text, or of another corpus under the run's tokenizer."""
+        if corpus is None:
+            return build_store({k: self.config.get(k) for k in ("corpus", "tokenizer", "cache_dir")})
+        from hydra.utils import instantiate
+
+        from lmlab.data.store import prepare
+
+        # Keyed by the tokenizer's own content: another run's tokenizer of the same recipe may differ.
+        text = self.directory.tokenizer.read_text(encoding="utf-8")
+        return prepare(
+            instantiate(corpus), lambda documents: self.tokenizer, {"tokenizer": text}, cache_dir(None), progress=False
+        )
+
+    def evaluate(
+        self,
+        split: str = "test",
+        corpus: Mapping[str, Any] | None = None,
+        protocol: "Protocol | None" = None,
+        batch_size: int = 32,
+    ) -> "Likelihood":
+        """Likelihood of a split of the run's own text, or of `corpus` (a node as in conf/corpus)."""
+        from lmlab.evaluation.evaluate import evaluate
+        from lmlab.evaluation.protocol import batches
+
+        protocol = protocol or self.protocol
+        store = self.store(corpus)
+        if split not in store.splits:
+            raise ValueError(f"split={split}: this text has {', '.join(store.splits)}")
+        rows = batches(store.split(split), protocol, self.tokenizer.start_id, batch_size)
+        return evaluate(self.model, rows, protocol.precision, self.device)
+
+    def score(self, text: str, **options: Any) -> Any:
+        """Log-probability of each token of a text: `lmlab.scoring.score_text`."""
+        from lmlab.scoring import score_text
+
+        return score_text(self.model, self.tokenizer, text, **(defaults("score", "top", "eos") | options))
+
+    def generate(self, prompt: str | Sequence[str] = "", **options: Any) -> list[Any]:
+        """Continuations of one prompt, or a list of them for each of several: `lmlab.generation.generate`."""
+        from lmlab.generation import Decoding, generate
+
+        options = defaults("generate", *(f.name for f in fields(Decoding))) | options
+        if isinstance(prompt, str):
+            return generate(self.model, self.tokenizer, [prompt], **options)[0]
+        return generate(self.model, self.tokenizer, list(prompt), **options)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, checkpoint={self.checkpoint!r})"
+
+
+def defaults(verb: str, *keys: str) -> dict[str, Any]:
+    """What the verb's YAML says of these keys: the same defaults in Python as on the command line."""
+    stated = plain(OmegaConf.load(conf_dir() / f"{verb}.yaml"))
+    return {key: stated[key] for key in keys}
+
+
+def load(path: str | os.PathLike, **options: Any) -> Run:
+    """The run in a directory; see `Run` for the options."""
+    return Run(path, **options)
+
+
+def find(root: str | os.PathLike) -> Iterator[RunDirectory]:
+    """Every run at or below `root`, in order of its path."""
+    for folder, names, files in os.walk(root):
+        names.sort()
+        if "asked.yaml" in files:
+            names.clear()
+            yield RunDirectory(folder)
+
+
+def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
+    """One row a run: where, state, seed, sizes, best numbers, and every key in which the runs differ.
+
+    A run that cannot be read has a row that says why.
+    """
+    import pandas as pd
+
+    rows = [row(directory, root) for directory in find(root)]
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    fixed = [c for c in frame.columns if not c.startswith("asked.")]
+    differing = [c for c in frame.columns if c.startswith("asked.") and frame[c].astype(str).nunique(dropna=False) > 1]
+    frame = frame[fixed + differing]
+    return frame.rename(columns=lambda c: c.removeprefix("asked."))
+
+
+def row(directory: RunDirectory, root: str | os.PathLike) -> dict[str, Any]:
+    told: dict[str, Any] = {"run": os.path.relpath(directory.path, root), "state": "unfinished"}
+    try:
+        asked, results = directory.asked(), directory.results()
+    except (ValueError, OSError) as error:
+        return told | {"state": f"damaged: {error}"}
+    model = str((asked.get("model") or {}).get("_target_", "")).rpartition(".")[2]
+    told |= {"model": model, "seed": asked.get("seed")}
+    if results is not None:
+        training = results["training"]
+        told |= {"state": training["stopped_because"], "parameters": results["model"]["parameters"]}
+        told |= {k: training.get(k) for k in ("steps", "tokens", "seconds", "tokens_per_s")}
+        for split, sums in results["splits"].items():
+            told |= {f"{split}/{k}": sums[k] for k in ("bpb", "ppl", "nll")}
+    told["megabytes"] = round(size(directory.path) / 1e6, 1)
+    return told | {f"asked.{k}": v for k, v in flatten(asked).items() if not k.endswith("_partial_")}
+
+
+def size(path: Path) -> int:
+    """Bytes below a directory."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def prune(root: str | os.PathLike, keep: str, do_it: bool) -> list[tuple[Path, int]]:
+    """What `keep` would free, as (path, bytes); removed when `do_it`.
+
+    keep=best: last.ckpt of finished runs goes, which continuing them needs. keep=finished: unfinished runs go whole.
+    keep=results: all checkpoints of finished runs go, numbers and curves stay.
+    """
+    rules = ("best", "finished", "results")
+    if keep not in rules:
+        raise ValueError(f"keep={keep} must be one of {', '.join(rules)}")
+    freed = []
+    for directory in find(root):
+        results = directory.results()
+        finished = results is not None and results["training"]["stopped_because"] != "interrupted"
+        if keep == "finished":
+            paths = [] if finished else [directory.path]
+        else:
+            paths = [directory.last] + ([directory.best] if keep == "results" else []) if finished else []
+        for path in filter(Path.exists, paths):
+            freed.append((path, size(path) if path.is_dir() else path.stat().st_size))
+            if do_it:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return freed
+
+
+def as_json(frame: "pd.DataFrame") -> str:
+    return json.dumps(json.loads(frame.to_json(orient="records")), indent=2, ensure_ascii=False)

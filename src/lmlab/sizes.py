@@ -1,0 +1,74 @@
+"""How large a model is, and which width makes it as large as asked."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trained numbers, a tied matrix once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def embedding_share(model: nn.Module) -> float:
+    """Share of the parameters that stand in tables of V rows: embeddings and an output layer."""
+    tables = [p for p in model.parameters() if p.ndim == 2 and p.shape[0] >= model.vocab_size]
+    return sum(p.numel() for p in tables) / max(count_parameters(model), 1)
+
+
+def solve_width(
+    node: Mapping[str, Any], n_params: int, build: Callable[[Mapping[str, Any]], nn.Module]
+) -> dict[str, Any]:
+    """The model's config with the width whose size is nearest to `n_params`, within 1 %.
+
+    A width that heads must divide moves in steps of 2 * n_heads; the feed-forward width then makes up the rest.
+    Raises ValueError when the vocabulary alone exceeds the size, or no width comes within 1 %.
+    """
+    if "d_model" not in node:
+        raise ValueError(f"n_params={n_params:,}, but {node['_target_']} has no d_model to choose")
+
+    def sized(**changes: int) -> tuple[dict[str, Any], int]:
+        changed = {**node, **changes}
+        with torch.device("meta"):
+            return changed, count_parameters(build(changed))
+
+    unit = 2 * node["n_heads"] if "n_heads" in node else 1
+    widths = [k for k in ("d_model", "d_embed", "d_hidden") if node.get(k) is not None]
+    ratio = {k: node[k] / node["d_model"] for k in widths}
+
+    def at(width: int, **changes: int) -> tuple[dict[str, Any], int]:
+        # Other widths keep their proportion to d_model.
+        return sized(**{k: max(1, round(width * r)) for k, r in ratio.items()}, **changes)
+
+    smallest = at(unit)[1]
+    if smallest > n_params:
+        raise ValueError(
+            f"n_params={n_params:,} is below the {smallest:,} that the vocabulary and depth take at "
+            f"d_model={unit}; ask for more, or use a smaller tokenizer.vocab_size"
+        )
+    low, high = 1, 2
+    while at(high * unit)[1] <= n_params:
+        low, high = high, 2 * high
+    low = _largest(low, high, lambda k: at(k * unit)[1] <= n_params)
+    nearest = min((at(k * unit) for k in (low, low + 1)), key=lambda pair: abs(pair[1] - n_params))
+    if abs(nearest[1] - n_params) > 0.002 * n_params and "d_ff" in node:
+        # d_model rounded down leaves room that the feed-forward layers take up.
+        width = low * unit
+        most = _largest(1, 64 * width, lambda d_ff: at(width, d_ff=d_ff)[1] <= n_params)
+        options = [at(width, d_ff=d_ff) for d_ff in (most, most + 1)]
+        nearest = min([nearest, *options], key=lambda pair: abs(pair[1] - n_params))
+    if abs(nearest[1] - n_params) > 0.01 * n_params:
+        raise ValueError(
+            f"n_params={n_params:,}: the nearest width gives {nearest[1]:,}, more than 1 % off; ask for that"
+        )
+    return nearest[0]
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest k in [low, high) that fits, where low fits."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,77 @@
+"""How a run shows that it goes on: a bar with time left in a terminal, plain lines elsewhere, both in train.log."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+log = logging.getLogger("lmlab")
+
+
+def clock(seconds: float) -> str:
+    """12:05 or 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Progress(Callback):
+    """Loss, perplexity, tokens a second and the time left, every `every_n_steps`; lines ten times as seldom."""
+
+    def __init__(self, every_n_steps: int):
+        self.every_n_steps = every_n_steps
+        self.bar: Any = None
+        self.task: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began, self.first = time.perf_counter(), pl_module.step
+        if trainer.is_global_zero and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
+            # Refreshed by us: a refreshing thread costs up to a millisecond a step on two cores.
+            self.bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("", total=pl_module.total_steps, completed=pl_module.step, shown="")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = pl_module.step
+        if not trainer.is_global_zero or not pl_module.latest:
+            return
+        if self.bar is not None and step % self.every_n_steps == 0:
+            self.bar.update(self.task, completed=step, shown=self.describe(pl_module), refresh=True)
+        if step % (10 * self.every_n_steps) == 0:
+            # With a bar on the screen, the line goes to the file alone.
+            log.log(logging.DEBUG if self.bar else logging.INFO, self.line(pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or not pl_module.history:
+            return
+        last = pl_module.history[-1]
+        gap = f"   gap {last['val/gap']:+.3f}" if "val/gap" in last else ""
+        text = f"validation at step {pl_module.step}:   loss {last['val/loss']:.4f}   ppl {last['val/ppl']:.2f}"
+        log.info(f"{text}   bpb {last['val/bpb']:.4f}{gap}")
+
+    def describe(self, module: LightningModule) -> str:
+        latest, done = module.latest, module.step - self.first
+        left = (time.perf_counter() - self.began) / max(done, 1) * (module.total_steps - module.step)
+        speed = f"{latest['perf/tokens_per_s']:,.0f} tokens/s"
+        return f"loss {latest['train/loss']:.3f}   ppl {latest['train/ppl']:,.1f}   {speed}   {clock(left)} left"
+
+    def line(self, module: LightningModule) -> str:
+        return f"step {module.step}/{module.total_steps}   {self.describe(module)}"
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

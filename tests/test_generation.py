@@ -1,13 +1,17 @@
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from torch import nn
 
 from lmlab.generation import Decoding, filters, generate
-from lmlab.tokenizers import Encoding
+from lmlab.tokenizers import Encoding, byte, word
+from lmlab.tokenizers.vocabulary import Vocabulary
 
 NEUTRAL = {
     "max_new_tokens": 8,
@@ -26,37 +30,26 @@ NEUTRAL = {
 }
 
 
-class Letters:
+class Letters(Vocabulary):
     """Pieces of text as tokens, after <eos> and <unk>; the longest piece that fits is taken."""
 
-    kind, lossless = "letters", False
-    eos_id, start_id, unk_id = 0, 0, 1
+    kind = "letters"
 
     def __init__(self, *pieces: str):
-        self.pieces = ["<eos>", "<unk>", *pieces]
-        self.vocab_size = len(self.pieces)
-        self.specials = {"<eos>": 0, "<unk>": 1}
+        specials = {"<eos>": 0, "<unk>": 1}
+        super().__init__([b"", b"?", *(piece.encode() for piece in pieces)], specials, eos_id=0, unk_id=1)
 
     def encode(self, text: str) -> Encoding:
-        ids, ends, at = [], [], 0
-        while at < len(text):
-            fits = [i for i, piece in enumerate(self.pieces) if text.startswith(piece, at)]
+        source, ids, ends, at = text.encode(), [], [], 0
+        while at < len(source):
+            fits = [i for i, piece in enumerate(self.pieces) if i > 1 and source.startswith(piece, at)]
             ids.append(max(fits, key=lambda i: len(self.pieces[i]), default=1))
-            at += len(self.pieces[ids[-1]]) if fits else 1
-            ends.append(len(text[:at].encode()))
+            at += len(self.pieces[ids[-1]]) if fits else len(source[at:].decode()[0].encode())
+            ends.append(at)
         return Encoding(np.array(ids, dtype=np.int32), np.array(ends, dtype=np.int64))
 
-    def encode_batch(self, texts):
-        return [self.encode(text) for text in texts]
-
-    def needs_eos(self, tail: str) -> bool:
-        return True
-
-    def decode(self, ids) -> str:
-        return "".join(self.pieces[i] for i in ids)
-
-    def token(self, id: int) -> str:
-        return self.pieces[id]
+    def to_json(self) -> str:
+        return str(self.pieces)
 
 
 class Head(nn.Module):
@@ -398,6 +391,33 @@ def test_text_is_streamed_as_it_is_written():
     assert heard == ["a", "b", "cd"]
 
 
+def forced(tokenizer, text: str) -> Table:
+    """A model that writes exactly this text, the tokens of which are all different."""
+    ids = [tokenizer.start_id, *tokenizer.encode(text).ids.tolist(), tokenizer.eos_id]
+    table = torch.zeros(tokenizer.vocab_size + 1, tokenizer.vocab_size, tokenizer.vocab_size)
+    for before, i, j in zip([-1, *ids], ids, ids[1:], strict=False):
+        table[before + 1, i, j] = 30.0
+    return Table(table)
+
+
+def test_a_character_of_several_tokens_is_streamed_whole():
+    tokenizer, heard = byte.train([]), []
+    result = one(forced(tokenizer, "春江。"), [""], tokenizer, max_new_tokens=20, on_text=heard.append)
+    assert heard == ["春", "江", "。"]
+    assert result.text == "春江。"
+    assert one(forced(tokenizer, "春江"), [""], tokenizer, max_new_tokens=5).text == "春\ufffd"
+
+
+def test_words_are_set_off_from_the_prompt_and_lines_go_on():
+    tokenizer = word.train(["the cat sat . on it !"], min_count=1, max_vocab=None)
+    model = forced(tokenizer, "the cat sat .\non it !")
+    result = one(model, ["the cat"], tokenizer, max_new_tokens=7)
+    assert result.text == " sat .\non it !\n"
+    assert one(model, ["the cat"], tokenizer, max_new_tokens=9, stop_at_eos=True).text == " sat ."
+    assert one(model, ["the cat"], tokenizer, max_new_tokens=9, stop=[".\non"]).text == " sat "
+    assert one(model, [""], tokenizer, max_new_tokens=1).text == "the"
+
+
 # --- beams
 
 
@@ -541,3 +561,51 @@ def test_bad_calls_are_refused_with_the_remedy(model):
 def test_weights_that_are_nan_are_named():
     with pytest.raises(ValueError, match="NaN"):
         write(Table(torch.full((8, 7, 7), math.nan)), temperature=1.0)
+
+
+# --- the models that ship
+
+CONF = Path(__file__).parents[1] / "conf"
+SMALL = "model.n_layers=2 model.d_model=16 model.n_heads=2"
+SHIPPED = {
+    "lstm": "+model=lstm model.d_model=16",
+    "gru with a mixture": "+model=lstm model/head=mixture model.cell=gru model.d_model=16",
+    "transformer": f"+model=transformer {SMALL} model.max_context=8 model.init_std=0.3",
+    "alibi in a window": f"+model=transformer {SMALL} model.positions=alibi model.window=5 model.init_std=0.3",
+    "summed tokens": f"+model=transformer {SMALL} model.max_context=8 model.embed_ngram=3 model.init_std=0.3",
+    "gpt2": f"+model=gpt2 {SMALL} model.max_context=8 model.init_std=0.3",
+    "ngram": "+model=ngram model.order=3",
+}
+
+
+@pytest.fixture(params=SHIPPED)
+def shipped(request):
+    torch.manual_seed(6)
+    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        config = compose(overrides=SHIPPED[request.param].split())
+    model = instantiate(config.model)(vocab_size=ABC.vocab_size)
+    if request.param == "ngram":
+        model.fit(np.random.default_rng(0).integers(0, ABC.vocab_size, 400), start_id=0)
+    return model.eval()
+
+
+def test_every_shipped_model_writes_from_its_state_what_reading_anew_would(shipped):
+    for prompt in ("", "dcbaabdcab"):
+        assert list(one(shipped, [prompt], max_new_tokens=24).ids) == naive_greedy(shipped, prompt, 24)
+
+
+def test_every_shipped_model_samples_whatever_is_beside_it(shipped):
+    prompts, how = ["", "abcd", "bbbbccccdddd"], {"temperature": 1.0, "num_samples": 2, "max_new_tokens": 16}
+    together = write(shipped, prompts, **how)
+    for place, samples in enumerate(write(shipped, prompts, batch_size=1, **how)):
+        assert [g.ids for g in samples] == [g.ids for g in together[place]]
+
+
+@pytest.mark.parametrize("how", [{"temperature": 1.0, "num_samples": 2}, {"num_beams": 3, "num_samples": 2}])
+def test_the_log_prob_of_what_a_shipped_model_wrote_is_its_score(shipped, how):
+    prompt = ABC.encode("abcd").ids.tolist()
+    for result in write(shipped, ["abcd"], max_new_tokens=3, **how)[0]:
+        ids = [0, *prompt, *result.ids]
+        log_probs = shipped.head.log_probs(shipped(torch.tensor([ids[:-1]]))[0])[0]
+        chosen = [log_probs[t, ids[t + 1]].item() for t in range(len(prompt), len(ids) - 1)]
+        assert result.log_prob == pytest.approx(sum(chosen), rel=1e-4)

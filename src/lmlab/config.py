@@ -25,7 +25,7 @@ _NOT_IDENTITY = (
 ALLOWED_TARGETS = frozenset(
     """
     lmlab.models.lstm.LSTMLM lmlab.models.transformer.TransformerLM lmlab.models.ngram.NGramLM
-    lmlab.models.ngram.UnigramLM lmlab.models.head.LinearHead lmlab.models.head.AdaptiveHead
+    lmlab.models.head.LinearHead lmlab.models.head.AdaptiveHead
     lmlab.models.head.MixtureHead lmlab.data.corpora.Sotu lmlab.data.corpora.Files lmlab.data.corpora.HuggingFace
     lmlab.data.corpora.TinyShakespeare lmlab.data.corpora.WikiText2 lmlab.data.corpora.PennTreebank
     lmlab.tokenizers.char.train lmlab.tokenizers.byte.train lmlab.tokenizers.word.train lmlab.tokenizers.bpe.train
@@ -75,7 +75,9 @@ def compose(
 
 def plain(config: DictConfig | Mapping) -> dict[str, Any]:
     """The config with interpolations resolved, as plain dicts and lists."""
-    return OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[return-value]
+    # Not copied first: a node's interpolations may reach outside it.
+    node = config if isinstance(config, DictConfig) else OmegaConf.create(config)
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
 
 
 def asked(config: Mapping) -> dict[str, Any]:

@@ -113,8 +113,6 @@ def total_steps(config: Mapping[str, Any], batching: Any) -> int:
 
 def plan(config: DictConfig) -> Plan:
     """Text, model, batches and schedule for a training config; no trainer yet."""
-    from lmlab.evaluation.protocol import resolve
-
     config = copy.deepcopy(config)
     initial = None
     if config.init_from:
@@ -143,7 +141,7 @@ def plan(config: DictConfig) -> Plan:
         "n_params": count_parameters(model),
         "device": device,
     }
-    protocol = resolve(model=model, **plain(config.evaluation))
+    protocol = instantiate(config.evaluation)(model=model)
     decided["protocol"] = protocol.as_dict()
     if hasattr(model, "fit"):
         return Plan(config, store, model, None, protocol, 0, None, decided)

@@ -90,12 +90,11 @@ class TokenNLL(Metric):
         if counts is not None:
             self.counts += counts.sum(0)
 
-    def compute(self) -> Likelihood:
-        n_bytes, chars, words = self.counts.tolist()
-        return Likelihood(float(self.nats), int(self.tokens), n_bytes, chars, words)
+    def compute(self) -> Float[Tensor, " 5"]:
+        """nats, tokens, bytes, characters, words: summed over all ranks, in float64, exact up to 2**53."""
+        return torch.cat((self.nats[None], self.tokens[None].double(), self.counts.double()))
 
-    def add_sums(self, nats: Float[Tensor, ""], tokens: int, counts: Int[Tensor, " 3"]) -> None:
-        """Add what was summed elsewhere (the training step sums as it goes)."""
-        self.nats += nats.double()
-        self.tokens += tokens
-        self.counts += counts
+    def likelihood(self) -> Likelihood:
+        """The sums, with all that is derived from them. The one place that waits for the device."""
+        nats, *counts = self.compute().tolist()
+        return Likelihood(nats, *map(int, counts))

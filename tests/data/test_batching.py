@@ -1,14 +1,18 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hydra.utils import instantiate
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from lmlab.data.batching import Documents, Lanes, Windows
+from lmlab.data.batching import Batching, Documents, Lanes, Windows
 from lmlab.data.store import Split
 
+OPTIONS = sorted((Path(__file__).parents[2] / "conf/batching").glob("*.yaml"))
 START = 999
 
 
@@ -130,11 +134,20 @@ def test_sizes_that_cannot_be_are_named(make):
         make(Text(0))
 
 
+@pytest.mark.parametrize("path", OPTIONS, ids=[path.stem for path in OPTIONS])
+def test_every_option_makes_the_batching_of_its_name(path):
+    batching = instantiate(OmegaConf.load(path))(split=Text(3000), start_id=START, seed=0)
+    assert batching.name == path.stem
+    assert len(batching.batch(0).inputs) == batching.batch_size
+    assert isinstance(batching, Batching)
+
+
 # Lanes
 
 
+@settings(deadline=None)
 @given(n=st.integers(12, 200), random_lengths=st.booleans())
-def test_lanes_rebuild_the_Text(n, random_lengths):
+def test_lanes_rebuild_the_text(n, random_lengths):
     batching = lanes(Text(n), seq_len=5 if random_lengths else 4, batch_size=2, random_lengths=random_lengths)
     for epoch in range(3):
         steps = range(batching.epoch_start(epoch), batching.epoch_start(epoch + 1))
@@ -226,6 +239,7 @@ def test_pairings_of_windows_that_make_no_sense_are_refused():
 # Documents
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 23), min_size=1, max_size=12).filter(any),
     batch_size=st.integers(1, 5),

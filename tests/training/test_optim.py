@@ -1,9 +1,12 @@
 import copy
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from lmlab.training import optim
@@ -20,6 +23,9 @@ MUON = {
     "adam_eps": 1e-8,
     "adam_weight_decay": 0.01,
 }
+
+
+OPTIONS = sorted((Path(__file__).parents[2] / "conf/optimizer").glob("*.yaml"))
 
 
 class Tiny(nn.Module):
@@ -254,19 +260,15 @@ def test_the_average_is_put_away_after_an_error_too(model):
 
 @pytest.mark.parametrize(
     "make",
-    [
-        partial(Muon, **MUON),
-        partial(NTASGD, lr=0.5, weight_decay=1e-3, nonmono=1),
-        partial(torch.optim.AdamW, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True),
-        partial(torch.optim.SGD, lr=0.5, momentum=0.9, weight_decay=0.0, fused=True),
-    ],
-    ids=["muon", "nt_asgd", "adamw", "sgd"],
+    [partial(instantiate(OmegaConf.load(path)), lr=0.1) for path in OPTIONS],
+    ids=[path.stem for path in OPTIONS],
 )
-def test_a_resumed_optimizer_goes_on_bit_for_bit(make, model, tmp_path):
+def test_every_option_resumes_bit_for_bit(make, model, tmp_path):
     def observe(optimizer):
         if isinstance(optimizer, NTASGD):
-            for metric in (1.0, 2.0, 2.0):
+            for metric in (1.0, *[2.0] * 6):
                 optimizer.observe(metric)
+            assert optimizer.triggered
 
     whole, first = model, copy.deepcopy(model)
     optimizer = build(make, "hidden", whole)
@@ -287,3 +289,5 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit(make, model, tmp_path):
     train(second, optimizer, 2, first=5)
     for p, q in zip(whole.parameters(), second.parameters(), strict=True):
         assert p.equal(q)
+    if isinstance(optimizer, NTASGD):
+        assert optimizer.param_groups[0]["n_averaged"] == 4

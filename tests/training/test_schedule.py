@@ -1,12 +1,16 @@
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hydra.utils import instantiate
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from lmlab.training.schedule import WSD, Constant, Cosine, Plateau, StepDecay
 
+OPTIONS = sorted((Path(__file__).parents[2] / "conf/schedule").glob("*.yaml"))
 RUN = {"total_steps": 100, "steps_per_epoch": 10}
 
 
@@ -110,6 +114,7 @@ def test_schedules_that_observe_nothing_have_no_state():
         cosine().load_state_dict(plateau().state_dict())
 
 
+@settings(deadline=None)
 @given(total=st.integers(1, 300), warmup=st.floats(0, 400), decay=st.floats(0, 1), final=st.floats(0, 1))
 def test_factors_stay_between_zero_and_one_and_fall_after_the_warm_up(total, warmup, decay, final):
     run = {"total_steps": total, "steps_per_epoch": 7, "warmup": warmup, "final": final}
@@ -147,3 +152,10 @@ def test_schedules_that_need_the_end_ask_for_it():
 def test_impossible_values_are_named(make, changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=[path.stem for path in OPTIONS])
+def test_every_option_makes_the_schedule_of_its_name(path):
+    schedule = instantiate(OmegaConf.load(path))(**RUN)
+    assert schedule.name == path.stem
+    assert 0 < schedule.factor(99) <= 1

@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        return _report(error)
+        return report(error)
 
 
 def run() -> None:
@@ -80,7 +80,8 @@ def run() -> None:
     sys.exit(main())
 
 
-def _report(error: Exception) -> int:
+def report(error: Exception) -> int:
+    """Show an error as its one line; return its exit status."""
     status, message = classify(error)
     if status == OUR_FAULT or os.environ.get("LMLAB_DEBUG"):
         traceback.print_exception(error)

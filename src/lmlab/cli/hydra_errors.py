@@ -44,7 +44,11 @@ def _constructor(error: BaseException) -> str | None:
 def known_keys() -> list[str]:
     from lmlab.config import compose
 
-    return list(flatten(plain(compose()))) + [p.name for p in conf_dir().iterdir() if p.is_dir()]
+    try:
+        keys = list(flatten(plain(compose())))
+    except Exception:  # The error at hand may be in our own files: it is the one to show.
+        keys = []
+    return keys + [p.name for p in conf_dir().iterdir() if p.is_dir()]
 
 
 def options(group: str) -> list[str]:

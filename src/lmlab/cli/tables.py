@@ -1,6 +1,7 @@
 """Tables for the terminal: results beside their floors, a plan, a list of runs."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -86,3 +87,29 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:,.4f}".rstrip("0").rstrip(".")
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10000 else str(value)
+
+
+def show_report(report: Mapping[str, Any]) -> None:
+    """What preparing a corpus gave, split by split."""
+    out = console()
+    out.print(f"{report['corpus']}, tokenizer {report['tokenizer']}, vocabulary {report['vocab_size']:,}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("split", "documents", "tokens", "bytes", "chars", "words", "bytes/token", "<unk>"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for split, n in report["splits"].items():
+        counts = (f"{n[k]:,}" for k in ("documents", "tokens", "bytes", "chars", "words"))
+        table.add_row(split, *counts, f"{n['bytes_per_token']:.3f}", f"{n['unk_share']:.3%}")
+    out.print(table)
+    seconds = sum(report["seconds"].values())
+    out.print(f"made in {seconds:.1f} s: {report['path']}", highlight=False, soft_wrap=True)
+
+
+def show_stores(entries: Any) -> None:
+    """Stores of the cache, with size and last use."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("corpus", "tokenizer", "MB", "last used", "path"):
+        table.add_column(name, justify="right" if name == "MB" else "left", overflow="fold")
+    for entry in entries:
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        table.add_row(entry.corpus or "damaged", entry.tokenizer, f"{entry.bytes / 1e6:,.1f}", used, str(entry.path))
+    console().print(table)

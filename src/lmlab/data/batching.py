@@ -2,7 +2,7 @@
 
 import math
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ HALVED, DEVIATION, SHORTEST = 0.05, 5.0, 5
 _LANES, _WINDOWS, _DOCUMENTS = 1, 2, 3
 
 
+@runtime_checkable
 class Batching(Protocol):
     """Numbers steps from 0. `batch(step)` is the global batch, the same in any order of calls."""
 
@@ -25,7 +26,7 @@ class Batching(Protocol):
     seq_len: int
     carries_state: bool
     steps_per_epoch: int  # of the first epoch, where epochs differ
-    tokens_per_step: float  # counted targets of a typical step
+    tokens_per_step: int  # counted targets of a typical step
 
     def batch(self, step: int) -> Batch: ...
 
@@ -116,7 +117,7 @@ class _Rows:
             )
 
     @property
-    def tokens_per_step(self) -> float:
+    def tokens_per_step(self) -> int:
         return self.batch_size * self.seq_len
 
     def epoch_of(self, step: int) -> int:
@@ -204,8 +205,8 @@ class Lanes(_Rows):
         return epoch + float(self._cuts(epoch)[step - self.epoch_start(epoch)]) / self.lane_len
 
     @property
-    def tokens_per_step(self) -> float:
-        return self.batch_size * self.lane_len / self.steps_per_epoch
+    def tokens_per_step(self) -> int:
+        return round(self.batch_size * self.lane_len / self.steps_per_epoch)
 
     def describe(self) -> str:
         lengths = f"about {self.seq_len} (random)" if self.random_lengths else f"{self.seq_len}"
@@ -308,8 +309,8 @@ class Documents(_Rows):
         )
 
     @property
-    def tokens_per_step(self) -> float:
-        return len(self.split) / self.steps_per_epoch
+    def tokens_per_step(self) -> int:
+        return math.ceil(len(self.split) / self.steps_per_epoch)
 
     def describe(self) -> str:
         return f"{len(self.split.doc_starts):,} documents in {len(self.row_starts):,} rows of at most {self.seq_len}"

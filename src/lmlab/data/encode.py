@@ -54,19 +54,18 @@ class SplitWriter:
         encodings = self._tokenizer.encode_batch(texts)
         n_slots = np.array([len(encoding.ids) for encoding in encodings]) + 1
         firsts = np.array([first is not None for _, first, _ in batch])
-        ids = np.concatenate([part for encoding in encodings for part in (encoding.ids, [self._tokenizer.eos_id])])
+        eos = np.array([self._tokenizer.eos_id], dtype=np.int32)
+        ids = np.concatenate([part for encoding in encodings for part in (encoding.ids, eos)])
         counts = self._counts(texts, encodings, np.flatnonzero(firsts))
         after = np.cumsum(n_slots)
-        keep = np.ones(len(ids), dtype=bool)
-        keep[after - 1] = self._closings(batch, n_slots - 1)
-        document = np.cumsum(firsts)
-        self._settle(counts, keep, np.repeat(document, n_slots), document[-1] if batch[-1][2] else document[-1] - 1)
-        written = np.concatenate([[0], np.cumsum(keep)]) + self._columns["ids"].size
-        self._columns["doc_starts"].append(written[(after - n_slots)[firsts]])
+        dropped = after[~np.array(self._closings(batch, n_slots - 1))] - 1
+        self._settle(counts, dropped, after, np.cumsum(firsts), batch[-1][2])
+        starts = (after - n_slots)[firsts]
+        self._columns["doc_starts"].append(self._columns["ids"].size + starts - np.searchsorted(dropped, starts))
         for _, first, _ in batch:
             if first is not None:
                 self._docs.write(json.dumps(first, ensure_ascii=False) + "\n")
-        self._emit(ids[keep], counts[:, keep])
+        self._emit(np.delete(ids, dropped), np.delete(counts, dropped, axis=1))
 
     def _counts(self, texts: list[str], encodings: list["Encoding"], firsts: np.ndarray) -> np.ndarray:
         """(3, slots): bytes, characters and words of each slot's span of the joined texts."""
@@ -92,21 +91,30 @@ class SplitWriter:
             closings.append(last and (tokens == 0 or self._tokenizer.needs_eos(text)))
         return closings
 
-    def _settle(self, counts: np.ndarray, keep: np.ndarray, document: np.ndarray, finished: int) -> None:
-        """Give the source of slots that go away to the next token of the document, else to its last one.
+    def _settle(
+        self, counts: np.ndarray, dropped: np.ndarray, after: np.ndarray, document: np.ndarray, whole: bool
+    ) -> None:
+        """Give the source of slots that go away to the next token of their document, else to its last one.
 
-        finished: documents up to this one end in this batch; what the next one leaves is kept for the next batch.
+        after: where each piece's slots end. document: the number of each piece's. whole: the last document ends in this
+        batch; if not, what has no token after it waits for the next batch.
         """
-        kept = np.flatnonzero(keep)
         left = [(0, self._unclaimed)] if self._unclaimed.any() else []
-        left += [(slot, counts[:, slot].copy()) for slot in np.flatnonzero(~keep & counts.any(0))]
+        left += [(slot, counts[:, slot].copy()) for slot in dropped[counts[:, dropped].any(0)]]
         self._unclaimed = np.zeros(3, dtype=np.int64)
+        if not left:
+            return
+        kept = np.delete(np.arange(after[-1]), dropped)
+
+        def owner(slot: int) -> int:
+            return document[np.searchsorted(after, slot, side="right")]
+
         for slot, amount in left:
-            after = np.searchsorted(kept, slot)
-            if after < len(kept) and document[kept[after]] == document[slot]:
-                counts[:, kept[after]] += amount.astype(counts.dtype)
-            elif document[slot] <= finished:
-                counts[:, kept[after - 1]] += amount
+            at = np.searchsorted(kept, slot)
+            if at < len(kept) and owner(kept[at]) == owner(slot):
+                counts[:, kept[at]] += amount.astype(counts.dtype)
+            elif whole or owner(slot) < document[-1]:
+                counts[:, kept[at - 1]] += amount.astype(counts.dtype)
             else:
                 self._unclaimed += amount
 

@@ -46,4 +46,4 @@ def evaluate(
                 on_batch(scored)
     finally:
         model.train(was_training)
-    return metric.compute()
+    return metric.likelihood()

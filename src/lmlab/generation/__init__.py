@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lmlab.generation.beams import BeamSearch
-from lmlab.generation.decoding import Decoding, Generated, ending_id, unknown_characters
+from lmlab.generation.decoding import Decoding, Generated, ending_id, unknown_note
 from lmlab.generation.row import Row
 from lmlab.generation.sampling import Lockstep
 from lmlab.models.carry import Carry
@@ -92,7 +92,7 @@ def _groups(
 
 
 def _notes(model: nn.Module, tokenizer, prompt: str, prompt_ids: list[int], row: Row) -> tuple[str, ...]:
-    notes = [unknown_characters(tokenizer, prompt)]
+    notes = [unknown_note(tokenizer, prompt)]
     # The start token is read, the last token written is not.
     window = Carry(model).window
     if window is not None and len(prompt_ids) + len(row.ids) > window:

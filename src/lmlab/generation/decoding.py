@@ -4,14 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+# Unknown characters or words that a note names.
+NAMED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """Settings of `generate`; None switches a filter off.
+    """Settings of `generate`; what is left out changes nothing, None switches a filter off.
 
     temperature: 0 takes the likeliest token each time (greedy), or searches with beams.
     top_k, top_p, min_p, repetition_penalty: as in `transformers` (see `filters`); the penalty holds for tokens of
@@ -28,17 +30,17 @@ class Decoding:
 
     max_new_tokens: int
     temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
-    num_samples: int
-    num_beams: int
-    length_penalty: float
-    stop: Sequence[str]
-    stop_at_eos: bool | None
-    ban_unk: bool
     seed: int
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    num_samples: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    stop: Sequence[str] = ()
+    stop_at_eos: bool | None = None
+    ban_unk: bool = True
 
     def __post_init__(self):
         for name in ("max_new_tokens", "num_samples", "num_beams"):
@@ -119,16 +121,10 @@ def ending_id(tokenizer, decoding: Decoding) -> int | None:
     return tokenizer.eos_id if ends else None
 
 
-def unknown_characters(tokenizer, prompt: str) -> str | None:
+def unknown_note(tokenizer, prompt: str) -> str | None:
     """A note on the parts of a prompt that the vocabulary lacks."""
-    if tokenizer.unk_id is None:
+    lacking = tokenizer.unknown(prompt)
+    if not lacking:
         return None
-    encoding, source = tokenizer.encode(prompt), prompt.encode()
-    starts = np.concatenate([[0], encoding.ends])[:-1]
-    spans = (
-        source[a:b].decode(errors="replace").strip()
-        for a, b, i in zip(starts, encoding.ends, encoding.ids, strict=True)
-        if i == tokenizer.unk_id
-    )
-    lacking = list(dict.fromkeys(spans))
-    return f"the vocabulary lacks {', '.join(map(repr, lacking))}: read as <unk>" if lacking else None
+    more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
+    return f"the vocabulary lacks {', '.join(map(repr, lacking[:NAMED]))}{more}: read as <unk>"

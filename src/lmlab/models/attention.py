@@ -29,7 +29,7 @@ def rotary_angles(positions: Int[Tensor, "*n"], d_head: int, base: float) -> tup
 
 
 def rotate(x: Float[Tensor, "B T H d"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B T H d"]:
-    """Rotate dimension i with dimension i + d/2, the convention of Hugging Face's Llama (not of the paper: i, i + 1)."""
+    """Rotate dimension i with i + d/2, the convention of Hugging Face's Llama (the paper's is 2i with 2i + 1)."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).type_as(x)
 
 

@@ -43,7 +43,7 @@ class Carry:
             hidden.append(stretch)
         return torch.cat(hidden, 1)
 
-    def _fit(self, tokens: Tokens) -> tuple[Tensor, Tokens]:
+    def _fit(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Read what fits the window; its hidden vectors, and the tokens that are left."""
         again = 0
         if self._used == self.window:

@@ -1,6 +1,7 @@
 """Heads: from a hidden vector to a distribution over the vocabulary, and to the nll of a target."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,9 @@ from lmlab.types import NLL, Hidden, Logits, Tokens
 
 # Below this many logits the fused softmax of F.cross_entropy is faster than blocks (measured, see test_head.py).
 SMALL = 2**21
-# Logits in one block of the vocabulary: 16 MB in fp32, near a CPU's last cache; its width stays within WIDTHS,
-# narrower is slow to multiply, wider leaves the cache.
-BLOCK = 2**22
+# Logits in one block of the vocabulary, 32 MB in fp32; its width stays within WIDTHS: narrower is slow to multiply,
+# wider leaves the cache (measured on 2 cores).
+BLOCK = 2**23
 WIDTHS = (1024, 8192)
 # Rows that are treated at once; keeps a block within 64 MB.
 ROWS = 2**14
@@ -70,7 +71,10 @@ class _BlockNLL(torch.autograd.Function):
                     e = e * (1 - (z.float() / ctx.softcap) ** 2)
                 e, scale = e.to(ctx.dtype), grad
             scaled = (hidden * scale[:, None]).to(ctx.dtype)
-            d_weight[start:stop] = e.t() @ scaled
+            if ctx.dtype == d_weight.dtype:
+                torch.mm(e.t(), scaled, out=d_weight[start:stop])
+            else:
+                d_weight[start:stop] = e.t() @ scaled
             d_hidden.addcmul_((e @ weight[start:stop].to(ctx.dtype)).float(), scale[:, None])
             if bias is not None:
                 d_bias[start:stop] = e.t() @ scale.to(ctx.dtype)
@@ -210,7 +214,7 @@ class AdaptiveHead(Head):
         self,
         d_model: int,
         vocab_size: int,
-        cutoffs: list[int],
+        cutoffs: Sequence[int],
         div_value: float,
         embedding: nn.Parameter | None = None,
         token_counts: Int[Tensor, " V"] | None = None,

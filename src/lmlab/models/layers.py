@@ -15,10 +15,18 @@ def one_of(name: str, value: str, options: tuple[str, ...]) -> str:
     return value
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019, eq. 4)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # torch's fused kernel wants one dtype, and warns otherwise; under autocast x may be bf16.
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def make_norm(norm: str, width: int, eps: float, bias: bool) -> nn.Module:
-    """`rms` (Zhang and Sennrich 2019, eq. 4; it has no bias, whatever `bias` says) or `layer`."""
+    """`rms` (which has no bias, whatever `bias` says) or `layer`."""
     if one_of("norm", norm, ("rms", "layer")) == "rms":
-        return nn.RMSNorm(width, eps=eps)
+        return RMSNorm(width, eps=eps)
     return nn.LayerNorm(width, eps=eps, bias=bias)
 
 

@@ -1,9 +1,10 @@
 """Recurrent language models: LSTM, GRU and plain RNN, with AWD-LSTM's set of regularisers."""
 
-import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.models.dropout import LockedDropout, check_rate, drop_weights, drop_words
@@ -21,7 +22,7 @@ class LSTMLM(nn.Module):
 
     d_embed, d_hidden: width of the embedding and of all layers but the last; None for d_model. A tied matrix whose
         width is not d_model is reached by a projection in the head.
-    dropout_embed: whole words; dropout_in: the embedding's output; dropout_between: between layers;
+    dropout_words: whole words; dropout_in: the embedding's output; dropout_between: between layers;
     dropout_out: hidden, in the head; weight_drop: entries of the recurrent matrices (DropConnect).
     locked: one mask for all positions of a row (Gal & Ghahramani 2016) instead of a new one at each.
     init_range: embedding and head uniform in +-init_range, the head's biases zero; init_range_rnn: the same for all
@@ -42,7 +43,7 @@ class LSTMLM(nn.Module):
         d_embed: int | None,
         d_hidden: int | None,
         tie_embeddings: bool,
-        dropout_embed: float,
+        dropout_words: float,
         dropout_in: float,
         dropout_between: float,
         dropout_out: float,
@@ -61,7 +62,7 @@ class LSTMLM(nn.Module):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.vocab_size, self.d_model, self.n_layers, self.cell = vocab_size, d_model, n_layers, cell
-        self.dropout_embed = check_rate("dropout_embed", dropout_embed)
+        self.dropout_words = check_rate("dropout_words", dropout_words)
         self.weight_drop = check_rate("weight_drop", weight_drop)
 
         def dropout(name: str, p: float, time_dim: int) -> nn.Module:
@@ -97,8 +98,8 @@ class LSTMLM(nn.Module):
 
     def forward(self, tokens: Tokens, state: State = None) -> tuple[Hidden, State]:
         x = self.embedding(tokens.t())
-        if self.training and self.dropout_embed:
-            x = drop_words(x, tokens.t(), self.vocab_size, self.dropout_embed)
+        if self.training and self.dropout_words:
+            x = drop_words(x, tokens.t(), self.vocab_size, self.dropout_words)
         x = self.drop_in(x)
         after = []
         for i, layer in enumerate(self.layers):
@@ -130,12 +131,23 @@ class LSTMLM(nn.Module):
             weights[1] = drop_weights(weights[1], self.weight_drop)
             weights = _flatten(weights)
         hx = before if self.cell == "lstm" else before[0]
-        # has_biases, layers, dropout, train, bidirectional, batch_first
-        return self._kernel(x, hx, weights, True, 1, 0.0, self.training, False, False)
+        with _kernel_precision(x.device.type):
+            # has_biases, layers, dropout, train, bidirectional, batch_first
+            return self._kernel(x, hx, weights, True, 1, 0.0, self.training, False, False)
+
+
+def _kernel_precision(kind: str) -> AbstractContextManager:
+    """Autocast as it is, but off where oneDNN has no kernel in its type: on older CPUs its LSTM fails in bf16."""
+    if kind != "cpu" or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    half = torch.get_autocast_dtype(kind) is torch.float16
+    onednn = torch.ops.mkldnn
+    supported = onednn._is_mkldnn_fp16_supported() if half else onednn._is_mkldnn_bf16_supported()
+    return nullcontext() if supported else torch.autocast(kind, enabled=False)
 
 
 def _widen(h: Tensor, width: int) -> Tensor:
-    return nn.functional.pad(h, (0, width - h.shape[-1])) if h.shape[-1] < width else h
+    return F.pad(h, (0, width - h.shape[-1])) if h.shape[-1] < width else h
 
 
 def _flatten(weights: list[Tensor]) -> list[Tensor]:

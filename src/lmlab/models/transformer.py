@@ -52,7 +52,7 @@ class TransformerLM(nn.Module):
         self, *, vocab_size: int, head: Callable[..., nn.Module], d_model: int, n_layers: int, n_heads: int,
         n_kv_heads: int | None, d_head: int | None, d_ff: int | None, max_context: int, window: int | None,
         positions: str, rope_base: float, norm: str, norm_eps: float, mlp: str, qk_norm: bool, bias: bool,
-        tie_embeddings: bool, embed_ngram: int, dropout: float, embed_dropout: float, attention_dropout: float,
+        tie_embeddings: bool, embed_ngram: int, dropout: float, dropout_embed: float, dropout_attention: float,
         init_std: float, zero_init_out: bool, token_counts: Int[Tensor, " V"] | None = None,
     ):  # fmt: skip
         super().__init__()
@@ -63,12 +63,10 @@ class TransformerLM(nn.Module):
         self._check(n_heads, n_kv_heads, d_head)
         self.embed = TokenEmbedding(vocab_size, d_model, embed_ngram)
         self.position_embed = nn.Embedding(max_context, d_model) if positions == "learned" else None
-        self.dropout = nn.Dropout(embed_dropout)
+        self.dropout = nn.Dropout(dropout_embed)
         self.blocks = nn.ModuleList(
             Block(
-                Attention(
-                    d_model, n_heads, n_kv_heads, self.d_head, bias, qk_norm, norm, norm_eps, attention_dropout
-                ),
+                Attention(d_model, n_heads, n_kv_heads, self.d_head, bias, qk_norm, norm, norm_eps, dropout_attention),
                 make_mlp(mlp, d_model, d_ff, bias),
                 lambda: make_norm(norm, d_model, norm_eps, bias),
                 dropout,

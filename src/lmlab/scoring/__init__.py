@@ -1,7 +1,6 @@
 """The log-probability of given text, laid open token by token: ln P(W) = sum over t of ln P(w_t | w_<t)."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -11,46 +10,24 @@ from torch import nn
 
 from lmlab.metrics import Likelihood
 from lmlab.models.carry import Carry, device_of
+from lmlab.scoring.display import as_table
+from lmlab.scoring.score import Alternative, TextScore, TokenScore, as_json
+
+__all__ = [
+    "Alternative",
+    "ContinuationScore",
+    "TextScore",
+    "TokenScore",
+    "as_json",
+    "as_table",
+    "continuation",
+    "continuations",
+    "score_many",
+    "score_text",
+]
 
 # Positions, of all rows, whose distributions over the vocabulary are held at once: bounds memory, changes no score.
 CHUNK = 256
-
-
-class Alternative(NamedTuple):
-    """A token that could have come next; log_prob in nats."""
-
-    token: str
-    id: int
-    log_prob: float
-
-
-class TokenScore(NamedTuple):
-    """One token of a text: ln P(token | what precedes it) in nats.
-
-    rank: 1 where no token was likelier. n_bytes: of the source, 0 for a closing <eos>.
-    alternatives: the likeliest tokens at its place, likeliest first; the token itself may be among them.
-    """
-
-    token: str
-    id: int
-    log_prob: float
-    rank: int
-    n_bytes: int
-    alternatives: tuple[Alternative, ...]
-
-
-@dataclass(frozen=True)
-class TextScore:
-    """A text's tokens and its likelihood (nll, ppl, bpb and the other derived numbers)."""
-
-    text: str
-    tokens: tuple[TokenScore, ...]
-    likelihood: Likelihood
-
-    @property
-    def log_prob(self) -> float:
-        """ln P(W), nats."""
-        return -self.likelihood.nats
 
 
 class ContinuationScore(NamedTuple):
@@ -190,8 +167,10 @@ def _look_up(log_probs: torch.Tensor, targets: torch.Tensor, top: int) -> Iterab
 
 
 def _text_score(tokenizer, text: str, ends: np.ndarray, ids: list[int], row: _Row) -> TextScore:
-    sizes = np.diff(np.asarray(ends, dtype=np.int64), prepend=0).tolist()
-    sizes += [0] * (len(ids) - len(sizes))
+    sizes, source = np.diff(np.asarray(ends, dtype=np.int64), prepend=0).tolist(), text.encode()
+    if len(ids) > len(sizes):
+        # The closing <eos> has no bytes of its own, but those that no token claims (white space at the end).
+        sizes.append(len(source) - sum(sizes))
     columns = (ids, row.log_probs.tolist(), row.ranks.tolist(), sizes, row.top_ids.tolist(), row.top_log_probs.tolist())
     tokens = tuple(
         TokenScore(
@@ -204,11 +183,12 @@ def _text_score(tokenizer, text: str, ends: np.ndarray, ids: list[int], row: _Ro
         )
         for id, log_prob, rank, n_bytes, top_ids, top_log_probs in zip(*columns, strict=True)
     )
+    covered = source[: sum(sizes)].decode(errors="replace")
     likelihood = Likelihood(
         nats=-float(row.log_probs.sum()),
         tokens=len(ids),
-        bytes=len(text.encode()),
-        chars=len(text),
-        words=len(text.split()),
+        bytes=sum(sizes),
+        chars=len(covered),
+        words=len(covered.split()),
     )
     return TextScore(text, tokens, likelihood)

@@ -1,4 +1,4 @@
-"""A scored text for people (`as_table`) and for programs (`as_json`)."""
+"""A scored text for people, in a terminal or a notebook."""
 
 import codecs
 import math
@@ -8,17 +8,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from lmlab.scoring import TextScore
+from lmlab.scoring.score import TextScore
 
 # Background by surprisal: up to so many bits, that colour.
 SHADES = ((1, "#ffffff"), (2, "#fff3d6"), (4, "#ffe0a3"), (6, "#ffc27a"), (9, "#ff9e6b"), (13, "#f4795f"))
 DARKEST = "#dd5555"
-
-
-def as_json(score: TextScore) -> dict:
-    """Plain data: the text, log_prob, the sums and what is derived from them, the tokens."""
-    tokens = [t._asdict() | {"alternatives": [a._asdict() for a in t.alternatives]} for t in score.tokens]
-    return {"text": score.text, "log_prob": score.log_prob} | score.likelihood.as_dict() | {"tokens": tokens}
 
 
 def as_table(score: TextScore) -> Group:
@@ -51,7 +45,8 @@ def _shaded(score: TextScore) -> Text:
         if characters:
             shaded.append("".join(c if c == "\n" else _printable(c) for c in characters), _style(log_prob))
             log_prob = 0.0
-    return shaded
+    # White space at the end that no token claims.
+    return shaded.append(source[at:].decode(errors="replace"))
 
 
 def _legend() -> Text:

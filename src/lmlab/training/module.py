@@ -170,7 +170,7 @@ class LMModule(LightningModule):
         self.write(self.latest)
 
     def _drain_window(self) -> Likelihood:
-        likelihood = self.window.compute()
+        likelihood = self.window.likelihood()
         self.window.reset()
         if self.first_loss is None:
             self.first_loss = likelihood.nll
@@ -209,7 +209,7 @@ class LMModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._swap.__exit__(None, None, None)
-        val, fixed = (self.validations[name].compute() for name in VALIDATIONS)
+        val, fixed = (self.validations[name].likelihood() for name in VALIDATIONS)
         for metric in self.validations.values():
             metric.reset()
         self.validation_state = None

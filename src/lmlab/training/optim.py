@@ -1,7 +1,7 @@
 """Parameter groups, and the optimizers that torch lacks: Muon with AdamW in one, and NT-ASGD."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
         scale: str,
         weight_decay: float,
         adam_lr: float,
-        adam_betas: tuple[float, float],
+        adam_betas: Sequence[float],
         adam_eps: float,
         adam_weight_decay: float,
     ):

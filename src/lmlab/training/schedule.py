@@ -13,7 +13,7 @@ class Schedule:
 
     name: str
 
-    def __init__(self, total_steps: int | None, steps_per_epoch: int, warmup: float):
+    def __init__(self, total_steps: int | None, steps_per_epoch: int, warmup: int | float):
         if warmup < 0:
             raise ValueError(f"schedule.warmup={warmup} must not be negative")
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
@@ -67,7 +67,7 @@ class Cosine(Schedule):
 
     name = "cosine"
 
-    def __init__(self, total_steps: int | None, steps_per_epoch: int, warmup: float, final: float):
+    def __init__(self, total_steps: int | None, steps_per_epoch: int, warmup: int | float, final: float):
         super().__init__(total_steps, steps_per_epoch, warmup)
         self.final = final
         self._horizon()
@@ -87,7 +87,7 @@ class WSD(Schedule):
     name = "wsd"
 
     def __init__(
-        self, total_steps: int | None, steps_per_epoch: int, warmup: float, decay: float, final: float, shape: str
+        self, total_steps: int | None, steps_per_epoch: int, warmup: int | float, decay: float, final: float, shape: str
     ):
         super().__init__(total_steps, steps_per_epoch, warmup)
         if not 0 <= decay <= 1:
@@ -114,7 +114,9 @@ class StepDecay(Schedule):
 
     name = "step_decay"
 
-    def __init__(self, total_steps: int | None, steps_per_epoch: int, warmup: float, hold_epochs: int, rate: float):
+    def __init__(
+        self, total_steps: int | None, steps_per_epoch: int, warmup: int | float, hold_epochs: int, rate: float
+    ):
         super().__init__(total_steps, steps_per_epoch, warmup)
         if not 0 < rate <= 1:
             raise ValueError(f"schedule.rate={rate} must be above 0 and at most 1")
@@ -137,7 +139,7 @@ class Plateau(Schedule):
         self,
         total_steps: int | None,
         steps_per_epoch: int,
-        warmup: float,
+        warmup: int | float,
         shrink: float,
         patience: int,
         floor: float,

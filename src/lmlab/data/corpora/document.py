@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 SPLITS = ("train", "val", "test")
 
@@ -25,6 +25,7 @@ class Document:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Text in splits; `documents` may be called again and again and gives the same each time.
 

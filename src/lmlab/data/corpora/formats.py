@@ -9,10 +9,11 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol, runtime_checkable
 
 from lmlab.data.corpora.text import cut, decoded, lines, separated
 
@@ -20,6 +21,14 @@ TEXT, ROWS = (".txt", ".md"), (".jsonl", ".csv", ".parquet")
 PACKED = (".gz", ".zst", ".xz")
 KNOWN = f"{' '.join(TEXT + ROWS)}, each also as {' '.join(PACKED)}"
 BLOCK = 1 << 20
+
+
+@runtime_checkable
+class ByteStream(Protocol):
+    """A file open for reading bytes: plain, or unpacked on the way."""
+
+    def read(self, size: int = -1) -> bytes: ...
+    def close(self) -> None: ...
 
 
 def kind(path: Path) -> tuple[str, str] | None:
@@ -37,7 +46,7 @@ def read(path: Path, text_field: str, separator: str | None) -> Iterator[tuple[i
     Raises ValueError with the file, the place and the remedy when the file cannot be read as what it is called.
     """
     form, packed = kind(path)
-    with _unpacked(path, packed) as file:
+    with closing(_unpacked(path, packed)) as file:
         try:
             if form == ".parquet":
                 parts = _parquet(path, file, packed, text_field)
@@ -62,7 +71,7 @@ def _damage(packed: str) -> tuple[type[Exception], ...]:
     return {".gz": (EOFError, gzip.BadGzipFile, zlib.error), ".xz": (EOFError, lzma.LZMAError)}.get(packed, ())
 
 
-def _unpacked(path: Path, packed: str) -> BinaryIO:
+def _unpacked(path: Path, packed: str) -> ByteStream:
     if packed == ".gz":
         return gzip.open(path, "rb")
     if packed == ".xz":
@@ -79,7 +88,7 @@ def _needs(module: str, path: Path) -> Any:
         raise ModuleNotFoundError(f"{path} needs {module}: pip install 'lmlab[files]'") from None
 
 
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
+def _blocks(file: ByteStream) -> Iterator[bytes]:
     while block := file.read(BLOCK):
         yield block
 
@@ -98,7 +107,7 @@ def _no_field(place: str, field: str, has: list[str]) -> ValueError:
     return ValueError(f"{place} has no {field!r}, it has {', '.join(map(repr, has))}; choose with corpus.text_field=")
 
 
-def _jsonl(path: Path, file: BinaryIO, field: str) -> Iterator[tuple[int, str]]:
+def _jsonl(path: Path, file: ByteStream, field: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(lines(decoded(_blocks(file), str(path))), 1):
         if not line.strip():
             continue
@@ -115,7 +124,7 @@ def _jsonl(path: Path, file: BinaryIO, field: str) -> Iterator[tuple[int, str]]:
         yield number, _text(row[field], field, f"{path}:{number}")
 
 
-def _csv(path: Path, file: BinaryIO, field: str) -> Iterator[tuple[int, str]]:
+def _csv(path: Path, file: ByteStream, field: str) -> Iterator[tuple[int, str]]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts over 128 kB
     rows = csv.reader(lines(decoded(_blocks(file), str(path))), strict=True)
     try:
@@ -135,7 +144,7 @@ def _csv(path: Path, file: BinaryIO, field: str) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{path}:{rows.line_num} is not CSV ({error})") from None
 
 
-def _parquet(path: Path, file: BinaryIO, packed: str, field: str) -> Iterator[tuple[int, str]]:
+def _parquet(path: Path, file: ByteStream, packed: str, field: str) -> Iterator[tuple[int, str]]:
     parquet, arrow = _needs("pyarrow.parquet", path), _needs("pyarrow", path)
     with tempfile.TemporaryFile() as seekable:
         if packed:  # parquet is read from its end

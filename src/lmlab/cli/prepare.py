@@ -1,0 +1,42 @@
+"""lmlab prepare: a corpus encoded once, with a report; the cache listed and pruned."""
+
+import json
+from pathlib import Path
+
+from lmlab.cli.command import one_of, options
+from lmlab.config import cache_dir
+
+
+def main(arguments: list[str]) -> int:
+    config = options("prepare", arguments)
+    if config is None:
+        return 0
+    one_of("format", config["format"], ("table", "json"))
+    if config["cache"] is not None:
+        one_of("cache", config["cache"], ("list", "prune"))
+        return look_after(config)
+    from lmlab.cli.tables import show_report
+    from lmlab.experiment import build_store
+
+    store = build_store(config)
+    report = store.report | {"path": str(store.path)}
+    if config["format"] == "json":
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        show_report(report)
+    return 0
+
+
+def look_after(config: dict) -> int:
+    """List the stores, or remove those that nobody opened for `unused_days`."""
+    from lmlab.cli.tables import show_stores
+    from lmlab.data.inventory import prune, stores
+
+    folder = Path(cache_dir(config["cache_dir"]))
+    if config["cache"] == "list":
+        show_stores(stores(folder))
+    else:
+        removed = prune(folder, unused_days=config["unused_days"], max_bytes=None, dry_run=False)
+        show_stores(removed)
+        print(f"removed {len(removed)} stores, {sum(entry.bytes for entry in removed) / 1e6:,.1f} MB")
+    return 0

@@ -1,0 +1,27 @@
+"""Text as it is generated, token by token."""
+
+import codecs
+
+from lmlab.tokenizers.protocol import Tokenizer
+
+
+class StreamDecoder:
+    """What has been pushed, put together, equals `decode` of all ids; bytes of an unfinished character wait.
+
+    Push a prompt's ids first (and drop what comes back) to continue it with the right space.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._previous: int | None = None
+
+    def push(self, id: int) -> str:
+        """The text that this token completes, often none."""
+        data = self._tokenizer.to_bytes(int(id), self._previous)
+        self._previous = int(id)
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD where a character was never finished."""
+        return self._decoder.decode(b"", final=True)

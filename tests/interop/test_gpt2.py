@@ -1,0 +1,137 @@
+import json
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from lmlab.interop.gpt2 import load_gpt2, tokenizer_files
+from lmlab.models.head import LinearHead
+from lmlab.models.transformer import TransformerLM
+
+TINY = {"vocab_size": 97, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 32}
+
+
+def random_gpt2(**changes):
+    torch.manual_seed(0)
+    hf = GPT2LMHeadModel(GPT2Config(**(TINY | changes), bos_token_id=0, eos_token_id=0)).eval()
+    for p in hf.parameters():  # norms and biases too
+        torch.nn.init.normal_(p, mean=float(p.ndim == 1), std=0.2)
+    return hf
+
+
+def load(path):
+    config, state = load_gpt2(str(path))
+    model = TransformerLM(**config, head=lambda **facts: LinearHead(bias=False, softcap=None, **facts))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@torch.no_grad()
+def assert_same_logits(model, hf):
+    x = torch.randint(97, (2, 32))
+    torch.testing.assert_close(model.head.logits(model(x)[0]), hf(x).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_inner": 72}, {"tie_word_embeddings": False}], ids=str)
+def test_logits_equal_those_of_transformers(tmp_path, changes):
+    hf = random_gpt2(**changes)
+    hf.save_pretrained(tmp_path)
+    assert_same_logits(load(tmp_path), hf)
+
+
+def test_dropout_falls_in_the_same_places(tmp_path):
+    hf = random_gpt2()
+    hf.save_pretrained(tmp_path)
+    model, x = load(tmp_path).train(), torch.randint(97, (2, 32))
+    torch.manual_seed(3)
+    ours = model.head.logits(model(x)[0])
+    torch.manual_seed(3)
+    theirs = hf.train()(x).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_in_parts_are_put_together(tmp_path):
+    hf = random_gpt2()
+    hf.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert_same_logits(load(tmp_path), hf)
+
+
+def test_the_published_file_without_prefix_is_read(tmp_path):
+    hf = random_gpt2()
+    GPT2Model.save_pretrained(hf.transformer, tmp_path)
+    assert_same_logits(load(tmp_path), hf)
+
+
+def test_an_old_bin_file_is_read(tmp_path):
+    hf = random_gpt2()
+    hf.config.save_pretrained(tmp_path)
+    torch.save(hf.state_dict(), tmp_path / "pytorch_model.bin")
+    assert_same_logits(load(tmp_path), hf)
+
+
+def test_a_bin_file_that_would_run_code_is_refused(tmp_path):
+    random_gpt2().config.save_pretrained(tmp_path)
+    torch.save({"wte.weight": print}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds no readable tensors"):
+        load_gpt2(str(tmp_path))
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    random_gpt2().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model.safetensors holds no readable tensors"):
+        load_gpt2(str(tmp_path))
+
+
+def test_a_missing_weight_is_named(tmp_path):
+    hf = random_gpt2()
+    hf.config.save_pretrained(tmp_path)
+    torch.save({"wte.weight": hf.transformer.wte.weight.detach()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"lacks the weight wpe.weight"):
+        load_gpt2(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "bert"}, "has model_type=bert: of Hugging Face's models only gpt2 can be loaded"),
+        ({"activation_function": "relu"}, "activation_function=relu"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+    ],
+)
+def test_what_is_no_gpt2_is_refused(tmp_path, changes, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"} | changes))
+    with pytest.raises(ValueError, match=message):
+        load_gpt2(str(tmp_path))
+
+
+def test_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        load_gpt2(str(tmp_path))
+
+
+def test_what_is_not_there_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no directory"):
+        load_gpt2(str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
+        load_gpt2(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(FileNotFoundError, match=r"holds no pytorch_model.bin"):
+        load_gpt2(str(tmp_path))
+
+
+def test_a_name_without_network_says_what_to_do():
+    with pytest.raises(FileNotFoundError, match=r"no-such-org/no-such-gpt2 is no directory here, .* run `hf download"):
+        load_gpt2("no-such-org/no-such-gpt2")
+
+
+def test_tokenizer_files_are_found(tmp_path):
+    assert tokenizer_files(str(tmp_path)) == ()
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).touch()
+    assert tokenizer_files(str(tmp_path)) == (tmp_path / "vocab.json", tmp_path / "merges.txt")
+    (tmp_path / "tokenizer.json").touch()
+    assert tokenizer_files(str(tmp_path)) == (tmp_path / "tokenizer.json",)

@@ -166,6 +166,12 @@ def test_rank_and_alternatives_are_those_of_the_distribution(model):
     assert len(score_text(model, ABC, "ba", top=99, eos=False).tokens[0].alternatives) == ABC.vocab_size
 
 
+def test_rows_beyond_the_vocabulary_are_no_alternatives():
+    score = score_text(Mixing(40, None), ABC, "ba", top=40, eos=True)
+    assert all({a.id for a in t.alternatives} == set(range(ABC.vocab_size)) for t in score.tokens)
+    assert all(t.alternatives[t.rank - 1].id == t.id for t in score.tokens)
+
+
 def test_every_byte_of_the_source_is_counted_once(model):
     score = score_text(model, ABC, "春江 a\nb", top=0, eos=True)
     assert [t.n_bytes for t in score.tokens] == [3, 1, 1, 1, 1, 1, 1, 1, 0]

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import tracemalloc
+from itertools import chain
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_documents_stay_whole_and_each_is_in_one_split(tmp_path, split_by):
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
     corpus = files(train=str(tmp_path / "rows.jsonl"), split_by=split_by)
     parts = [texts(corpus, split) for split in corpus.splits]
-    assert sorted(sum(parts, [])) == sorted(rows)
+    assert sorted(chain(*parts)) == sorted(rows)
     assert 19 <= len(parts[1]) <= 21
     assert 19 <= len(parts[2]) <= 21
 
@@ -118,7 +119,7 @@ def test_blank_lines_may_separate_documents(tmp_path):
     (tmp_path / "poems.txt").write_text("".join(poems), encoding="utf-8")
     corpus = files(train=str(tmp_path / "poems.txt"), document_separator="\n\n")
     parts = [texts(corpus, split) for split in corpus.splits]
-    assert sorted(sum(parts, [])) == sorted(poems)
+    assert sorted(chain(*parts)) == sorted(poems)
     assert next(corpus.documents("train")).name == "poems.txt:2"
 
 

@@ -1,6 +1,7 @@
 """From bytes to pieces: errors name the byte, cuts change no text and no word, separators lose nothing."""
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -87,7 +88,7 @@ def test_a_piece_ends_with_a_word_and_the_next_begins_with_its_space(monkeypatch
     content = "one, two (three) four five; six\n" * 20
     pieces = list(cut([content]))
     assert len(pieces) > 20
-    for left, right in zip(pieces, pieces[1:], strict=False):
+    for left, right in pairwise(pieces):
         assert left[-1].isalnum()
         assert right[0] in " \n"
 

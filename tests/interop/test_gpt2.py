@@ -1,12 +1,13 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from lmlab.interop.gpt2 import load_gpt2, tokenizer_files
-from lmlab.models.head import LinearHead
-from lmlab.models.transformer import TransformerLM
+from lmlab.interop.gpt2 import load_gpt2
 
 TINY = {"vocab_size": 97, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 32}
 
@@ -20,9 +21,9 @@ def random_gpt2(**changes):
 
 
 def load(path):
-    config, state = load_gpt2(str(path))
-    model = TransformerLM(**config, head=lambda **facts: LinearHead(bias=False, softcap=None, **facts))
-    model.load_state_dict(state)
+    loaded = load_gpt2(str(path))
+    model = instantiate(loaded.node)(vocab_size=loaded.vocab_size)
+    model.load_state_dict(loaded.weights)
     return model.eval()
 
 
@@ -128,10 +129,21 @@ def test_a_name_without_network_says_what_to_do():
         load_gpt2("no-such-org/no-such-gpt2")
 
 
-def test_tokenizer_files_are_found(tmp_path):
-    assert tokenizer_files(str(tmp_path)) == ()
+def test_the_tokenizer_is_found(tmp_path):
+    random_gpt2().save_pretrained(tmp_path)
+    assert load_gpt2(str(tmp_path)).tokenizer is None
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).touch()
-    assert tokenizer_files(str(tmp_path)) == (tmp_path / "vocab.json", tmp_path / "merges.txt")
+    assert load_gpt2(str(tmp_path)).tokenizer == tmp_path
     (tmp_path / "tokenizer.json").touch()
-    assert tokenizer_files(str(tmp_path)) == (tmp_path / "tokenizer.json",)
+    assert load_gpt2(str(tmp_path)).tokenizer == tmp_path / "tokenizer.json"
+
+
+def test_the_node_has_the_keys_of_the_option(tmp_path):
+    random_gpt2().save_pretrained(tmp_path)
+    conf = Path(__file__).parents[2] / "conf"
+    with initialize_config_dir(str(conf), version_base=None):
+        option = compose(overrides=["+model=gpt2"]).model
+    node = load_gpt2(str(tmp_path)).node
+    assert node.keys() == option.keys()
+    assert node["head"] == option["head"]

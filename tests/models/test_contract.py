@@ -20,7 +20,7 @@ TRANSFORMER = ["d_model=16", "n_layers=2", "n_heads=2", "max_context=16"]
 TINY = {"lstm": LSTM, "transformer": TRANSFORMER, "gpt2": TRANSFORMER, "ngram": ["order=3"], "unigram": []}
 # Those are fitted by counting: no parameters, no gradients.
 COUNTED = ("ngram", "unigram")
-AWD = "n_layers=3 d_embed=6 d_hidden=10 d_model=6 locked=true dropout_words=0.1 dropout_in=0.4 weight_drop=0.5".split()
+AWD = ["n_layers=3", "d_embed=6", "d_hidden=10", "d_model=6", "locked=true", "dropout_words=0.1", "weight_drop=0.5"]
 MIXTURE = ["head=mixture", "head.n_experts=3"]
 ADAPTIVE = ["head=adaptive", "tie_embeddings=false", "head.cutoffs=[4,8]", "head.div_value=2.0"]
 VARIANTS = {

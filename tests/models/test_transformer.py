@@ -238,8 +238,8 @@ def test_facts_that_others_ask_for():
     model = tiny(positions="learned")
     assert (model.max_context, model.vocab_size, model.d_model) == (8, V, 32)
     assert not model.recurrent
-    assert model.positions_bounded
-    assert not tiny().positions_bounded
+    assert not model.slides
+    assert tiny().slides
 
 
 def test_learned_positions_end_at_max_context():
@@ -256,6 +256,8 @@ def test_learned_positions_end_at_max_context():
         ({"n_heads": 5}, "d_model=32 must be a multiple of n_heads=5"),
         ({"n_kv_heads": 3}, "n_heads=4 must be a multiple of n_kv_heads=3"),
         ({"d_model": 12}, "d_head=3 must be even with positions=rotary"),
+        ({"n_kv_heads": 0}, "n_heads=4 must be a multiple of n_kv_heads=0"),
+        ({"window": 0}, "window=0 must lie between 1 and max_context=8"),
         ({"window": 9}, "window=9 must lie between 1 and max_context=8"),
         ({"positions": "sinusoidal"}, "positions=sinusoidal is not an option: choose rotary, learned, alibi, none"),
     ],

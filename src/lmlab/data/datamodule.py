@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
 
 from lmlab.data.store import Store
@@ -94,6 +95,9 @@ class TextDataModule(LightningDataModule):
 
     def _ranks(self) -> dict[str, int]:
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)
 
     def train_dataloader(self) -> StepLoader:
         return StepLoader(self.batching, self.first_step, self.total_steps, **self._ranks())

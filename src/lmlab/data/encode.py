@@ -99,24 +99,22 @@ class SplitWriter:
         after: where each piece's slots end. document: the number of each piece's. whole: the last document ends in this
         batch; if not, what has no token after it waits for the next batch.
         """
-        left = [(0, self._unclaimed)] if self._unclaimed.any() else []
-        left += [(slot, counts[:, slot].copy()) for slot in dropped[counts[:, dropped].any(0)]]
-        self._unclaimed = np.zeros(3, dtype=np.int64)
-        if not left:
+        slots = dropped[counts[:, dropped].any(0)]
+        amounts = counts[:, slots]
+        if self._unclaimed.any():
+            slots, amounts = np.append(0, slots), np.column_stack([self._unclaimed, amounts])
+            self._unclaimed = np.zeros(3, dtype=np.int64)
+        if not len(slots):
             return
-        kept = np.delete(np.arange(after[-1]), dropped)
-
-        def owner(slot: int) -> int:
-            return document[np.searchsorted(after, slot, side="right")]
-
-        for slot, amount in left:
-            at = np.searchsorted(kept, slot)
-            if at < len(kept) and owner(kept[at]) == owner(slot):
-                counts[:, kept[at]] += amount.astype(counts.dtype)
-            elif whole or owner(slot) < document[-1]:
-                counts[:, kept[at - 1]] += amount.astype(counts.dtype)
-            else:
-                self._unclaimed += amount
+        # Without the dropped ones, and with a slot of no document at the end, so that there is always a next one.
+        kept = np.append(np.delete(np.arange(after[-1]), dropped), after[-1])
+        of_piece = np.append(document, -1)
+        owner, at = of_piece[np.searchsorted(after, slots, side="right")], np.searchsorted(kept, slots)
+        forward = of_piece[np.searchsorted(after, kept[at], side="right")] == owner
+        wait = ~forward & (owner == document[-1]) & (not whole)
+        target = np.where(forward, kept[at], kept[at - 1])[~wait]
+        np.add.at(counts, (slice(None), target), amounts[:, ~wait].astype(counts.dtype))
+        self._unclaimed += amounts[:, wait].sum(1)
 
     def _emit(self, ids: np.ndarray, counts: np.ndarray) -> None:
         if len(ids) and int(ids.max()) >= self._tokenizer.vocab_size:

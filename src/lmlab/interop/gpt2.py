@@ -1,6 +1,8 @@
 """GPT-2 from Hugging Face: its configuration and weights as TransformerLM's."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,28 +20,39 @@ _LINEARS = {
 }
 
 
-def load_gpt2(path_or_name: str) -> tuple[dict, dict[str, Tensor]]:
-    """(config, state): the arguments of `TransformerLM` but for the head (`linear_no_bias`), and its state dict.
+@dataclass(frozen=True)
+class PretrainedGPT2:
+    """node: the model's config, as conf/model/gpt2.yaml states it. weights: its state dict, whose vocabulary has
+    `vocab_size` ids. tokenizer: tokenizer.json, or the folder of vocab.json and merges.txt where that is all there is;
+    None without one."""
 
-    path_or_name: a directory written by `save_pretrained`, or a name on the Hugging Face Hub.
+    node: dict[str, Any]
+    vocab_size: int
+    weights: dict[str, Tensor]
+    tokenizer: Path | None
+
+
+def load_gpt2(path_or_name: str) -> PretrainedGPT2:
+    """path_or_name: a directory written by `save_pretrained`, or a name on the Hugging Face Hub.
+
     FileNotFoundError when it is not there or cannot be reached; ValueError when it is no GPT-2, or one with parts that
     TransformerLM has not.
     """
     theirs = load_config(path_or_name)
-    config = _config(path_or_name, theirs)
-    return config, _state(path_or_name, load_weights(path_or_name), config)
+    node = _node(path_or_name, theirs)
+    weights = _weights(path_or_name, load_weights(path_or_name), node)
+    return PretrainedGPT2(node, len(weights["embed.weight"]), weights, _tokenizer(path_or_name))
 
 
-def tokenizer_files(path_or_name: str) -> tuple[Path, ...]:
-    """(tokenizer.json,), or (vocab.json, merges.txt) where that is all there is, or () without a tokenizer."""
-    for names in (("tokenizer.json",), ("vocab.json", "merges.txt")):
-        files = tuple(find(path_or_name, name) for name in names)
-        if None not in files:
-            return files
-    return ()
+def _tokenizer(name: str) -> Path | None:
+    path = find(name, "tokenizer.json")
+    find(name, "tokenizer_config.json")  # beside it: names <eos>
+    if path is None and find(name, "merges.txt") and (vocabulary := find(name, "vocab.json")):
+        path = vocabulary.parent
+    return path
 
 
-def _config(name: str, theirs: dict) -> dict:
+def _node(name: str, theirs: dict) -> dict[str, Any]:
     kind = theirs.get("model_type")
     if kind != "gpt2":
         raise ValueError(f"{name} has model_type={kind}: of Hugging Face's models only gpt2 can be loaded")
@@ -54,7 +67,9 @@ def _config(name: str, theirs: dict) -> dict:
         if value not in known:
             raise ValueError(f"{name} has {key}={value}, which is not GPT-2 as published: only {known} can be loaded")
     return {
-        "vocab_size": theirs.get("vocab_size", 50257),
+        "_target_": "lmlab.models.transformer.TransformerLM",
+        "_partial_": True,
+        "head": {"_target_": "lmlab.models.head.LinearHead", "_partial_": True, "bias": False, "softcap": None},
         "d_model": theirs.get("n_embd", 768),
         "n_layers": theirs.get("n_layer", 12),
         "n_heads": theirs.get("n_head", 12),
@@ -80,7 +95,7 @@ def _config(name: str, theirs: dict) -> dict:
     }
 
 
-def _state(name: str, weights: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+def _weights(name: str, weights: dict[str, Tensor], node: dict) -> dict[str, Tensor]:
     # Files of the bare GPT2Model, such as the published ones, lack the prefix.
     weights = {key.removeprefix("transformer."): tensor for key, tensor in weights.items()}
 
@@ -90,7 +105,7 @@ def _state(name: str, weights: dict[str, Tensor], config: dict) -> dict[str, Ten
         return weights[key]
 
     state = {"embed.weight": take("wte.weight"), "position_embed.weight": take("wpe.weight")}
-    for i in range(config["n_layers"]):
+    for i in range(node["n_layers"]):
         for theirs, ours in _NORMS.items():
             for kind in ("weight", "bias"):
                 state[f"blocks.{i}.{ours}.{kind}"] = take(f"h.{i}.{theirs}.{kind}")
@@ -98,5 +113,5 @@ def _state(name: str, weights: dict[str, Tensor], config: dict) -> dict[str, Ten
             state[f"blocks.{i}.{ours}.weight"] = take(f"h.{i}.{theirs}.weight").t().contiguous()
             state[f"blocks.{i}.{ours}.bias"] = take(f"h.{i}.{theirs}.bias")
     state |= {f"norm.{kind}": take(f"ln_f.{kind}") for kind in ("weight", "bias")}
-    state["head.weight"] = state["embed.weight"] if config["tie_embeddings"] else take("lm_head.weight")
+    state["head.weight"] = state["embed.weight"] if node["tie_embeddings"] else take("lm_head.weight")
     return state

@@ -1,6 +1,5 @@
 """Dropout as language models use it: on units, on whole sequences, on whole words, on recurrent weights."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -35,9 +34,7 @@ class LockedDropout(nn.Module):
         return f"p={self.p}, time_dim={self.time_dim}"
 
 
-def drop_words(
-    embedded: Float[Tensor, "*N D"], tokens: Tensor, vocab_size: int, p: float
-) -> Float[Tensor, "*N D"]:
+def drop_words(embedded: Float[Tensor, "*N D"], tokens: Tensor, vocab_size: int, p: float) -> Float[Tensor, "*N D"]:
     """Drop every occurrence of a share `p` of the vocabulary's words (embedding dropout, Merity 2017, section 4.3).
 
     Equal to dropping rows of the embedding matrix, without a copy of the matrix.

@@ -1,132 +1,15 @@
 """Heads: from a hidden vector to a distribution over the vocabulary, and to the nll of a target."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from lmlab.models.cross_entropy import cap, linear_nll
 from lmlab.models.dropout import LockedDropout, check_rate
 from lmlab.types import NLL, Hidden, Logits, Tokens
-
-# Below this many logits the fused softmax of F.cross_entropy is faster than blocks (measured, see test_head.py).
-SMALL = 2**21
-# Logits in one block of the vocabulary, 32 MB in fp32; its width stays within WIDTHS: narrower is slow to multiply,
-# wider leaves the cache (measured on 2 cores).
-BLOCK = 2**23
-WIDTHS = (1024, 8192)
-# Rows that are treated at once; keeps a block within 64 MB.
-ROWS = 2**14
-# Blocks are kept for the backward pass up to this size, above they are computed again (a third more work).
-KEPT_BYTES = 2**29
-
-
-class _BlockNLL(torch.autograd.Function):
-    """-log softmax(softcap(h W' + b))[target], a block of the vocabulary at a time: (N, V) is never held in fp32 x2.
-
-    Blocks over the vocabulary and not over rows: each row of W, and of its gradient, is visited once.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, softcap, dtype, keep):
-        h = hidden.to(dtype)
-        n = len(h)
-        lse = h.new_full((n,), -math.inf, dtype=torch.float32)
-        picked = torch.zeros_like(lse)
-        kept = []
-        for start, stop in _blocks(n, len(weight)):
-            z = _block_logits(h, weight, bias, start, stop, softcap)
-            inside = (targets >= start) & (targets < stop)
-            local = (targets - start).clamp(0, stop - start - 1)
-            picked = torch.where(inside, z.gather(1, local[:, None])[:, 0].float(), picked)
-            top = z.amax(1).float()
-            e = z.float().sub_(top[:, None]).exp_()
-            lse = torch.logaddexp(lse, top + e.sum(1).log())
-            if keep:
-                kept += [top, e.to(dtype)]
-        ctx.save_for_backward(hidden, weight, bias, targets, lse, picked, *kept)
-        ctx.softcap, ctx.dtype = softcap, dtype
-        return lse - picked
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        hidden, weight, bias, targets, lse, picked, *kept = ctx.saved_tensors
-        h = hidden.to(ctx.dtype)
-        grad = grad.float()
-        d_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-        d_weight = torch.empty_like(weight)
-        d_bias = None if bias is None else torch.empty_like(bias)
-        for i, (start, stop) in enumerate(_blocks(len(h), len(weight))):
-            # d nll / d logits = softmax - onehot; softmax = e * scale, and the scale moves onto the thin side.
-            if kept:
-                e, scale = kept[2 * i + 1], grad * (kept[2 * i] - lse).exp()
-            else:
-                z = _block_logits(h, weight, bias, start, stop, ctx.softcap)
-                e = (z.float() - lse[:, None]).exp_()
-                if ctx.softcap is not None:
-                    e = e * (1 - (z.float() / ctx.softcap) ** 2)
-                e, scale = e.to(ctx.dtype), grad
-            scaled = (hidden * scale[:, None]).to(ctx.dtype)
-            if ctx.dtype == d_weight.dtype:
-                torch.mm(e.t(), scaled, out=d_weight[start:stop])
-            else:
-                d_weight[start:stop] = e.t() @ scaled
-            d_hidden.addcmul_((e @ weight[start:stop].to(ctx.dtype)).float(), scale[:, None])
-            if bias is not None:
-                d_bias[start:stop] = e.t() @ scale.to(ctx.dtype)
-        hot = grad if ctx.softcap is None else grad * (1 - (picked / ctx.softcap) ** 2)
-        d_weight.index_add_(0, targets, (hidden * -hot[:, None]).to(d_weight.dtype))
-        d_hidden.addcmul_(weight[targets], hot[:, None], value=-1)
-        if bias is not None:
-            d_bias.index_add_(0, targets, -hot.to(d_bias.dtype))
-        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None, None
-
-
-def _blocks(n: int, vocab_size: int) -> list[tuple[int, int]]:
-    """Equal stretches of the vocabulary, each at most about BLOCK logits for n rows."""
-    width = min(max(BLOCK // n, WIDTHS[0]), WIDTHS[1])
-    width = math.ceil(vocab_size / math.ceil(vocab_size / width))
-    return [(start, min(start + width, vocab_size)) for start in range(0, vocab_size, width)]
-
-
-def _block_logits(h, weight, bias, start, stop, softcap):
-    w = weight[start:stop].to(h.dtype).t()
-    z = h @ w if bias is None else torch.addmm(bias[start:stop].to(h.dtype), h, w)
-    return z if softcap is None else softcap * torch.tanh(z / softcap)
-
-
-def linear_nll(
-    hidden: Float[Tensor, "N D"],
-    weight: Float[Tensor, "V D"],
-    bias: Float[Tensor, " V"] | None,
-    targets: Int[Tensor, " N"],
-    softcap: float | None = None,
-) -> Float[Tensor, " N"]:
-    """Cross entropy of softmax(hidden weight' + bias), in nats, fp32, one per row.
-
-    With many logits it works in blocks: in the backward pass it holds one exponential per logit (in autocast's
-    type) as long as those fit KEPT_BYTES, and one block else. Only once differentiable there.
-    """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    if len(hidden) * len(weight) <= SMALL:
-        logits = F.linear(hidden, weight, bias)
-        return F.cross_entropy(_cap(logits, softcap).float(), targets, reduction="none")
-    keep = torch.is_grad_enabled() and softcap is None
-    keep = keep and len(hidden) * len(weight) * dtype.itemsize <= KEPT_BYTES
-    parts = [
-        _BlockNLL.apply(h, weight, bias, t, softcap, dtype, keep)
-        for h, t in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _cap(logits: Tensor, softcap: float | None) -> Tensor:
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 class Head(nn.Module):
@@ -183,7 +66,7 @@ class LinearHead(Head):
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
 
     def logits(self, hidden: Hidden) -> Logits:
-        return _cap(F.linear(self.project(self.drop(hidden)), self.weight, self.bias), self.softcap)
+        return cap(F.linear(self.project(self.drop(hidden)), self.weight, self.bias), self.softcap)
 
     def nll(self, hidden: Hidden, targets: Tokens) -> NLL:
         h = self.project(self.drop(hidden)).flatten(0, 1)

@@ -57,9 +57,9 @@ class TransformerLM(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.vocab_size, self.d_model, self.max_context = vocab_size, d_model, max_context
-        self.band, self.positions = window or max_context, positions
-        self.rope_base, self.d_head = rope_base, d_head or d_model // n_heads
-        n_kv_heads = n_kv_heads or n_heads
+        self.band, self.positions = max_context if window is None else window, positions
+        self.rope_base, self.d_head = rope_base, d_model // n_heads if d_head is None else d_head
+        n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         self._check(n_heads, n_kv_heads, d_head)
         self.embed = TokenEmbedding(vocab_size, d_model, embed_ngram)
         self.position_embed = nn.Embedding(max_context, d_model) if positions == "learned" else None
@@ -83,7 +83,7 @@ class TransformerLM(nn.Module):
         one_of("positions", self.positions, ("rotary", "learned", "alibi", "none"))
         if d_head is None and self.d_model % n_heads:
             raise ValueError(f"d_model={self.d_model} must be a multiple of n_heads={n_heads}, or set d_head")
-        if n_heads % n_kv_heads:
+        if n_kv_heads < 1 or n_heads % n_kv_heads:
             raise ValueError(f"n_heads={n_heads} must be a multiple of n_kv_heads={n_kv_heads}")
         if self.positions == "rotary" and self.d_head % 2:
             raise ValueError(
@@ -110,9 +110,9 @@ class TransformerLM(nn.Module):
                 nn.init.normal_(part.weight, std=std)
 
     @property
-    def positions_bounded(self) -> bool:
-        """Whether a text longer than max_context is refused, because its positions are a learned table."""
-        return self.positions == "learned"
+    def slides(self) -> bool:
+        """Whether a text may go on past max_context; learned positions end there."""
+        return self.positions != "learned"
 
     def forward(self, tokens: Tokens, state: State = None) -> tuple[Hidden, State]:
         """Hidden after the final norm, and the state to go on with.
@@ -142,8 +142,7 @@ class TransformerLM(nn.Module):
 
     def _positions(self, n: int, count: Tensor | None, device: torch.device) -> Int[Tensor, "..."]:
         at = torch.arange(n, device=device)
-        end = n if count is None else n + int(count.max()) if self.positions_bounded else 0
-        if self.positions_bounded and end > self.max_context:
+        if not self.slides and (end := n if count is None else n + int(count.max())) > self.max_context:
             raise ValueError(
                 f"a text of {end} tokens exceeds max_context={self.max_context}, where positions=learned end: give the "
                 "last part of it with state=None, or train with positions=rotary"

@@ -121,13 +121,13 @@ def _score_rows(model: nn.Module, tokenizer, rows: Sequence[list[int]], top: int
             f"tokenizer.vocab_size={tokenizer.vocab_size} exceeds model.vocab_size={model.vocab_size}: "
             "use the tokenizer that the model was trained with"
         )
-    top = min(top, model.vocab_size)
+    top = min(top, tokenizer.vocab_size)
     empty = _Row(np.zeros(0), np.zeros(0, int), np.zeros((0, top), int), np.zeros((0, top)))
     parts: list[list[_Row]] = [[empty] for _ in rows]
     was_training = model.training
     model.eval()
     try:
-        for number, part in _score_chunks(model, tokenizer.start_id, rows, top, chunk_size):
+        for number, part in _score_chunks(model, tokenizer, rows, top, chunk_size):
             parts[number].append(part)
     finally:
         model.train(was_training)
@@ -136,18 +136,19 @@ def _score_rows(model: nn.Module, tokenizer, rows: Sequence[list[int]], top: int
 
 @torch.inference_mode()
 def _score_chunks(
-    model: nn.Module, start_id: int, rows: Sequence[list[int]], top: int, chunk_size: int
+    model: nn.Module, tokenizer, rows: Sequence[list[int]], top: int, chunk_size: int
 ) -> list[tuple[int, _Row]]:
     """Stretch by stretch, each row's scores, as (number of the row, scores)."""
     carry, device, done, scores = Carry(model), device_of(model), 0, []
     alive = [number for number, ids in enumerate(rows) if ids]
     while alive:
         width = max(1, min(chunk_size // len(alive), max(len(rows[number]) for number in alive) - done))
-        stretches = [[start_id, *rows[number]][done : done + width + 1] for number in alive]
-        padded = [ids + [start_id] * (width + 1 - len(ids)) for ids in stretches]
+        stretches = [[tokenizer.start_id, *rows[number]][done : done + width + 1] for number in alive]
+        padded = [ids + [tokenizer.start_id] * (width + 1 - len(ids)) for ids in stretches]
         tokens = torch.tensor(padded, device=device)
         log_probs = model.head.log_probs(carry.read(tokens[:, :-1])).float()
-        arrays = _look_up(log_probs, tokens[:, 1:], top)
+        # A model may have more rows than its tokenizer has ids (padded embeddings): those are no alternatives.
+        arrays = _look_up(log_probs[..., : tokenizer.vocab_size], tokens[:, 1:], top)
         for place, (number, ids) in enumerate(zip(alive, stretches, strict=True)):
             scores.append((number, _Row(*(array[place, : len(ids) - 1] for array in arrays))))
         done += width

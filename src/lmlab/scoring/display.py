@@ -63,7 +63,7 @@ def _style(log_prob: float) -> str:
 
 def _percent(log_prob: float) -> str:
     p = 100 * math.exp(log_prob)
-    return f"{p:.1f}%" if p >= 0.1 else f"{p:.0e}%"
+    return f"{p:.1f}%" if p >= 1 else f"{p:.2g}%"
 
 
 def _visible(token: str) -> str:

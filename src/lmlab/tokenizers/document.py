@@ -52,12 +52,11 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     try:
         document = json.loads(path.read_bytes().decode("utf-8"))
         note = document["model"].get(NOTE)
+        written = FORMAT if note is None else note.get("format")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, error) from error
-    if note is not None and note.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {note.get('format')!r}, this lmlab reads {FORMAT}: use the version that wrote it"
-        )
+    if written != FORMAT:
+        raise ValueError(f"{path} has format {written!r}, this lmlab reads {FORMAT}: use the version that wrote it")
     return document, note
 
 

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import tokenizers
-
 from lmlab.tokenizers import bytelevel, document
 from lmlab.tokenizers.subwords import Subwords, rust
 from lmlab.tokenizers.vocabulary import REPLACEMENT
@@ -65,8 +64,8 @@ class PretrainedTokenizer(Subwords):
             return self.rust.decode([token]).encode()
         return self.rust.decode([previous, token])[len(self.rust.decode([previous])) :].encode()
 
-    def token(self, id: int) -> str:
-        return self.rust.id_to_token(id) or "" if self._by_pairs else super().token(id)
+    def token(self, id: SupportsIndex) -> str:
+        return (self.rust.id_to_token(id) or "") if self._by_pairs else super().token(id)
 
 
 def train(
@@ -81,7 +80,11 @@ def train(
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.is_file():
         return adopt(file, eos_token, bos_token)
-    content, named = _from_hugging_face(str(path) if path.exists() else source, revision)
+    if not path.is_dir() and (source.endswith(".json") or source[:1] in "./~" or source.count("/") > 1):
+        raise FileNotFoundError(
+            f"no tokenizer at {source}: give tokenizer.source the path of a tokenizer.json, or a Hugging Face name"
+        )
+    content, named = _from_hugging_face(str(path) if path.is_dir() else source, revision)
     return _adopt(content, source, eos_token or named["eos"], bos_token or named["bos"])
 
 
@@ -133,10 +136,6 @@ def _named_beside(file: Path) -> dict[str, str]:
 
 
 def _from_hugging_face(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, str | None]]:
-    if name.endswith(".json") or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(
-            f"no tokenizer at {name}: give tokenizer.source the path of a tokenizer.json, or a Hugging Face name"
-        )
     try:
         from transformers import AutoTokenizer
     except ImportError as error:

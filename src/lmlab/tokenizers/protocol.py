@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
@@ -49,13 +49,13 @@ class Tokenizer(Protocol):
     def needs_eos(self, tail: str) -> bool:
         """Whether a document whose text ends with `tail` is still to be closed with an <eos> of no bytes."""
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text; specials stand for nothing (in `word`: <unk>, newline), what is no UTF-8 or unknown for U+FFFD."""
 
     def to_bytes(self, token: int, previous: int | None) -> bytes:
         """What `token` adds to a text whose last token is `previous` (None at the start)."""
 
-    def token(self, id: int) -> str:
+    def token(self, id: SupportsIndex) -> str:
         """One token for display: specials by name, control characters escaped, bytes that are no UTF-8 as \\xNN."""
 
     def unknown(self, text: str) -> list[str]:

@@ -1,6 +1,8 @@
 """Text as it is generated, token by token."""
 
 import codecs
+from operator import index
+from typing import SupportsIndex
 
 from lmlab.tokenizers.protocol import Tokenizer
 
@@ -16,10 +18,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._previous: int | None = None
 
-    def push(self, id: int) -> str:
+    def push(self, id: SupportsIndex) -> str:
         """The text that this token completes, often none."""
-        data = self._tokenizer.to_bytes(int(id), self._previous)
-        self._previous = int(id)
+        token = index(id)
+        data = self._tokenizer.to_bytes(token, self._previous)
+        self._previous = token
         return self._decoder.decode(data)
 
     def flush(self) -> str:

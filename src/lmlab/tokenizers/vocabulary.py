@@ -3,7 +3,9 @@
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from operator import index
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -50,8 +52,8 @@ class Vocabulary(ABC):
     def to_bytes(self, token: int, previous: int | None) -> bytes:
         return self.pieces[token]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._bytes([int(i) for i in ids]).decode("utf-8", "replace")
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
+        return self._bytes(list(map(index, ids))).decode("utf-8", "replace")
 
     def _bytes(self, ids: list[int]) -> bytes:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
@@ -59,9 +61,10 @@ class Vocabulary(ABC):
             raise ValueError(f"token id {bad} is outside the {self.kind} vocabulary of {self.vocab_size}")
         return b"".join(map(self.to_bytes, ids, [None, *ids[:-1]]))
 
-    def token(self, id: int) -> str:
-        if id in self._names:
-            return self._names[id]
+    def token(self, id: SupportsIndex) -> str:
+        name = self._names.get(index(id))
+        if name is not None:
+            return name
         text = self.pieces[id].decode("utf-8", "backslashreplace")
         return "".join(_escape(c) if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 

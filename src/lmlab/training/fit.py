@@ -36,8 +36,8 @@ def fit(plan: Any, directory: Any) -> dict[str, Any]:
         log.info("all %d steps are done", step)
         return summary(module, None, None)
     stop = GracefulStop()
-    trainer = build_trainer(plan, directory.path, [stop, *build_callbacks(plan, directory)], step)
     quiet_lightning()
+    trainer = build_trainer(plan, directory.path, [stop, *build_callbacks(plan, directory)], step)
     where = f"{decided['device']}, precision {decided['precision']}" + (", compiled" if decided["compile"] else "")
     log.info("%s parameters, %s steps on %s", f"{decided['n_params']:,}", f"{plan.total_steps:,}", where)
     try:

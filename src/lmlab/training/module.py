@@ -72,9 +72,6 @@ class LMModule(LightningModule):
 
     # Optimisation
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device, non_blocking=True)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return optim.build(self.make_optimizer, self.decay, self.model)
 

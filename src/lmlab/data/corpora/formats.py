@@ -5,15 +5,13 @@ import gzip
 import importlib
 import json
 import lzma
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from lmlab.data.corpora.text import cut, decoded, lines, separated
 
@@ -21,14 +19,6 @@ TEXT, ROWS = (".txt", ".md"), (".jsonl", ".csv", ".parquet")
 PACKED = (".gz", ".zst", ".xz")
 KNOWN = f"{' '.join(TEXT + ROWS)}, each also as {' '.join(PACKED)}"
 BLOCK = 1 << 20
-
-
-@runtime_checkable
-class ByteStream(Protocol):
-    """A file open for reading bytes: plain, or unpacked on the way."""
-
-    def read(self, size: int = -1) -> bytes: ...
-    def close(self) -> None: ...
 
 
 def kind(path: Path) -> tuple[str, str] | None:
@@ -46,22 +36,22 @@ def read(path: Path, text_field: str, separator: str | None) -> Iterator[tuple[i
     Raises ValueError with the file, the place and the remedy when the file cannot be read as what it is called.
     """
     form, packed = kind(path)
-    with closing(_unpacked(path, packed)) as file:
-        try:
-            if form == ".parquet":
-                parts = _parquet(path, file, packed, text_field)
-            elif form == ".jsonl":
-                parts = _jsonl(path, file, text_field)
-            elif form == ".csv":
-                parts = _csv(path, file, text_field)
-            elif separator:
-                parts = separated(decoded(_blocks(file), str(path)), separator)
-            else:
-                parts = ((1, text) for text in decoded(_blocks(file), str(path)))
-            for number, group in groupby(parts, key=itemgetter(0)):
-                yield from ((number, piece) for piece in cut(text for _, text in group))
-        except _damage(packed) as error:
-            raise ValueError(f"{path} is damaged or cut off ({error}); make the {packed} file again") from None
+    blocks = _blocks(path, packed)
+    try:
+        if form == ".parquet":
+            parts = _parquet(path, blocks if packed else None, text_field)
+        elif form == ".jsonl":
+            parts = _jsonl(path, blocks, text_field)
+        elif form == ".csv":
+            parts = _csv(path, blocks, text_field)
+        elif separator:
+            parts = separated(decoded(blocks, str(path)), separator)
+        else:
+            parts = ((1, text) for text in decoded(blocks, str(path)))
+        for number, group in groupby(parts, key=itemgetter(0)):
+            yield from ((number, piece) for piece in cut(text for _, text in group))
+    except _damage(packed) as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}); make the {packed} file again") from None
 
 
 def _damage(packed: str) -> tuple[type[Exception], ...]:
@@ -71,14 +61,29 @@ def _damage(packed: str) -> tuple[type[Exception], ...]:
     return {".gz": (EOFError, gzip.BadGzipFile, zlib.error), ".xz": (EOFError, lzma.LZMAError)}.get(packed, ())
 
 
-def _unpacked(path: Path, packed: str) -> ByteStream:
-    if packed == ".gz":
-        return gzip.open(path, "rb")
-    if packed == ".xz":
-        return lzma.open(path, "rb")
+def _blocks(path: Path, packed: str) -> Iterator[bytes]:
     if packed == ".zst":
-        return _needs("zstandard", path).open(path, "rb")
-    return path.open("rb")
+        yield from _zst(path)
+        return
+    with {".gz": gzip.open, ".xz": lzma.open}.get(packed, open)(path, "rb") as file:
+        while block := file.read(BLOCK):
+            yield block
+
+
+def _zst(path: Path) -> Iterator[bytes]:
+    """Frame by frame: zstandard's own reader takes a file that is cut off for a whole one."""
+    zstandard, frame = _needs("zstandard", path), None
+    with path.open("rb") as file:
+        while data := file.read(1 << 16):
+            while data:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                if block := frame.decompress(data):
+                    yield block
+                data = frame.unused_data
+                if frame.eof:
+                    frame = None
+    if frame:
+        raise EOFError("it ends within a frame")
 
 
 def _needs(module: str, path: Path) -> Any:
@@ -86,11 +91,6 @@ def _needs(module: str, path: Path) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise ModuleNotFoundError(f"{path} needs {module}: pip install 'lmlab[files]'") from None
-
-
-def _blocks(file: ByteStream) -> Iterator[bytes]:
-    while block := file.read(BLOCK):
-        yield block
 
 
 def _text(value: Any, field: str, place: str) -> str:
@@ -107,8 +107,8 @@ def _no_field(place: str, field: str, has: list[str]) -> ValueError:
     return ValueError(f"{place} has no {field!r}, it has {', '.join(map(repr, has))}; choose with corpus.text_field=")
 
 
-def _jsonl(path: Path, file: ByteStream, field: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(lines(decoded(_blocks(file), str(path))), 1):
+def _jsonl(path: Path, blocks: Iterator[bytes], field: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(lines(decoded(blocks, str(path))), 1):
         if not line.strip():
             continue
         try:
@@ -124,9 +124,9 @@ def _jsonl(path: Path, file: ByteStream, field: str) -> Iterator[tuple[int, str]
         yield number, _text(row[field], field, f"{path}:{number}")
 
 
-def _csv(path: Path, file: ByteStream, field: str) -> Iterator[tuple[int, str]]:
+def _csv(path: Path, blocks: Iterator[bytes], field: str) -> Iterator[tuple[int, str]]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts over 128 kB
-    rows = csv.reader(lines(decoded(_blocks(file), str(path))), strict=True)
+    rows = csv.reader(lines(decoded(blocks, str(path))), strict=True)
     try:
         header = next(rows, [])
         if field not in header:
@@ -144,12 +144,11 @@ def _csv(path: Path, file: ByteStream, field: str) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{path}:{rows.line_num} is not CSV ({error})") from None
 
 
-def _parquet(path: Path, file: ByteStream, packed: str, field: str) -> Iterator[tuple[int, str]]:
+def _parquet(path: Path, unpacked: Iterator[bytes] | None, field: str) -> Iterator[tuple[int, str]]:
     parquet, arrow = _needs("pyarrow.parquet", path), _needs("pyarrow", path)
-    with tempfile.TemporaryFile() as seekable:
-        if packed:  # parquet is read from its end
-            shutil.copyfileobj(file, seekable, BLOCK)
-            file = seekable
+    with tempfile.TemporaryFile() if unpacked else path.open("rb") as file:
+        for block in unpacked or ():  # parquet is read from its end: it must be unpacked as a whole
+            file.write(block)
         try:
             table = parquet.ParquetFile(file)
             if field not in table.schema_arrow.names:

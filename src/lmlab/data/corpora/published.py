@@ -61,9 +61,10 @@ class Published:
             with urlopen(url, timeout=TIMEOUT_S) as response:
                 content = response.read()
         except OSError as error:
+            names = ", ".join(names[0] for names, _ in self.files.values())
             raise FileNotFoundError(
                 f"corpus={self.name} could not be fetched ({getattr(error, 'reason', error)}); "
-                f"put {url} into {path.parent}, or give corpus.path=FOLDER with {name}"
+                f"put {names} from {self.url}/ into {path.parent}, or give corpus.path=FOLDER that holds them"
             ) from None
         if not _matches(content, checksum):
             raise ValueError(f"{url} is not the published text (checksum differs); give corpus.path= a good copy")

@@ -1,0 +1,372 @@
+"""The store: tokens and what they cover, made once, found again, rebuilt when damaged, never left half-written."""
+
+import json
+import logging
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmlab.data import columns, encode
+from lmlab.data.corpora import Document
+from lmlab.data.spans import span_counts
+from lmlab.data.store import DamagedStore, Store, prepare
+from lmlab.tokenizers import Encoding
+from lmlab.tokenizers.byte import train as byte
+from lmlab.tokenizers.char import train as char_train
+from lmlab.tokenizers.word import train as word_train
+
+
+class Texts:
+    """A corpus in memory: split -> documents -> pieces."""
+
+    name = "texts"
+
+    def __init__(self, **splits):
+        self._splits = {k: [d if isinstance(d, list) else [d] for d in v] for k, v in splits.items()}
+        self.splits = tuple(splits)
+        self.read = 0
+
+    def fingerprint(self):
+        return json.dumps(self._splits)
+
+    def provenance(self):
+        return "in memory"
+
+    def approximate_bytes(self):
+        return None
+
+    def documents(self, split):
+        self.read += 1
+        for i, pieces in enumerate(self._splits[split]):
+            yield Document(f"{split}/{i}", iter(pieces), {"n": i})
+
+
+def word(documents):
+    return word_train(documents=documents, min_count=1, max_vocab=None)
+
+
+def char(documents):
+    return char_train(documents=documents, min_count=1)
+
+
+POEMS = ["One day\nI went  out.\n", "Déjà vu, 永和九年　岁在癸丑", "end"]
+
+
+@pytest.mark.parametrize("train", [byte, char, word])
+def test_each_split_holds_its_documents_tokens_and_their_sizes(tmp_path, train):
+    corpus = Texts(train=POEMS, val=["One end"])
+    store = prepare(corpus, train, {"kind": "t"}, tmp_path, progress=False)
+    assert store.splits == ("train", "val")
+    split = store.split("train")
+    assert split.doc_names == ["train/0", "train/1", "train/2"]
+    assert split.docs[1] == {"name": "train/1", "n": 1}
+    assert split.doc_starts[0] == 0
+    text = "".join(POEMS)
+    assert split.totals == {
+        "tokens": len(split),
+        "bytes": len(text.encode()),
+        "chars": len(text),
+        "words": sum(len(poem.split()) for poem in POEMS),
+    }
+    bounds = [*split.doc_starts, len(split)]
+    for poem, start, stop in zip(POEMS, bounds[:-1], bounds[1:], strict=True):
+        own = store.tokenizer.encode(poem)
+        closed = store.tokenizer.needs_eos(poem)
+        assert split.ids[start:stop].tolist() == own.ids.tolist() + [store.tokenizer.eos_id] * closed
+        for column, size in (("n_bytes", len(poem.encode())), ("n_chars", len(poem)), ("n_words", len(poem.split()))):
+            assert getattr(split, column)[start:stop].sum() == size
+        if closed and len(own.ids) and own.ends[-1] == len(poem.encode()):
+            assert split.n_bytes[stop - 1] == 0
+
+
+def test_an_eos_is_not_doubled_where_the_text_ends_with_one(tmp_path):
+    store = prepare(Texts(train=["a b\n", "a b"]), word, {}, tmp_path, progress=False)
+    eos = store.tokenizer.eos_id
+    split = store.split("train")
+    assert (np.asarray(split.ids) == eos).tolist() == [False, False, True, False, False, True]
+    assert split.n_bytes.tolist() == [1, 2, 1, 1, 2, 0]
+    assert split.doc_starts.tolist() == [0, 3]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    documents=st.lists(st.lists(st.sampled_from(["ab", "  ", "c d", "\n", "é", "　", " x\n"]), min_size=1), min_size=1),
+    batch=st.integers(1, 12),
+)
+def test_sizes_are_exact_however_text_is_cut_and_batched(tmp_path_factory, documents, batch):
+    documents = [*documents, ["ab"]]  # a vocabulary needs a word
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "BATCH", batch)
+        folder = tmp_path_factory.mktemp("store")
+        store = prepare(Texts(train=documents), word, {}, folder, progress=False)
+    split = store.split("train")
+    bounds = [*split.doc_starts.tolist(), len(split)]
+    assert len(bounds) == len(documents) + 1
+    for pieces, start, stop in zip(documents, bounds[:-1], bounds[1:], strict=True):
+        text = "".join(pieces)
+        assert stop > start
+        assert split.n_bytes[start:stop].sum() == len(text.encode())
+        assert split.n_chars[start:stop].sum() == len(text)
+        assert split.n_words[start:stop].sum() == len(text.split())
+
+
+def test_batches_change_nothing(tmp_path, monkeypatch):
+    documents = [["one two", " three\n", "  ", " four"], ["five"], [" ", "six  "]] * 3
+    whole = prepare(Texts(train=documents), word, {}, tmp_path / "whole", progress=False).split("train")
+    monkeypatch.setattr(encode, "BATCH", 5)
+    parts = prepare(Texts(train=documents), word, {}, tmp_path / "parts", progress=False).split("train")
+    for name in ("ids", "n_bytes", "n_chars", "n_words", "doc_starts"):
+        assert getattr(whole, name).tolist() == getattr(parts, name).tolist(), name
+
+
+@given(st.text(alphabet=st.sampled_from("ab é永　\u2003\u0085\n\x1c\u1680\u205f\u00a0"), max_size=60), st.data())
+def test_spans_count_characters_and_words_as_python_does(text, data):
+    source = text.encode()
+    ends = np.array([*sorted(data.draw(st.lists(st.integers(0, len(source)), max_size=8))), len(source)])
+    counts, _ = span_counts(source or b" ", ends, np.array([0]))
+    assert counts.sum(1).tolist() == [len(source), len(text), len(text.split())]
+    starts = [0, *ends[:-1]]
+    characters = [sum((byte & 0xC0) != 0x80 for byte in source[a:b]) for a, b in zip(starts, ends, strict=True)]
+    assert counts[1].tolist() == characters
+
+
+def test_columns_take_the_smallest_type_and_are_widened_when_a_number_does_not_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "BATCH", 64)
+    monkeypatch.setattr(columns, "BLOCK", 7)
+    text = ["ab " * 40, "x" * 300, " cd", " y" * 70_000 + "z" * 70_000]
+    split = prepare(Texts(train=[[t] for t in text]), word, {}, tmp_path, progress=False).split("train")
+    assert split.n_bytes.dtype == np.uint32
+    assert split.n_words.dtype == np.uint8
+    assert split.ids.dtype == np.uint16
+    assert split.n_bytes[:3].tolist() == [2, 3, 3]
+    assert split.n_bytes.sum() == sum(map(len, text))
+    assert 300 in split.n_bytes.tolist()
+
+
+def test_a_store_is_made_once_and_opened_in_milliseconds(tmp_path):
+    corpus = Texts(train=POEMS)
+    first = prepare(corpus, byte, {"kind": "byte"}, tmp_path, progress=False)
+    read = corpus.read
+    began = time.perf_counter()
+    again = prepare(corpus, lambda documents: pytest.fail("trained again"), {"kind": "byte"}, tmp_path, progress=False)
+    assert time.perf_counter() - began < 0.1
+    assert again.path == first.path
+    assert corpus.read == read
+    assert again.tokenizer.kind == "byte"
+    assert again.split("train").ids.tolist() == first.split("train").ids.tolist()
+
+
+def test_another_text_or_recipe_is_another_store(tmp_path):
+    paths = {
+        prepare(corpus, byte, recipe, tmp_path, progress=False).path
+        for corpus in (Texts(train=["a"]), Texts(train=["b"]))
+        for recipe in ({"kind": "byte"}, {"kind": "byte", "more": 1})
+    }
+    assert len(paths) == 4
+
+
+def test_a_store_may_be_moved(tmp_path):
+    store = prepare(Texts(train=POEMS), byte, {}, tmp_path / "a", progress=False)
+    ids = store.split("train").ids.tolist()
+    os.rename(tmp_path / "a", tmp_path / "b")
+    moved = Store(tmp_path / "b" / "stores" / store.path.name)
+    assert moved.split("train").ids.tolist() == ids
+    assert moved.tokenizer.kind == "byte"
+
+
+def test_the_tokenizer_sees_the_train_split_alone_and_as_often_as_it_likes(tmp_path):
+    def train(documents):
+        assert list(documents) == list(documents) == ["one", " two", "three"]
+        return byte(documents)
+
+    prepare(Texts(train=[["one", " two"], "three"], val=["unseen"]), train, {}, tmp_path, progress=False)
+
+
+def test_a_corpus_without_train_is_encoded_by_a_tokenizer_that_needs_no_text(tmp_path):
+    store = prepare(Texts(test=["one"]), byte, {}, tmp_path, progress=False)
+    assert store.splits == ("test",)
+    with pytest.raises(ValueError, match="split='train' is not in the store, which has test"):
+        store.split("train")
+
+
+def test_the_report_says_what_was_made(tmp_path):
+    corpus = Texts(train=["a b a", "b"], val=["a zzz"])
+    report = prepare(corpus, word, {}, tmp_path, progress=False).report
+    assert report["tokenizer"] == "word"
+    assert report["provenance"] == "in memory"
+    train, val = report["splits"]["train"], report["splits"]["val"]
+    assert (train["tokens"], train["documents"], train["bytes_per_token"]) == (6, 2, 1.0)
+    assert (train["unk_share"], val["unk_share"]) == (0.0, pytest.approx(1 / 3))
+    assert set(report["seconds"]) == {"tokenizer", "encoding"}
+
+
+DAMAGE = {
+    "cut off": lambda path: os.truncate(path / "train.ids", 3),
+    "gone": lambda path: (path / "train.n_bytes").unlink(),
+    "changed": lambda path: (path / "train.n_chars").write_bytes(b"\7" * (path / "train.n_chars").stat().st_size),
+    "no manifest": lambda path: (path / "manifest.json").unlink(),
+    "half a manifest": lambda path: os.truncate(path / "manifest.json", 40),
+    "tokenizer": lambda path: (path / "tokenizer.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_store_is_named_and_made_again(tmp_path, damage, caplog):
+    corpus = Texts(train=POEMS)
+    store = prepare(corpus, byte, {}, tmp_path, progress=False)
+    before = store.split("train").ids.tolist()
+    DAMAGE[damage](store.path)
+    with pytest.raises(DamagedStore, match=str(store.path)):
+        Store(store.path)
+    with caplog.at_level(logging.WARNING):
+        again = prepare(corpus, byte, {}, tmp_path, progress=False)
+    assert "is damaged; it is made again" in caplog.text
+    assert again.split("train").ids.tolist() == before
+    again.verify()
+
+
+def test_verify_reads_large_files_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmlab.data.store.CHECK_UP_TO", 0)
+    store = prepare(Texts(train=POEMS), byte, {}, tmp_path, progress=False)
+    DAMAGE["changed"](store.path)
+    with pytest.raises(DamagedStore, match=r"train\.n_chars was changed"):
+        Store(store.path).verify()
+
+
+def leftovers(folder):
+    return [path.name for path in (folder / "stores").iterdir() if not path.name.endswith(".lock")]
+
+
+def test_a_full_disk_surfaces_and_leaves_nothing(tmp_path, monkeypatch):
+    class Full(columns.Column):
+        def append(self, values):
+            if self.path.name == "val.n_words":
+                raise OSError(28, "No space left on device")
+            super().append(values)
+
+    monkeypatch.setattr(encode, "Column", Full)
+    with pytest.raises(OSError, match="No space left on device"):
+        prepare(Texts(train=POEMS, val=POEMS), byte, {}, tmp_path, progress=False)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_disk_that_is_full_only_when_buffers_are_written_surfaces_too(tmp_path, monkeypatch):
+    device = Path("/dev/full")
+    if not device.exists():
+        pytest.skip(f"no {device} on this system")
+    ordinary = columns.Column.__init__
+
+    def on_full_disk(self, path, dtype):
+        ordinary(self, path, dtype)
+        self._file.close()
+        self._file = device.open("wb")
+
+    monkeypatch.setattr(columns.Column, "__init__", on_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(Texts(train=POEMS), byte, {}, tmp_path, progress=False)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_split_without_text_is_an_error_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="split val has no text"):
+        prepare(Texts(train=["a"], val=[]), byte, {}, tmp_path, progress=False)
+    assert leftovers(tmp_path) == []
+
+
+class Wrong:
+    """A tokenizer whose spans are not those of its text."""
+
+    kind, vocab_size, eos_id, unk_id = "wrong", 10, 0, None
+
+    def __init__(self, ids, ends):
+        self._encoding = Encoding(np.array(ids, dtype=np.int32), np.array(ends, dtype=np.int64))
+
+    def encode_batch(self, texts):
+        return [self._encoding for _ in texts]
+
+    def needs_eos(self, tail):
+        return False
+
+    def save(self, path):
+        path.write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("ids", "ends", "message"),
+    [
+        ([1, 2], [1, 9], "its ends do not fit"),
+        ([1, 2], [1], "its ends do not fit"),
+        ([1, 2], [2, 1], "must not decrease"),
+        ([1, 12], [1, 2], "gave id 12, but vocab_size=10"),
+    ],
+)
+def test_spans_that_do_not_cover_the_text_are_refused(tmp_path, ids, ends, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(Texts(train=["abc"]), lambda documents: Wrong(ids, ends), {}, tmp_path, progress=False)
+    assert leftovers(tmp_path) == []
+
+
+def test_bytes_that_no_token_claims_fall_to_the_next_token_or_the_last(tmp_path):
+    store = prepare(Texts(train=[["abc", "de"]]), lambda documents: Wrong([1], [1]), {}, tmp_path, progress=False)
+    # "a" | "bc" + "d" + "e", which nothing follows
+    assert store.split("train").n_bytes.tolist() == [1, 4]
+
+
+def _prepare_counting(folder, barrier, results):
+    def train(documents):
+        results.put("trained")
+        time.sleep(0.3)
+        return byte(documents)
+
+    barrier.wait()
+    store = prepare(Texts(train=POEMS * 50), train, {}, folder, progress=False)
+    results.put(store.split("train").totals["tokens"])
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_processes_that_prepare_at_the_same_moment_share_one_store(tmp_path, locks, monkeypatch):
+    if not locks:
+        monkeypatch.setattr("lmlab.data.cache.fcntl", None)
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(3), context.Queue()
+    arguments = (tmp_path, barrier, results)
+    processes = [context.Process(target=_prepare_counting, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    got = [results.get(timeout=5) for _ in range(4 if locks else 6)]
+    assert got.count("trained") == (1 if locks else 3)
+    assert len({n for n in got if n != "trained"}) == 1
+    assert len(leftovers(tmp_path)) == 1
+
+
+def test_what_a_killed_preparation_left_is_swept(tmp_path):
+    context = multiprocessing.get_context("fork")
+
+    def die(documents):
+        os._exit(9)
+
+    process = context.Process(target=prepare, args=(Texts(train=POEMS), die, {}, tmp_path, False))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9
+    assert len(leftovers(tmp_path)) == 1
+    store = prepare(Texts(train=POEMS), byte, {}, tmp_path, progress=False)
+    assert leftovers(tmp_path) == [store.path.name]
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lmlab.data.progress.EVERY_S", 0.0)
+    prepare(Texts(train=POEMS), byte, {}, tmp_path, progress=True)
+    error = capsys.readouterr().err
+    assert error.startswith("preparing texts: encoding train, 0 MB, 0 s")
+    assert "\r" not in error
+    assert "\x1b" not in error

@@ -1,0 +1,123 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmlab.models import cross_entropy
+from lmlab.models.cross_entropy import linear_nll
+
+N, D, V = 37, 6, 101
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """Tiny sizes that take the path of large vocabularies: several blocks, a last one that is narrower, two parts."""
+    for name, value in {"SMALL": 0, "BLOCK": 16 * 20, "WIDTHS": (16, 16), "ROWS": 20}.items():
+        monkeypatch.setattr(cross_entropy, name, value)
+
+
+def problem(bias=True):
+    torch.manual_seed(0)
+    hidden = torch.randn(N, D, requires_grad=True)
+    weight = torch.randn(V, D, requires_grad=True)
+    b = torch.randn(V, requires_grad=True) if bias else None
+    # Repeated targets, and the ends of the vocabulary.
+    targets = torch.randint(V, (N,))
+    targets[:6] = torch.tensor([0, V - 1, 15, 16, 16, 16])
+    return hidden, weight, b, targets
+
+
+def gradients(nll, parameters):
+    # Arbitrary weights, some of them zero, as a mask gives.
+    w = torch.rand(len(nll), generator=torch.Generator().manual_seed(3))
+    w[::5] = 0
+    return torch.autograd.grad((nll * w).sum(), [p for p in parameters if p is not None])
+
+
+@pytest.mark.parametrize("kept_bytes", [2**29, 0], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("bias", [True, False])
+def test_nll_in_blocks_equals_cross_entropy(blocks, monkeypatch, kept_bytes, softcap, bias):
+    monkeypatch.setattr(cross_entropy, "KEPT_BYTES", kept_bytes)
+    hidden, weight, b, targets = problem(bias)
+    logits = F.linear(hidden, weight, b)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = F.cross_entropy(logits, targets, reduction="none")
+    found = linear_nll(hidden, weight, b, targets, softcap)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    parameters = (hidden, weight, b)
+    for ours, theirs in zip(gradients(found, parameters), gradients(expected, parameters), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_frozen_matrix_costs_no_gradient(blocks):
+    hidden, weight, _, targets = problem()
+    expected = torch.autograd.grad(linear_nll(hidden, weight, None, targets).sum(), hidden)
+    found = linear_nll(hidden, weight.detach(), None, targets)
+    found.sum().backward()
+    torch.testing.assert_close(hidden.grad, *expected)
+
+
+def test_huge_logits_neither_overflow_nor_lose_gradients(blocks):
+    hidden, weight, b, targets = problem()
+    found = linear_nll(hidden * 1e3, weight, b, targets)
+    expected = F.cross_entropy(F.linear(hidden * 1e3, weight, b), targets, reduction="none")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(gradients(found, [weight, b]), gradients(expected, [weight, b]), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-5)
+
+
+def test_nothing_is_kept_where_no_gradient_is_wanted(blocks):
+    hidden, weight, b, targets = problem()
+    with torch.no_grad():
+        assert linear_nll(hidden, weight, b, targets).grad_fn is None
+    torch.testing.assert_close(
+        linear_nll(hidden, weight, b, targets).detach(), linear_nll(hidden.detach(), weight, b, targets).detach()
+    )
+
+
+def kept_for_backward(kept_bytes, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "KEPT_BYTES", kept_bytes)
+    hidden, weight, b, targets = problem()
+    sizes = []
+
+    def pack(t):
+        sizes.append(t.numel())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        linear_nll(hidden, weight, b, targets)
+    return sum(sizes) - hidden.numel() - 2 * (weight.numel() + b.numel())
+
+
+def test_the_backward_pass_holds_one_number_a_logit_or_none(blocks, monkeypatch):
+    per_row = 20  # a few vectors of N, and one per block
+    assert N * V <= kept_for_backward(2**29, monkeypatch) <= N * (V + per_row)
+    assert kept_for_backward(0, monkeypatch) <= N * per_row
+
+
+@pytest.mark.parametrize("size", ["small", "blocks"])
+def test_nll_is_in_full_precision_under_autocast(size, request):
+    if size == "blocks":
+        request.getfixturevalue("blocks")
+    hidden, weight, b, targets = problem()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_nll(hidden, weight, b, targets)
+    exact = linear_nll(hidden, weight, b, targets)
+    assert found.dtype == torch.float32
+    assert (found > 0).all()
+    torch.testing.assert_close(found, exact, atol=0.1, rtol=0.05)
+    for half, full in zip(gradients(found, [hidden, weight, b]), gradients(exact, [hidden, weight, b]), strict=True):
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, full, atol=0.05, rtol=0.05)
+
+
+def test_a_confident_prediction_keeps_its_gradient_in_half_precision(blocks):
+    """p = 0.9995: softmax - 1 is -0.0005, which bf16 would round away next to 1."""
+    hidden, weight = torch.ones(1, 1), torch.zeros(V, 1)
+    weight[7] = 12.0
+    weight.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_nll(hidden, weight, None, torch.tensor([7]))
+    found.backward(torch.ones(1))
+    p = 1 / (1 + 100 * torch.tensor(-12.0).exp())
+    torch.testing.assert_close(weight.grad[7, 0], p - 1, rtol=0.01, atol=0)

@@ -98,7 +98,10 @@ def total_steps(config: Mapping[str, Any], batching: Any) -> int:
     if trainer.get("max_steps") not in (None, -1):
         budgets.append(int(trainer["max_steps"]))
     if trainer.get("max_epochs") not in (None, -1):
-        budgets.append(int(np.ceil(trainer["max_epochs"] * batching.steps_per_epoch)))
+        epochs = trainer["max_epochs"]
+        # Random lengths give each epoch its own number of steps.
+        whole = batching.epoch_start(int(epochs))
+        budgets.append(whole + int(np.ceil((epochs - int(epochs)) * batching.steps_per_epoch)))
     if (tokens := parse_count(config.get("max_tokens"), "max_tokens")) is not None:
         budgets.append(-(-tokens // batching.tokens_per_step))
     if not budgets:
@@ -166,13 +169,13 @@ def plan(config: DictConfig) -> Plan:
 
 def check_pairing(model: nn.Module, batching: Any) -> None:
     """Refuse a model and a batching that make no sense together."""
-    limit = getattr(model, "max_context", None)
-    if batching.carries_state and not getattr(model, "slides", True):
+    limit = model.max_context
+    if batching.carries_state and not model.slides:
         raise ValueError(
             "batching=lanes carries state past the end of learned positions; "
             "use batching=windows, or model.positions=rotary"
         )
-    if limit is not None and not getattr(model, "slides", True) and batching.seq_len > limit:
+    if not model.slides and batching.seq_len > limit:
         raise ValueError(
             f"batching.seq_len={batching.seq_len} is longer than the model's max_context={limit}; "
             f"use batching.seq_len={limit} or a larger model.max_context"

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
-
 from lmlab.tokenizers import bytelevel, document
 from lmlab.tokenizers.sample import sample
 from lmlab.tokenizers.subwords import Subwords, rust
@@ -33,7 +32,7 @@ class BPETokenizer(Subwords):
 def train(documents: Iterable[str], vocab_size: int, min_frequency: int, sample_bytes: int) -> BPETokenizer:
     """Learn merges until there are `vocab_size` tokens, or no pair occurs `min_frequency` times: then fewer.
 
-    sample_bytes: see `sample`; training keeps in memory some 10 bytes for each byte of English, 100 of Chinese.
+    sample_bytes: see `sample`; training keeps in memory some 10 bytes for each byte of English, 60 of Chinese.
     """
     if vocab_size < MIN_VOCAB:
         raise ValueError(f"vocab_size={vocab_size} must be at least {MIN_VOCAB}: the 256 bytes and <eos>")

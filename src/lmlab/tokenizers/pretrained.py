@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 
 import tokenizers
 from lmlab.tokenizers import bytelevel, document
-from lmlab.tokenizers.subwords import Subwords, rust
+from lmlab.tokenizers.subwords import Subwords
 from lmlab.tokenizers.vocabulary import REPLACEMENT
 
 # Tried in this order where nothing beside the file says which token ends or begins a text.
@@ -25,31 +25,23 @@ class PretrainedTokenizer(Subwords):
 
     kind = "pretrained"
 
-    def __init__(self, content: dict[str, Any], pieces: list[bytes] | None, strips: bool, **rest: Any):
+    def __init__(self, content: dict[str, Any], pieces: list[bytes] | None, **rest: Any):
         super().__init__(content, [b""] * _size(content) if pieces is None else pieces, **rest)
         self._by_pairs = pieces is None
         # A space that the tokenizer itself put before the text.
-        self._strips = strips
+        self._strips = pieces is not None and _prefixes_space(self.rust, content)
         self.cuts_at_space = _is_gpt2(content)
         self.lossless = _is_lossless(content)
 
     @classmethod
     def from_document(cls, content: dict[str, Any]) -> "PretrainedTokenizer":
         note = content["model"][document.NOTE]
-        backend = rust(content)
-        specials = {t["content"]: t["id"] for t in content["added_tokens"] if t["special"]}
-        specials.setdefault(note["eos"], _id(backend, note["eos"]))
+        vocab = _vocab(content)
+        eos_id, start_id = vocab[note["eos"]], vocab[note["bos"] or note["eos"]]
+        specials = {t["content"]: t["id"] for t in content["added_tokens"] if t["special"]} | {note["eos"]: eos_id}
         unk_id = _unk_id(content)
         pieces = _spell(content, specials, unk_id)
-        return cls(
-            content,
-            pieces,
-            strips=pieces is not None and _prefixes_space(backend, content),
-            specials=specials,
-            eos_id=specials[note["eos"]],
-            start_id=_id(backend, note["bos"] or note["eos"]),
-            unk_id=unk_id,
-        )
+        return cls(content, pieces, specials=specials, eos_id=eos_id, start_id=start_id, unk_id=unk_id)
 
     def to_bytes(self, token: int, previous: int | None) -> bytes:
         if self._by_pairs:
@@ -92,29 +84,29 @@ def adopt(file: Path, eos_token: str | None = None, bos_token: str | None = None
     """A tokenizer.json of any origin; the files that Hugging Face lays beside it name its <eos> and <bos>."""
     content, _ = document.read(file)
     named = _named_beside(file)
-    try:
-        return _adopt(content, str(file), eos_token or named.get("eos"), bos_token or named.get("bos"))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise document.damaged(file, error) from error
+    return _adopt(content, str(file), eos_token or named.get("eos"), bos_token or named.get("bos"))
 
 
 def _adopt(content: dict[str, Any], source: str, eos: str | None, bos: str | None) -> PretrainedTokenizer:
     try:
-        backend = rust(content)
-    except ValueError as error:
+        known = _vocab(content)
+        specials = [t["content"] for t in content["added_tokens"] if t["special"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise document.damaged(source, error) from error
-    specials = [t["content"] for t in content["added_tokens"] if t["special"]]
     eos = eos or next((n for n in EOS_NAMES if n in specials), specials[0] if len(specials) == 1 else None)
     bos = bos or next((n for n in BOS_NAMES if n in specials), None)
     for key, name in (("eos_token", eos), ("bos_token", bos)):
-        if name is not None and backend.token_to_id(name) is None:
+        if name is not None and name not in known:
             raise ValueError(f"{key}={name!r} is no token of {source}; its specials are {specials}")
     if eos is None:
         raise ValueError(f"{source} does not say which token ends a text: set tokenizer.eos_token to one of {specials}")
     note = {"format": document.FORMAT, "kind": PretrainedTokenizer.kind, "eos": eos, "bos": bos}
     # BPE dropout is for the one who trains on it: here a text has one encoding.
     model = {**content["model"], **({"dropout": None} if "dropout" in content["model"] else {}), document.NOTE: note}
-    return PretrainedTokenizer.from_document({**content, "model": model})
+    try:
+        return PretrainedTokenizer.from_document({**content, "model": model})
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise document.damaged(source, error) from error
 
 
 def _named_beside(file: Path) -> dict[str, str]:
@@ -154,13 +146,6 @@ def _from_hugging_face(name: str, revision: str | None) -> tuple[dict[str, Any],
     if not isinstance(backend, tokenizers.Tokenizer):
         raise ValueError(f"tokenizer.source={name} has no tokenizer.json ({type(tokenizer).__name__}): take another")
     return json.loads(backend.to_str()), {"eos": tokenizer.eos_token, "bos": tokenizer.bos_token}
-
-
-def _id(backend: tokenizers.Tokenizer, name: str) -> int:
-    token = backend.token_to_id(name)
-    if token is None:
-        raise ValueError(f"the token {name!r} is not in the vocabulary")
-    return token
 
 
 def _vocab(content: dict[str, Any]) -> dict[str, int]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import tokenizers
 
+import tokenizers
 from lmlab.tokenizers import document
 from lmlab.tokenizers.codepoints import count_characters
 from lmlab.tokenizers.sample import sample
@@ -24,8 +24,8 @@ PARTS: dict[str, Any] = {
     "pre_tokenizer": {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
     "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
 }
-# The count changes in the fifth digit from the third round on (WikiText-2 and Song lyrics).
-ROUNDS = 4
+# Later rounds change the bits in the fifth digit (WikiText-2 and Song lyrics).
+ROUNDS = 3
 
 
 class UnigramTokenizer(Subwords):

@@ -122,7 +122,7 @@ class LMModule(LightningModule):
             loss = loss + share * self._activation_penalty(hidden)
         self.manual_backward(loss)
         self.window.update(nll.detach(), batch.mask, batch.counts)
-        return detach(state) if batch.reset is not None else None
+        return None if batch.reset is None else detach(state)
 
     def _activation_penalty(self, hidden: Tensor) -> Tensor:
         """AR on the dropped output, TAR on the undropped (Merity et al. 2017, section 4.2)."""
@@ -219,7 +219,9 @@ class LMModule(LightningModule):
         self.schedule.observe(metrics[self.monitor])
         if hasattr(optimizer := self.trainer.optimizers[0], "observe"):
             optimizer.observe(metrics[self.monitor])
-        # Time spent validating is no training time.
+
+    def on_validation_end(self) -> None:
+        # Time spent validating, saving and sampling is no training time.
         self._clock += time.perf_counter() - self._before_validation
 
     # Beginning, saving and resuming: Lightning's own loop counters are set, not restored.

@@ -44,8 +44,9 @@ class SplitWriter:
         Raises ValueError when there is no text, or a tokenizer's spans do not cover the text exactly.
         """
         for batch in _batches(_steps(documents)):
+            before = int(self._source[0])
             self._write(batch)
-            self._advance(sum(len(text) for text, _, _ in batch))
+            self._advance(int(self._source[0]) - before)
         return self._finish()
 
     def _write(self, batch: list[Step]) -> None:

@@ -29,14 +29,22 @@ def span_counts(source: bytes, ends: np.ndarray, breaks: np.ndarray) -> tuple[np
     space = _spaces(data)
     fresh = np.concatenate([[False], space[:-1]])
     fresh[breaks] = True
-    first = (data & 0xC0) != 0x80
     counts = np.empty((3, len(ends)), dtype=np.int32)
-    counts[0] = lengths
-    for row, mark in ((1, first), (2, first & ~space & fresh)):
-        summed = np.zeros(len(data) + 1, dtype=np.int32)
-        np.cumsum(mark, out=summed[1:])
-        counts[row] = np.diff(summed[bounds])
+    counts[:2] = lengths
+    word = ~space & fresh
+    if data.max() >= 0x80:
+        first = (data & 0xC0) != 0x80
+        counts[1] = _marks(first, bounds)
+        word &= first
+    counts[2] = _marks(word, bounds)
     return counts, bool(space[-1])
+
+
+def _marks(mark: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """How many marks lie between neighbouring bounds."""
+    summed = np.zeros(len(mark) + 1, dtype=np.int32)
+    np.cumsum(mark, out=summed[1:])
+    return np.diff(summed[bounds])
 
 
 def _spaces(data: np.ndarray) -> np.ndarray:

@@ -177,13 +177,15 @@ def _check(path: Path, up_to: int | None = CHECK_UP_TO) -> dict[str, Any]:
 class _Texts:
     """The train split's pieces, as often as they are asked for."""
 
-    def __init__(self, corpus: Corpus):
-        self._corpus = corpus
+    def __init__(self, corpus: Corpus, shown: Progress):
+        self._corpus, self._shown = corpus, shown
 
     def __iter__(self) -> Iterator[str]:
         if "train" in self._corpus.splits:
             for document in self._corpus.documents("train"):
-                yield from document.pieces
+                for piece in document.pieces:
+                    self._shown.advance(0)
+                    yield piece
 
 
 def _make(folder: Path, corpus: Corpus, train_tokenizer: Callable[..., "Tokenizer"], progress: bool) -> "Tokenizer":
@@ -191,7 +193,7 @@ def _make(folder: Path, corpus: Corpus, train_tokenizer: Callable[..., "Tokenize
     began = time.perf_counter()
     with Progress(f"preparing {corpus.name}", corpus.approximate_bytes() if progress else None, progress) as shown:
         shown.say("training the tokenizer")
-        tokenizer = train_tokenizer(documents=_Texts(corpus))
+        tokenizer = train_tokenizer(documents=_Texts(corpus, shown))
         tokenizer.save(folder / "tokenizer.json")
         trained = time.perf_counter()
         splits = {}

@@ -18,7 +18,7 @@ BUDGETS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "max_t
 _NOT_IDENTITY = (
     "run_dir runs_root cache_dir logger dry_run devices floors test callbacks.progress callbacks.samples trainer.accelerator "
     "trainer.devices trainer.strategy trainer.profiler corpus.path corpus.train corpus.val corpus.test "
-    "tokenizer.path training.micro_batch_size training.log_every training.histograms"
+    "tokenizer.source training.micro_batch_size training.log_every training.histograms"
 ).split()
 
 # Everything a stored run may name. `allow_targets` extends it; a run cannot.
@@ -83,7 +83,11 @@ def plain(config: DictConfig | Mapping) -> dict[str, Any]:
 def asked(config: Mapping) -> dict[str, Any]:
     """What makes a run the run that it is: the config without places, devices and display."""
     kept = OmegaConf.create(plain(config))
+    # A data set's name on a hub is no place on a disk: it stays.
+    hub = str(OmegaConf.select(kept, "corpus._target_")).endswith("HuggingFace")
     for key in _NOT_IDENTITY:
+        if hub and key.startswith("corpus."):
+            continue
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(kept, parent) if parent else kept
         if isinstance(node, DictConfig) and leaf in node:

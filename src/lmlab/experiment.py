@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -50,7 +51,11 @@ def build_text(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def tokenizer_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
-    return plain(config["tokenizer"])
+    """What tells this tokenizer from others: how it is trained, or, where somebody else trained it, its content."""
+    recipe = plain(config["tokenizer"])
+    if "source" not in recipe:
+        return recipe
+    return {"pretrained": xxhash.xxh3_128_hexdigest(instantiate(config["tokenizer"])(documents=()).to_json().encode())}
 
 
 def build_model(node: Mapping[str, Any], vocab_size: int, token_counts: torch.Tensor | None) -> nn.Module:
@@ -141,6 +146,7 @@ def plan(config: DictConfig) -> Plan:
         "vocab_size": vocab_size,
         "start_id": start_id,
         "store": store.path.name,
+        "fingerprint": store.fingerprint,
         "n_params": count_parameters(model),
         "device": device,
     }

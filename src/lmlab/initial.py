@@ -44,4 +44,4 @@ def _from_hugging_face(name: str) -> Initial:
 
 
 def _pretrained(path: Path | str) -> dict[str, Any]:
-    return {"_target_": "lmlab.tokenizers.pretrained.train", "_partial_": True, "path": str(path)}
+    return {"_target_": "lmlab.tokenizers.pretrained.train", "_partial_": True, "source": str(path), "revision": None, "eos_token": None, "bos_token": None}

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
 from lmlab.config import cache_dir, check_targets, conf_dir, flatten, plain
-from lmlab.experiment import build_model, build_store
+from lmlab.experiment import build_model
 from lmlab.run_directory import RunDirectory
 from lmlab.tokenizers import load as load_tokenizer
 
@@ -89,17 +90,21 @@ class Run:
 
     def store(self, corpus: Mapping[str, Any] | None = None) -> Any:
         """The token store of the run's own text, or of another corpus under the run's tokenizer."""
+        from lmlab.data.store import DamagedStore, Store, prepare
+
+        cache = cache_dir(self.config.get("cache_dir"))
+        decided = self.config["decided"]
         if corpus is None:
-            return build_store({k: self.config.get(k) for k in ("corpus", "tokenizer", "cache_dir")})
-        from hydra.utils import instantiate
-
-        from lmlab.data.store import prepare
-
+            try:
+                return Store(cache / "stores" / decided["store"])
+            except (FileNotFoundError, DamagedStore):
+                log.info("the run's token store is not in %s; it is made again", cache)
+        text = instantiate(self.config["corpus"] if corpus is None else corpus)
+        if corpus is None and text.fingerprint() != decided["fingerprint"]:
+            raise ValueError(f"the text that {self.path} was trained on has changed; give the text: corpus=files corpus.test=PATH")
         # Keyed by the tokenizer's own content: another run's tokenizer of the same recipe may differ.
-        text = self.directory.tokenizer.read_text(encoding="utf-8")
-        return prepare(
-            instantiate(corpus), lambda documents: self.tokenizer, {"tokenizer": text}, cache_dir(None), progress=False
-        )
+        recipe = {"tokenizer": self.tokenizer.to_json()}
+        return prepare(text, lambda documents: self.tokenizer, recipe, cache, progress=False)
 
     def evaluate(
         self,

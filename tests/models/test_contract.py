@@ -1,5 +1,6 @@
 """What every model promises, tried on every option of conf/model and on variants that take other paths."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from lmlab.types import expand, map_state, reset, select
 
@@ -41,15 +43,19 @@ CASES = {option: [option, *TINY.get(option, [])] for option in OPTIONS} | VARIAN
 LEARNED = [name for name, (option, *_) in CASES.items() if option not in COUNTED]
 
 
-def build(name: str, seed: int = 0) -> torch.nn.Module:
-    """The case's model with random weights, or fitted to random text, in evaluation mode."""
+@cache
+def config(name: str) -> DictConfig:
     option, *overrides = CASES[name]
     keys = [f"model/{o}" if o.startswith("head=") else f"model.{o}" for o in overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(overrides=[f"+model={option}", *keys])
+        return compose(overrides=[f"+model={option}", *keys]).model
+
+
+def build(name: str, seed: int = 0) -> torch.nn.Module:
+    """The case's model with random weights, or fitted to random text, in evaluation mode."""
     torch.manual_seed(seed)
-    model = instantiate(cfg.model)(vocab_size=V, token_counts=torch.randint(100, (V,)))
-    if option in COUNTED:
+    model = instantiate(config(name))(vocab_size=V, token_counts=torch.randint(100, (V,)))
+    if CASES[name][0] in COUNTED:
         model.fit(np.random.default_rng(seed).integers(0, V, 500), start_id=0)
     else:
         for p in model.parameters():  # away from zeros and from tiny scales, where mistakes hide

@@ -66,7 +66,7 @@ class SplitWriter:
         for _, first, _ in batch:
             if first is not None:
                 self._docs.write(json.dumps(first, ensure_ascii=False) + "\n")
-        self._emit(np.delete(ids, dropped), np.delete(counts, dropped, axis=1))
+        self._emit(_without(ids, dropped), _without(counts, dropped))
 
     def _counts(self, texts: list[str], encodings: list["Encoding"], firsts: np.ndarray) -> np.ndarray:
         """(3, slots): bytes, characters and words of each slot's span of the joined texts."""
@@ -151,6 +151,12 @@ class SplitWriter:
                 file.close()
             except OSError:  # the disk is full: it was said already
                 continue
+
+
+def _without(array: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+    """The last axis without some places, by stretches: np.delete's mask took a quarter of all encoding."""
+    starts, stops = np.append(0, dropped + 1), np.append(dropped, array.shape[-1])
+    return np.concatenate([array[..., a:b] for a, b in zip(starts, stops, strict=True)], axis=-1)
 
 
 def _steps(documents: Iterable[Document]) -> Iterator[Step]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Raised when the files of a store change their meaning; part of the key, so old stores are left alone.
-FORMAT = 1
+FORMAT = 2
 MANIFEST, USED = "manifest.json", ".used"
 # Files up to here are checked by content on opening, which takes about a millisecond; larger ones by size.
 CHECK_UP_TO = 4 << 20
@@ -67,7 +67,7 @@ class Split:
 class Store:
     """A prepared corpus: open it with its path, make it with `prepare`.
 
-    report: vocabulary, seconds, and per split tokens, bytes, chars, words, documents, bytes_per_token, unk_share.
+    fingerprint: the corpus's. report: vocabulary, seconds, and per split tokens, bytes, chars, words, documents, bytes_per_token, unk_share.
     Raises DamagedStore when files are missing, cut off or changed.
     """
 
@@ -75,6 +75,7 @@ class Store:
         self.path = Path(path)
         manifest = _check(self.path)
         self.report: dict[str, Any] = manifest["report"]
+        self.fingerprint: str = self.report["fingerprint"]
         self._entries: dict[str, Any] = manifest["splits"]
         self.splits: tuple[str, ...] = tuple(self._entries)
         self._opened: dict[str, Split] = {}
@@ -207,6 +208,7 @@ def _make(folder: Path, corpus: Corpus, train_tokenizer: Callable[..., "Tokenize
                 raise
     report = {
         "corpus": corpus.name,
+        "fingerprint": corpus.fingerprint(),
         "provenance": corpus.provenance(),
         "tokenizer": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,

@@ -17,7 +17,7 @@ CELLS = {"lstm": (nn.LSTM, torch.lstm), "gru": (nn.GRU, torch.gru), "rnn_tanh": 
 class LSTMLM(nn.Module):
     """Stacked recurrent network over embedded tokens.
 
-    The state is (h, c) for `lstm` and (h,) else, each (B, n_layers, D), where D is the widest layer's width and a
+    The state is (h, c) for `lstm` and (h,) otherwise, each (B, n_layers, D), where D is the widest layer's width; a
     narrower layer uses the first columns. `hidden` is the last layer's output before output dropout.
 
     d_embed, d_hidden: width of the embedding and of all layers but the last; None for d_model. A tied matrix whose
@@ -56,7 +56,8 @@ class LSTMLM(nn.Module):
         super().__init__()
         if cell not in CELLS:
             raise ValueError(f"cell={cell} must be one of {', '.join(CELLS)}")
-        d_embed, d_hidden = d_embed or d_model, d_hidden or d_model
+        d_embed = d_model if d_embed is None else d_embed
+        d_hidden = d_model if d_hidden is None else d_hidden
         sizes = {"vocab_size": vocab_size, "n_layers": n_layers, "d_model": d_model}
         for name, value in (sizes | {"d_embed": d_embed, "d_hidden": d_hidden}).items():
             if value < 1:
@@ -73,7 +74,7 @@ class LSTMLM(nn.Module):
         self.drop_between = dropout("dropout_between", dropout_between, 0)
         self.embedding = nn.Embedding(vocab_size, d_embed)
         self.widths = [d_hidden] * (n_layers - 1) + [d_model]
-        module, self._kernel = CELLS[cell]
+        module, _ = CELLS[cell]
         # One module per layer: dropout of our own goes between them, and widths may differ.
         self.layers = nn.ModuleList(
             module(d_in, d_out) for d_in, d_out in zip([d_embed, *self.widths], self.widths, strict=False)
@@ -130,10 +131,11 @@ class LSTMLM(nn.Module):
         if self.training and self.weight_drop:
             weights[1] = drop_weights(weights[1], self.weight_drop)
             weights = _flatten(weights)
+        _, kernel = CELLS[self.cell]
         hx = before if self.cell == "lstm" else before[0]
         with _kernel_precision(x.device.type):
             # has_biases, layers, dropout, train, bidirectional, batch_first
-            return self._kernel(x, hx, weights, True, 1, 0.0, self.training, False, False)
+            return kernel(x, hx, weights, True, 1, 0.0, self.training, False, False)
 
 
 def _kernel_precision(kind: str) -> AbstractContextManager:

@@ -1,5 +1,6 @@
 """Configuration: where it lies, how it is composed, what a run's identity is, and which targets may be built."""
 
+import copy
 import difflib
 import hashlib
 import json
@@ -16,8 +17,8 @@ BUDGETS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "max_t
 
 # What may change without making it another run: places, devices, and what is only shown.
 _NOT_IDENTITY = (
-    "run_dir runs_root cache_dir logger dry_run devices floors test callbacks.progress callbacks.samples trainer.accelerator "
-    "trainer.devices trainer.strategy trainer.profiler corpus.path corpus.train corpus.val corpus.test "
+    "run_dir runs_root cache_dir default_steps allow_targets logger dry_run devices floors test callbacks.progress callbacks.samples "
+    "trainer.accelerator trainer.devices trainer.strategy trainer.profiler corpus.path corpus.train corpus.val corpus.test "
     "tokenizer.source training.micro_batch_size training.log_every training.histograms"
 ).split()
 
@@ -80,19 +81,41 @@ def plain(config: DictConfig | Mapping) -> dict[str, Any]:
     return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
 
 
+def with_budget(config: DictConfig) -> DictConfig:
+    """The config with `default_steps` as its budget where no budget was asked for."""
+    filled = copy.deepcopy(config)
+    if all(OmegaConf.select(filled, key) in (None, -1) for key in BUDGETS):
+        filled.trainer.max_steps = filled.default_steps
+    return filled
+
+
 def asked(config: Mapping) -> dict[str, Any]:
     """What makes a run the run that it is: the config without places, devices and display."""
-    kept = OmegaConf.create(plain(config))
+    kept = plain(config)
     # A data set's name on a hub is no place on a disk: it stays.
-    hub = str(OmegaConf.select(kept, "corpus._target_")).endswith("HuggingFace")
+    hub = str((kept.get("corpus") or {}).get("_target_")).endswith("HuggingFace")
     for key in _NOT_IDENTITY:
         if hub and key.startswith("corpus."):
             continue
-        parent, _, leaf = key.rpartition(".")
-        node = OmegaConf.select(kept, parent) if parent else kept
-        if isinstance(node, DictConfig) and leaf in node:
-            del node[leaf]
-    return plain(kept)
+        *parents, leaf = key.split(".")
+        node: Any = kept
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(leaf, None)
+    return kept
+
+
+def literal(node: Any) -> Any:
+    """A stored node with every string made to mean itself: nothing in it is an interpolation or calls a resolver.
+
+    `${oc.create:...}` would otherwise make a `_target_` that no check has seen.
+    """
+    if isinstance(node, Mapping):
+        return {key: literal(value) for key, value in node.items()}
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return [literal(value) for value in node]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", node) if isinstance(node, str) else node
 
 
 def identity(asked_config: Mapping) -> str:
@@ -130,6 +153,14 @@ def targets(node: Any) -> Iterable[str]:
     elif isinstance(node, Sequence) and not isinstance(node, str):
         for value in node:
             yield from targets(value)
+
+
+def short_name(node: Mapping) -> str:
+    """What a node builds, in a word: lstm, sotu, bpe, adamw."""
+    module, _, name = str(node["_target_"]).rpartition(".")
+    # A tokenizer's target is its module's function.
+    word = module.rpartition(".")[2] if name == "train" else name
+    return word.lower().removesuffix("lm").removesuffix("head")
 
 
 def check_targets(node: Any, allow_targets: Iterable[str] = ()) -> None:

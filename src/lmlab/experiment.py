@@ -3,8 +3,9 @@
 Lightning takes seconds to import, so it waits inside `train`.
 """
 
-import copy
 import logging
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lmlab.config import BUDGETS, asked, cache_dir, parse_count, plain
+from lmlab.config import BUDGETS, asked, cache_dir, parse_count, plain, short_name, with_budget
 from lmlab.data.store import Store, prepare
+from lmlab.errors import TrainingFailed
 from lmlab.initial import read_initial
+from lmlab.schema import check_keys, check_node, find
 from lmlab.sizes import count_parameters, solve_width
+from lmlab.training.ranks import count as count_ranks
 
 log = logging.getLogger("lmlab")
+
+# What a config of `train` builds, in the order in which it is checked.
+NODES = ("corpus", "tokenizer", "batching", "model", "optimizer", "schedule", "evaluation")
+TRAINER_NODES = ("training", "trainer", "callbacks", "logger")
 
 
 @dataclass
@@ -121,10 +129,10 @@ def total_steps(config: Mapping[str, Any], batching: Any) -> int:
 
 def plan(config: DictConfig) -> Plan:
     """Text, model, batches and schedule for a training config; no trainer yet."""
-    config = copy.deepcopy(config)
+    config = with_budget(config)
     initial = None
     if config.init_from:
-        initial = read_initial(str(config.init_from))
+        initial = read_initial(str(config.init_from), config.allow_targets)
         # Weights mean something under their own tokenizer only.
         config.model, config.tokenizer = OmegaConf.create(initial.node), OmegaConf.create(initial.tokenizer)
         log.info("model and tokenizer as in %s", config.init_from)
@@ -150,13 +158,21 @@ def plan(config: DictConfig) -> Plan:
         "n_params": count_parameters(model),
         "device": device,
     }
-    protocol = instantiate(config.evaluation)(model=model)
-    decided["protocol"] = protocol.as_dict()
     if hasattr(model, "fit"):
+        protocol = instantiate(config.evaluation)(model=model)
+        decided["protocol"] = protocol.as_dict()
         return Plan(config, store, model, None, protocol, 0, None, decided)
 
     batching = instantiate(config.batching)(split=store.split("train"), start_id=start_id, seed=config.seed)
     check_pairing(model, batching)
+    protocol = instantiate(config.evaluation)(model=model, **trained_context(config, model, batching))
+    decided["protocol"] = protocol.as_dict()
+    devices = count_ranks(config.trainer.devices, device)
+    if batching.batch_size % devices:
+        raise ValueError(
+            f"batching.batch_size={batching.batch_size} must be a multiple of devices={devices}: it is global, and each "
+            "process takes an equal share of its rows"
+        )
     if config.trainer.get("overfit_batches"):
         from lmlab.data.datamodule import RepeatedBatch
 
@@ -164,6 +180,7 @@ def plan(config: DictConfig) -> Plan:
     steps = total_steps(config, batching)
     schedule = instantiate(config.schedule)(total_steps=steps, steps_per_epoch=batching.steps_per_epoch)
     decided |= {
+        "devices": devices,
         "precision": choose_precision(config.precision, device),
         "compile": choose_compile(config.compile, device),
         "total_steps": steps,
@@ -175,17 +192,28 @@ def plan(config: DictConfig) -> Plan:
 
 def check_pairing(model: nn.Module, batching: Any) -> None:
     """Refuse a model and a batching that make no sense together."""
-    limit = model.max_context
-    if batching.carries_state and not model.slides:
+    limit, slides = model.max_context, getattr(model, "slides", True)
+    if batching.carries_state and not slides:
         raise ValueError(
             "batching=lanes carries state past the end of learned positions; "
             "use batching=windows, or model.positions=rotary"
         )
-    if not model.slides and batching.seq_len > limit:
+    if not slides and batching.seq_len > limit:
         raise ValueError(
             f"batching.seq_len={batching.seq_len} is longer than the model's max_context={limit}; "
             f"use batching.seq_len={limit} or a larger model.max_context"
         )
+
+
+def trained_context(config: DictConfig, model: nn.Module, batching: Any) -> dict[str, int]:
+    """A window to evaluate in that is no longer than the rows trained on, unless one was asked for.
+
+    A model can hold more than it was shown, and is worse there. Weights from elsewhere have seen all of it.
+    """
+    shorter = not model.recurrent and not batching.carries_state and batching.seq_len < model.max_context
+    if not shorter or config.init_from or config.evaluation.get("max_context", 0) is not None:
+        return {}
+    return {"max_context": batching.seq_len}
 
 
 def check_interval(asked_interval: float | int | None, steps: int, steps_per_epoch: int) -> int:
@@ -206,14 +234,16 @@ def recorded(plan: Plan, format_number: int) -> dict[str, Any]:
     return {"format": format_number, **plain(plan.config), "decided": plan.decided}
 
 
-def train(config: DictConfig) -> dict[str, Any]:
+def train(config: DictConfig, swept: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Train as configured and return results.json's content. What `lmlab train` does, and what notebooks call.
 
-    A finished run is reported and left alone; an unfinished one continues.
+    A finished run is reported and left alone; an unfinished one continues. swept: the keys that a sweep varies, with
+    this run's values; they become part of its directory's name.
     """
     from lmlab.run_directory import RunDirectory, fresh
 
-    what = asked(config)
+    check_config(config)
+    what = asked(with_budget(config))
     directory = RunDirectory(config.run_dir) if config.run_dir else None
     verdict = directory.check(what) if directory else "new"
     if verdict == "finished":
@@ -223,20 +253,57 @@ def train(config: DictConfig) -> dict[str, Any]:
     if config.dry_run:
         return dry_run(planned)
     if directory is None:
-        directory = RunDirectory(fresh(config.runs_root, run_name(config)))
-    if directory.exists() and (stored := directory.config()["decided"]["store"]) != planned.decided["store"]:
-        raise ValueError(f"{directory.path} was trained on other text (store {stored}, now {planned.decided['store']})")
+        directory = RunDirectory(fresh(config.runs_root, run_name(config, swept or {})))
+    check_continuation(planned, directory)
     directory.claim()
     try:
         return _train(planned, directory, what, verdict)
+    except TrainingFailed:
+        raise
+    except Exception:
+        # Refused by the trainer alone: nothing was trained, so nothing is left behind.
+        if verdict == "new" and not directory.last.exists():
+            shutil.rmtree(directory.path, ignore_errors=True)
+        raise
     finally:
         directory.release()
 
 
+def check_continuation(planned: Plan, directory: Any) -> None:
+    """Refuse to continue a run on other text, or to fewer steps than it was to have."""
+    # Killed before config.yaml was written, it has decided nothing yet.
+    if not (directory.path / "config.yaml").exists():
+        return
+    before = directory.config()["decided"]
+    if before["store"] != planned.decided["store"]:
+        raise ValueError(
+            f"{directory.path} was trained on other text (store {before['store']}, now {planned.decided['store']})"
+        )
+    if planned.total_steps < before.get("total_steps", 0):
+        raise ValueError(
+            f"the budget of {planned.total_steps} steps is below the {before['total_steps']} of {directory.path}; "
+            "a budget can only grow"
+        )
+
+
+def check_config(config: DictConfig) -> None:
+    """Every key's type, and every node against its constructor, before anything is read or written."""
+    tree = plain(config)
+    check_keys(tree)
+    # A model that counts needs no trainer, and Lightning costs seconds.
+    counts = hasattr(find(str(tree["model"]["_target_"]), "model"), "fit")
+    for group in NODES if counts else (*NODES, *TRAINER_NODES):
+        check_node(tree.get(group), group)
+
+
 def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) -> dict[str, Any]:
     from lmlab.run_directory import FORMAT, environment
+    from lmlab.training.checkpoints import read
     from lmlab.training.fit import fit, fit_counts
 
+    counts = planned.batching is None
+    # Read before anything is written: it may be damaged.
+    checkpoint = read(directory.last) if directory.last.exists() and not counts else None
     if verdict == "new" or not directory.last.exists():
         directory.write_yaml("asked.yaml", what)
     directory.write_yaml("config.yaml", recorded(planned, FORMAT))
@@ -244,7 +311,7 @@ def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) ->
     if not (directory.path / "environment.json").exists():
         directory.write_json("environment.json", environment(planned.decided["device"]))
     with log_to(directory.path / "train.log"):
-        training = (fit_counts if planned.batching is None else fit)(planned, directory)
+        training = fit_counts(planned, directory) if counts else fit(planned, directory, checkpoint)
         # Only now: a larger budget that failed to start must not have replaced the record.
         directory.write_yaml("asked.yaml", what)
         from lmlab.training.results import summarise
@@ -253,13 +320,11 @@ def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) ->
     return results | {"run_dir": str(directory.path)}
 
 
-def run_name(config: DictConfig) -> str:
-    """corpus_tokenizer_model_seed, from the options' class names."""
-
-    def short(node: Mapping[str, Any]) -> str:
-        return str(node["_target_"]).split(".")[-2 if str(node["_target_"]).endswith("train") else -1].lower()
-
-    return f"{short(config.corpus)}_{short(config.tokenizer)}_{short(config.model)}_seed{config.seed}"
+def run_name(config: DictConfig, swept: Mapping[str, str]) -> str:
+    """corpus_tokenizer_model_seed, from the options' class names; then what else tells it from a sweep's other runs."""
+    names = [short_name(config[group]) for group in ("corpus", "tokenizer", "model")]
+    more = [f"{key.rpartition('.')[2]}={value}" for key, value in swept.items() if key != "seed" and value not in names]
+    return re.sub(r"[^\w.,=+-]+", "-", "_".join([*names, f"seed{config.seed}", *more]))
 
 
 class log_to:

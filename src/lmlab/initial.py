@@ -1,13 +1,13 @@
 """Where the first weights come from when not from chance: another run, or Hugging Face. Both bring their tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lmlab.config import check_targets
+from lmlab.config import check_targets, literal
 from lmlab.run_directory import RunDirectory
 
 
@@ -20,18 +20,23 @@ class Initial:
     tokenizer: dict[str, Any]
 
 
-def read_initial(source: str) -> Initial:
-    """source: RUN_DIR, or hf:PATH_OR_NAME. Raises FileNotFoundError or ValueError where it cannot start a run."""
-    return _from_hugging_face(source.removeprefix("hf:")) if source.startswith("hf:") else _from_run(source)
+def read_initial(source: str, allow_targets: Iterable[str] = ()) -> Initial:
+    """source: RUN_DIR, or hf:PATH_OR_NAME. allow_targets: classes of your own that the run may name.
+
+    Raises FileNotFoundError or ValueError where it cannot start a run.
+    """
+    if source.startswith("hf:"):
+        return _from_hugging_face(source.removeprefix("hf:"))
+    return _from_run(source, allow_targets)
 
 
-def _from_run(path: str) -> Initial:
+def _from_run(path: str, allow_targets: Iterable[str]) -> Initial:
     from lmlab.training.checkpoints import read, weights
 
     directory = RunDirectory(path)
-    config = directory.config()
-    check_targets(config["model"])
-    return Initial(config["model"], weights(read(directory.best)), _pretrained(directory.tokenizer))
+    node = directory.config()["model"]
+    check_targets(node, allow_targets)
+    return Initial(literal(node), weights(read(directory.best)), _pretrained(directory.tokenizer))
 
 
 def _from_hugging_face(name: str) -> Initial:
@@ -44,4 +49,11 @@ def _from_hugging_face(name: str) -> Initial:
 
 
 def _pretrained(path: Path | str) -> dict[str, Any]:
-    return {"_target_": "lmlab.tokenizers.pretrained.train", "_partial_": True, "source": str(path), "revision": None, "eos_token": None, "bos_token": None}
+    return {
+        "_target_": "lmlab.tokenizers.pretrained.train",
+        "_partial_": True,
+        "source": literal(str(path)),
+        "revision": None,
+        "eos_token": None,
+        "bos_token": None,
+    }

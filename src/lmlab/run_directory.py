@@ -22,6 +22,16 @@ FORMAT = 1
 
 log = logging.getLogger("lmlab")
 
+# The one in C: a table of a thousand runs is read in a second.
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes the same list twice rather than an alias of it."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
 
 class RunDirectory:
     """Paths and records of one run. Reading touches nothing; `claim` makes it ours to write."""
@@ -62,15 +72,16 @@ class RunDirectory:
         if not path.is_file():
             raise FileNotFoundError(f"{self.path} is no run: it has no {name}; make one with: lmlab train run_dir={self.path}")
         try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
+            refuse_aliases(tree, set())
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
         if not isinstance(tree, dict):
             raise ValueError(f"{path} is damaged: it holds no mapping")
         return tree
 
     def write_yaml(self, name: str, tree: Mapping[str, Any]) -> None:
-        self._write(name, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True))
+        self._write(name, yaml.dump(dict(tree), Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
     def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
         self._write(name, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
@@ -99,16 +110,17 @@ class RunDirectory:
             told = ", ".join(f"{k}: {was!r} there, {now!r} now" for k, (was, now) in changed.items())
             raise ValueError(f"run_dir={self.path} is another run ({told}); name another run_dir, or ask the same")
         old, new = flatten(before), flatten(asked)
-        larger = False
+        changed_budget = False
         for key in BUDGETS:
             was, now = budget(old.get(key)), budget(new.get(key))
-            if now < was:
+            # One that was not asked for before is compared in steps, when they are known.
+            if now < was < float("inf"):
                 raise ValueError(f"{key}={new.get(key)} is below the {old.get(key)} of {self.path}; a budget can only grow")
-            larger |= now > was
+            changed_budget |= now != was
         results = self.results()
         finished = results is not None and results["training"]["stopped_because"] != "interrupted"
         if finished:
-            return "extend" if larger else "finished"
+            return "extend" if changed_budget else "finished"
         return "continue"
 
     def claim(self) -> None:
@@ -124,6 +136,16 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def refuse_aliases(tree: Any, seen: set[int]) -> None:
+    """Raise YAMLError where a node stands in two places: a few such lines unfold to gigabytes."""
+    if isinstance(tree, dict | list):
+        if id(tree) in seen:
+            raise yaml.YAMLError("it has aliases, which no run writes")
+        seen.add(id(tree))
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            refuse_aliases(value, seen)
 
 
 def budget(value: Any) -> float:

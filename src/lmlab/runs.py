@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmlab.config import cache_dir, check_targets, conf_dir, flatten, plain
+from lmlab.config import cache_dir, check_targets, conf_dir, flatten, literal, plain
 from lmlab.experiment import build_model
 from lmlab.run_directory import RunDirectory
 from lmlab.tokenizers import load as load_tokenizer
@@ -50,8 +50,10 @@ class Run:
         self.path, self.checkpoint, self.device = self.directory.path, checkpoint, device
         self.config = self.directory.config()
         self._allow_targets = tuple(allow_targets)
-        for group in ("model", "corpus", "tokenizer"):
-            check_targets(self.config.get(group), self._allow_targets)
+        for group in ("model", "corpus", "tokenizer", "decided"):
+            if not isinstance(self.config.get(group), dict):
+                raise ValueError(f"{self.path / 'config.yaml'} is damaged: it has no {group}")
+            check_targets(self.config[group], self._allow_targets)
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -75,7 +77,7 @@ class Run:
         path = self.directory.checkpoints / f"{self.checkpoint}.ckpt"
         state = weights(read(path))
         # A head that sorts its words by frequency keeps the order in its buffers: any counts will do here.
-        model = build_model(self.config["model"], vocab_size, torch.ones(vocab_size, dtype=torch.long))
+        model = build_model(literal(self.config["model"]), vocab_size, torch.ones(vocab_size, dtype=torch.long))
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -88,6 +90,10 @@ class Run:
 
         return Protocol(**self.config["decided"]["protocol"])
 
+    def resolve(self, evaluation: Mapping[str, Any]) -> "Protocol":
+        """The protocol that a node as in conf/evaluation means for this run's model."""
+        return instantiate(evaluation)(model=self.model)
+
     def store(self, corpus: Mapping[str, Any] | None = None) -> Any:
         """The token store of the run's own text, or of another corpus under the run's tokenizer."""
         from lmlab.data.store import DamagedStore, Store, prepare
@@ -99,9 +105,11 @@ class Run:
                 return Store(cache / "stores" / decided["store"])
             except (FileNotFoundError, DamagedStore):
                 log.info("the run's token store is not in %s; it is made again", cache)
-        text = instantiate(self.config["corpus"] if corpus is None else corpus)
+        text = instantiate(literal(self.config["corpus"]) if corpus is None else corpus)
         if corpus is None and text.fingerprint() != decided["fingerprint"]:
-            raise ValueError(f"the text that {self.path} was trained on has changed; give the text: corpus=files corpus.test=PATH")
+            raise ValueError(
+                f"the text that {self.path} was trained on has changed; give the text: corpus=files corpus.test=PATH"
+            )
         # Keyed by the tokenizer's own content: another run's tokenizer of the same recipe may differ.
         recipe = {"tokenizer": self.tokenizer.to_json()}
         return prepare(text, lambda documents: self.tokenizer, recipe, cache, progress=False)
@@ -111,9 +119,12 @@ class Run:
         split: str = "test",
         corpus: Mapping[str, Any] | None = None,
         protocol: "Protocol | None" = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> "Likelihood":
-        """Likelihood of a split of the run's own text, or of `corpus` (a node as in conf/corpus)."""
+        """Likelihood of a split of the run's own text, or of `corpus` (a node as in conf/corpus).
+
+        protocol: None for the run's own, else as `resolve` gives it. batch_size: None for that of its validation.
+        """
         from lmlab.evaluation.evaluate import evaluate
         from lmlab.evaluation.protocol import batches
 
@@ -121,6 +132,7 @@ class Run:
         store = self.store(corpus)
         if split not in store.splits:
             raise ValueError(f"split={split}: this text has {', '.join(store.splits)}")
+        batch_size = batch_size or self.config["validation"]["batch_size"]
         rows = batches(store.split(split), protocol, self.tokenizer.start_id, batch_size)
         return evaluate(self.model, rows, protocol.precision, self.device)
 
@@ -134,7 +146,7 @@ class Run:
         """Continuations of one prompt, or a list of them for each of several: `lmlab.generation.generate`."""
         from lmlab.generation import Decoding, generate
 
-        options = defaults("generate", *(f.name for f in fields(Decoding))) | options
+        options = settle(defaults("generate", *(f.name for f in fields(Decoding))) | options)
         if isinstance(prompt, str):
             return generate(self.model, self.tokenizer, [prompt], **options)[0]
         return generate(self.model, self.tokenizer, list(prompt), **options)
@@ -147,6 +159,18 @@ def defaults(verb: str, *keys: str) -> dict[str, Any]:
     """What the verb's YAML says of these keys: the same defaults in Python as on the command line."""
     stated = plain(OmegaConf.load(conf_dir() / f"{verb}.yaml"))
     return {key: stated[key] for key in keys}
+
+
+def settle(decoding: Mapping[str, Any]) -> dict[str, Any]:
+    """Decoding's settings with what null means filled in: drawing for one beam, the likeliest text for several."""
+    temperature, top_p = decoding["temperature"], decoding["top_p"]
+    if decoding["num_beams"] > 1:
+        temperature = 0.0 if temperature is None else temperature
+        top_p = None if top_p == 1 else top_p
+    else:
+        temperature = 0.8 if temperature is None else temperature
+        top_p = 0.95 if top_p is None else top_p
+    return {**decoding, "temperature": temperature, "top_p": top_p}
 
 
 def load(path: str | os.PathLike, **options: Any) -> Run:
@@ -171,31 +195,58 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     import pandas as pd
 
     rows = [row(directory, root) for directory in find(root)]
-    frame = pd.DataFrame(rows)
-    if frame.empty:
-        return frame
-    fixed = [c for c in frame.columns if not c.startswith("asked.")]
-    differing = [c for c in frame.columns if c.startswith("asked.") and frame[c].astype(str).nunique(dropna=False) > 1]
-    frame = frame[fixed + differing]
-    return frame.rename(columns=lambda c: c.removeprefix("asked."))
+    # Plain dicts: a thousand runs have a hundred keys each, most of them the same everywhere.
+    asked = [told.pop("asked") for told in rows]
+    keys = dict.fromkeys(key for told in asked for key in told)
+    known = [told for told in asked if told]
+    for key in keys:
+        if len({json.dumps(told.get(key)) for told in known}) > 1:
+            for told, wanted in zip(rows, asked, strict=True):
+                told[key] = wanted.get(key)
+    return pd.DataFrame(rows)
 
 
 def row(directory: RunDirectory, root: str | os.PathLike) -> dict[str, Any]:
-    told: dict[str, Any] = {"run": os.path.relpath(directory.path, root), "state": "unfinished"}
+    told: dict[str, Any] = {"run": os.path.relpath(directory.path, root), "state": "unfinished", "asked": {}}
     try:
         asked, results = directory.asked(), directory.results()
+        told |= {"model": class_name(asked["model"]), "seed": asked["seed"]}
+        if results is not None:
+            told |= numbers(results)
     except (ValueError, OSError) as error:
         return told | {"state": f"damaged: {error}"}
-    model = str((asked.get("model") or {}).get("_target_", "")).rpartition(".")[2]
-    told |= {"model": model, "seed": asked.get("seed")}
-    if results is not None:
-        training = results["training"]
-        told |= {"state": training["stopped_because"], "parameters": results["model"]["parameters"]}
-        told |= {k: training.get(k) for k in ("steps", "tokens", "seconds", "tokens_per_s")}
-        for split, sums in results["splits"].items():
-            told |= {f"{split}/{k}": sums[k] for k in ("bpb", "ppl", "nll")}
+    except (KeyError, TypeError, AttributeError) as error:
+        return told | {"state": f"damaged: {directory.path} lacks {error}"}
     told["megabytes"] = round(size(directory.path) / 1e6, 1)
-    return told | {f"asked.{k}": v for k, v in flatten(asked).items() if not k.endswith("_partial_")}
+    return told | {"asked": differing_keys(asked)}
+
+
+def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    training = results["training"]
+    told = {"state": training["stopped_because"], "parameters": results["model"]["parameters"]}
+    told |= {k: training.get(k) for k in ("steps", "tokens", "seconds", "tokens_per_s")}
+    for split, sums in results["splits"].items():
+        told |= {f"{split}/{k}": sums[k] for k in ("bpb", "ppl", "nll")}
+    return told
+
+
+def differing_keys(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What may tell runs apart: leaves by dotted key, and which class each group is; the model and seed have columns."""
+    told = {}
+    for key, value in flatten(asked).items():
+        group, _, leaf = key.rpartition(".")
+        if leaf == "_target_":
+            told[group] = class_name({"_target_": value})
+        elif not leaf.startswith("_") and key != "seed":
+            told[key] = value
+    told.pop("model", None)
+    return told
+
+
+def class_name(node: Mapping[str, Any]) -> str:
+    """Of a node: its class, or the module of a function that trains."""
+    *_, module, name = f"..{node['_target_']}".split(".")
+    return module if name == "train" else name
 
 
 def size(path: Path) -> int:

@@ -20,11 +20,17 @@ VERBS = {
     "board": "open TensorBoard on the runs",
 }
 
-# Keys whose value is a person's text or a path: taken raw after the first `=`, whatever is in it.
-RAW_KEYS = frozenset(
-    "text file prompt prompts_file stop run_dir runs_root root cache_dir init_from corpus.path corpus.train corpus.val "
-    "corpus.test corpus.name corpus.config tokenizer.path".split()
+# Keys whose value is a person's text: taken as it stands after the first `=`, whatever is in it.
+TEXT_KEYS = frozenset({"text", "prompt"})
+# Paths and names, likewise, but `null` is none.
+PATH_KEYS = frozenset(
+    "file prompts_file run_dir runs_root root cache_dir init_from corpus.name corpus.revision "
+    "corpus.text_field corpus.document_separator tokenizer.source".split()
 )
+# The same, and a value in brackets is a list of them.
+LIST_KEYS = frozenset("stop corpus.path corpus.train corpus.val corpus.test callbacks.samples.prompts".split())
+# In these `\n` and `\t` are a newline and a tab, which few can type into a shell.
+MARK_KEYS = frozenset({"stop", "corpus.document_separator"})
 
 
 def usage() -> str:
@@ -34,16 +40,28 @@ def usage() -> str:
 
 
 def quote(argument: str) -> str:
-    """For Hydra's grammar: the value of a raw key becomes a quoted string; a list stays one."""
+    """For Hydra's grammar: the value of a free-text or path key becomes a quoted string that means exactly itself."""
     key, equals, value = argument.partition("=")
-    if not equals or key.lstrip("+~") not in RAW_KEYS or value.startswith("[") or value == "null":
+    name = key.lstrip("+")
+    if not equals or name not in TEXT_KEYS | PATH_KEYS | LIST_KEYS or (value == "null" and name not in TEXT_KEYS):
         return argument
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-        return argument
-    # In a quoted value backslashes count only before a quote, and ${ starts an interpolation.
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
-    escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", "\\${")
-    return f'{key}="{escaped}"'
+    if name in MARK_KEYS:
+        if len(value) > 1 and value[0] == value[-1] == '"':
+            value = value[1:-1]
+        value = value.replace(r"\n", "\n").replace(r"\t", "\t")
+    if name in LIST_KEYS and value.startswith("[") and value.endswith("]"):
+        # Quoted by hand, it is left as it is.
+        items = value[1:-1].split(",") if not re.search(r"[\"']", value) and value != "[]" else None
+        return f"{key}={value}" if items is None else f"{key}=[{','.join(_quoted(item.strip()) for item in items)}]"
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(value: str) -> str:
+    """Hydra's string literal of exactly this text."""
+    # `${` starts an interpolation; backslashes count only before it, before a quote, and at the end.
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    value = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    return '"' + re.sub(r"(\\+)\Z", r"\1\1", value) + '"'
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        return report(error)
+        return report(error, verb)
 
 
 def run() -> None:
@@ -80,51 +98,54 @@ def run() -> None:
     sys.exit(main())
 
 
-def report(error: Exception) -> int:
-    """Show an error as its one line; return its exit status."""
-    status, message = classify(error)
+def report(error: Exception, verb: str, where: str = "") -> int:
+    """Show an error as its one line; return its exit status. where: which job of several."""
+    status, message = classify(error, verb)
     if status == OUR_FAULT or os.environ.get("LMLAB_DEBUG"):
         traceback.print_exception(error)
     if status == OUR_FAULT:
         message = f"this is a fault of lmlab's own, please report it: {message}"
-    return _complain(message, status)
+    return _complain(where + message, status)
 
 
-def classify(error: BaseException) -> tuple[int, str]:
+def classify(error: BaseException, verb: str) -> tuple[int, str]:
     """The exit status of an error, and the one line that is shown for it."""
-    from lmlab.cli.hydra_errors import explain
+    from lmlab.cli.hydra_errors import explain, unwrap
 
+    if (explained := explain(error, verb)) is not None:
+        return USER_INPUT, explained
+    error = unwrap(error)
     if isinstance(error, TrainingFailed):
         return TRAINING_FAILED, str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TRAINING_FAILED, f"the disk is full ({error.filename or error}); free some space and run the same again"
-    if (explained := explain(error)) is not None:
-        return USER_INPUT, explained
-    cause = error
-    while cause.__cause__ is not None and type(error).__module__.startswith(("hydra", "omegaconf")):
-        cause = cause.__cause__
-        if not type(cause).__module__.startswith(("hydra", "omegaconf")):
-            break
-    if isinstance(cause, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        return USER_INPUT, _plain(cause)
-    if isinstance(cause, ValueError | KeyError | ImportError) and _raised_by_us(cause):
-        return USER_INPUT, _plain(cause)
-    return OUR_FAULT, f"{type(cause).__name__}: {cause}"
+    if isinstance(error, PermissionError | FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError):
+        return USER_INPUT, _plain(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP, errno.EINVAL):
+        return USER_INPUT, _plain(error)
+    if isinstance(error, ValueError | ImportError) and _refused(error):
+        return USER_INPUT, _plain(error)
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for it; not imported for its name
+        return USER_INPUT, str(error)
+    return OUR_FAULT, f"{type(error).__name__}: {error}"
 
 
 def _plain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
-        return f"{error.strerror}: {error.filename}"
+        return f"{error.filename}: {error.strerror}"
     return str(error.args[0]) if error.args else type(error).__name__
 
 
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether our own code said no: a ValueError out of a library's depths is a fault of ours, not the user's."""
-    trace, name = error.__traceback__, ""
+def _refused(error: BaseException) -> bool:
+    """Whether our own code said no, or somebody's constructor did, whose arguments come from the config.
+
+    A ValueError out of a library's depths is a fault of ours, not the user's.
+    """
+    trace, module, function = error.__traceback__, "", ""
     while trace is not None:
-        name = trace.tb_frame.f_globals.get("__name__", "")
+        module, function = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_frame.f_code.co_name
         trace = trace.tb_next
-    return name.startswith("lmlab.")
+    return module.startswith("lmlab.") or function == "__init__"
 
 
 def _complain(message: str, status: int = USER_INPUT) -> int:

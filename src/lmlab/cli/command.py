@@ -1,13 +1,74 @@
 """What the verbs share: help from a verb's own YAML, its composed config, and a log on the terminal."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmlab.cli import VERBS, quote
-from lmlab.config import compose, conf_dir, plain
+from lmlab.config import compose, conf_dir, plain, suggest
+
+# Flags that stand by themselves, and flags with a value after them or after `=`.
+SWITCHES = ("--help", "-h", "--multirun", "-m", "--resolve")
+VALUED = ("--cfg", "-c", "--config-dir", "-cd", "--package", "-p")
+
+
+@dataclass
+class CommandLine:
+    """What was typed after the verb: flags by name, and the overrides, quoted for Hydra."""
+
+    flags: dict[str, str]
+    overrides: list[str]
+
+    @property
+    def help(self) -> bool:
+        return bool({"--help", "-h"} & self.flags.keys())
+
+    @property
+    def shown(self) -> bool:
+        return bool({"--cfg", "-c"} & self.flags.keys())
+
+    @property
+    def config_dir(self) -> str | None:
+        return self.flags.get("--config-dir", self.flags.get("-cd"))
+
+
+def parse(verb: str, arguments: Sequence[str]) -> CommandLine:
+    """Raises ValueError for a flag that is unknown, not this verb's, or lacks its value."""
+    flags, overrides, rest = {}, [], iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("-"):
+            overrides.append(quote(argument))
+        elif name in SWITCHES and not equals:
+            flags[name] = ""
+        elif name in VALUED:
+            flags[name] = value if equals else next(rest, "")
+            if not flags[name]:
+                raise ValueError(f"{name} needs a value, as in: lmlab {verb} {name} {_example(name)}")
+        else:
+            raise ValueError(f"no flag {name!r}{suggest(name, SWITCHES + VALUED)}; settings are written key=value")
+    if verb != "train" and {"-m", "--multirun"} & flags.keys():
+        raise ValueError(f"-m runs several trainings; lmlab {verb} takes one run at a time")
+    line = CommandLine(flags, overrides)
+    if line.config_dir is not None:
+        if not Path(line.config_dir).is_dir():
+            raise FileNotFoundError(f"--config-dir {line.config_dir} is no directory")
+        find_own_classes()
+    return line
+
+
+def _example(flag: str) -> str:
+    return {"--cfg": "job", "-c": "job"}.get(flag, "my_conf")
+
+
+def find_own_classes() -> None:
+    """A person's own classes may lie where the command is called; last in line, so that they replace nothing."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def show_help(verb: str) -> None:
@@ -22,29 +83,31 @@ def show_help(verb: str) -> None:
 
 
 def options(verb: str, arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The verb's config as plain values; None when help or the config was asked for and has been shown."""
-    arguments = list(arguments)
-    if "--help" in arguments or "-h" in arguments:
+    """The verb's config as plain values, checked; None when help or the config was asked for and has been shown."""
+    line = parse(verb, arguments)
+    if line.help:
         show_help(verb)
         return None
-    shown = "--cfg" in arguments
-    if shown:
-        at = arguments.index("--cfg")
-        del arguments[at : at + 2]
-    config_dir = None
-    for flag in ("--config-dir", "-cd"):
-        if flag in arguments:
-            at = arguments.index(flag)
-            config_dir = arguments[at + 1]
-            del arguments[at : at + 2]
-    config = compose([quote(a) for a in arguments], verb, config_dir)
-    if shown:
+    config = compose(line.overrides, verb, line.config_dir)
+    if line.shown:
         from omegaconf import OmegaConf
 
         print(OmegaConf.to_yaml(config).rstrip())
         return None
     show_log()
-    return plain(config)
+    values = plain(config)
+    from lmlab.schema import check_keys, check_node
+
+    known = {*plain(compose((), verb)), "corpus", "evaluation"}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"no key {key!r}{suggest(key, known)}; lmlab {verb} --help shows them")
+    if values.get("allow_targets"):
+        find_own_classes()
+    check_keys(values)
+    for group in ("corpus", "tokenizer", "evaluation"):
+        check_node(values.get(group), group)
+    return values
 
 
 def show_log() -> None:
@@ -52,12 +115,13 @@ def show_log() -> None:
     log = logging.getLogger("lmlab")
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    if not any(getattr(h, "ours", False) for h in log.handlers):
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.setLevel(logging.INFO)
-        handler.ours = True  # type: ignore[attr-defined]
-        log.addHandler(handler)
+    for handler in [h for h in log.handlers if getattr(h, "ours", False)]:
+        log.removeHandler(handler)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setLevel(logging.INFO)
+    handler.ours = True  # type: ignore[attr-defined]
+    log.addHandler(handler)
 
 
 def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
@@ -67,10 +131,15 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 def read_lines(path: Path) -> list[str]:
     """A file's lines, each a text of its own. Raises ValueError where there are none or they are no UTF-8."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; give one with a text on each line")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): it also cuts at form feeds and Unicode's line separators, which are text here.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it: iconv -t utf-8 {path}") from error
+    if "\0" in "".join(lines):
+        raise ValueError(f"{path} is a binary file; give one with a text on each line")
     if not any(lines):
         raise ValueError(f"{path} holds no text")
     return [line for line in lines if line]
@@ -78,9 +147,12 @@ def read_lines(path: Path) -> list[str]:
 
 def load_run(config: dict[str, Any]) -> Any:
     """The run that a verb's config names."""
-    if config["run_dir"] == "???":
+    if config["run_dir"] in (None, "", "???"):
         raise ValueError("run_dir=... is needed; lmlab runs lists them")
     from lmlab.experiment import choose_device
     from lmlab.runs import load
 
-    return load(config["run_dir"], checkpoint=config["checkpoint"], device=choose_device(config["device"]))
+    device = choose_device(config["device"])
+    return load(
+        config["run_dir"], checkpoint=config["checkpoint"], device=device, allow_targets=config["allow_targets"]
+    )

@@ -2,7 +2,7 @@
 
 import json
 
-from lmlab.cli.command import load_run, options
+from lmlab.cli.command import load_run, one_of, options
 from lmlab.cli.tables import console, show_likelihoods
 
 
@@ -10,13 +10,11 @@ def main(arguments: list[str]) -> int:
     config = options("evaluate", arguments)
     if config is None:
         return 0
+    one_of("format", config["format"], ("table", "json"))
     run = load_run(config)
-    protocol = run.protocol
-    if config["evaluation"]:
-        from hydra.utils import instantiate
-
-        protocol = instantiate(config["evaluation"])(model=run.model)
-    sums = run.evaluate(config["split"], config["corpus"], protocol, config["batch_size"]).as_dict()
+    protocol = run.protocol if config.get("evaluation") is None else run.resolve(config["evaluation"])
+    likelihood = run.evaluate(config["split"], config.get("corpus"), protocol, config["batch_size"])
+    sums = likelihood.as_dict()
     if config["format"] == "json":
         print(json.dumps({"protocol": protocol.as_dict(), config["split"]: sums}, indent=2))
         return 0

@@ -1,13 +1,10 @@
 """lmlab generate: text from a run, shown as it is written."""
 
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
 from lmlab.cli.command import load_run, one_of, options, read_lines
-
-log = logging.getLogger("lmlab")
 
 
 def main(arguments: list[str]) -> int:
@@ -21,8 +18,12 @@ def main(arguments: list[str]) -> int:
     from lmlab.generation import Decoding
 
     settings = {f.name: config[f.name] for f in fields(Decoding)}
+    if isinstance(settings["stop"], str):
+        settings["stop"] = [settings["stop"]]
+    from lmlab.runs import settle
+
     # A bad setting is refused before the model is read.
-    Decoding(**settings)
+    Decoding(**settle(settings))
     run = load_run(config)
     alone = len(prompts) == 1 and config["num_samples"] == 1 and config["format"] == "text"
     if alone:
@@ -38,6 +39,4 @@ def main(arguments: list[str]) -> int:
         for prompt, samples in zip(prompts, written, strict=True):
             for sample in samples:
                 print(f"{prompt}{sample.text}\n{'-' * 40}")
-    for note in sorted({note for samples in written for sample in samples for note in sample.notes}):
-        log.info(note)
     return 0

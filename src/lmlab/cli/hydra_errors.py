@@ -2,53 +2,91 @@
 
 import re
 
-from lmlab.config import conf_dir, flatten, plain, suggest
+from lmlab.config import compose, conf_dir, flatten, plain, suggest
 
 
-def explain(error: BaseException) -> str | None:
-    """The line to show, or None where the error is not about the command line."""
-    import yaml
+def unwrap(error: BaseException) -> BaseException:
+    """What went wrong inside a class that Hydra was building; the error itself where there was no such thing."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    while error.__cause__ is not None and isinstance(error, HydraException | OmegaConfBaseException):
+        error = error.__cause__
+    return error
+
+
+def explain(error: BaseException, verb: str) -> str | None:
+    """The line to show, or None where the error is not about the command line or its config files."""
+    import yaml
+    from hydra.errors import HydraException, InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
     if isinstance(error, yaml.YAMLError):
-        return f"a config file is no valid YAML: {' '.join(str(error).split())}"
+        return f"a config file is no valid YAML: {error}"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
-    if "Error in call to target" in str(error) or "Error instantiating" in str(error):
-        return _constructor(error)
+    inner = unwrap(error)
     text = " ".join(str(error).split())
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return f"no key {match[1]!r}{suggest(match[1], known_keys())}; a new key is added with +{match[1]}=..."
-    if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+    if isinstance(error, InstantiationException):
+        return _constructor(text, inner)
+    if match := re.search(r"(?:Could not override|Could not delete from config.*?) '([^']+)'", text):
+        return _unknown(match[1], verb)
+    if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
+        return f"{match[1]} exists already: write it without the +"
+    if match := re.search(r"Could not find '([^'/]+(?:/head)?)/([^'/]+)'", text):
         group, option = match.groups()
         return f"no option {group}={option}{suggest(option, options(group))}; there are {', '.join(options(group))}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]}=... is needed"
     if match := re.search(r"You must specify '([^']+)'", text):
         return f"{match[1]}=... is needed; there are {', '.join(options(match[1]))}"
-    if "In '" in text and "Could not find" in text or "LexerNoViableAltException" in text or "mismatched input" in text:
-        return f"{text} (quote values with special characters: 'key=\"value\"')"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, value = match[1].partition("=")
+        several = "add -m to train each, or write" if verb == "train" else "write"
+        return f"{match[1]} is several values: {several} a list: {key}=[{value}]"
+    if match := re.search(r"(?:LexerNoViableAltException|mismatched input|missing EQUAL|extraneous|no viable).*", text):
+        told = re.sub(r"See https\S+.*", "", text)
+        return f"{told.strip()} (write key=value; quote a value with special characters: 'key=\"value\"')"
     return re.sub(r"\s*full_key:.*", "", text)
 
 
-def _constructor(error: BaseException) -> str | None:
-    """What a class said of its arguments; None where it broke rather than refused."""
-    cause = error.__cause__
-    if isinstance(cause, TypeError):
-        target = re.search(r"'([\w.]+)'", str(error))
-        return f"{target[1] if target else 'a class'} does not fit its config: {cause}"
+def _constructor(text: str, inner: BaseException) -> str | None:
+    """What a class said of its arguments; None where it broke rather than refused, or said so itself."""
+    if match := re.search(r"Error locating target '([^']+)'", text):
+        return f"_target_={match[1]} cannot be imported: {str(inner).splitlines()[-1]}"
+    if isinstance(inner, TypeError) and re.search(r"argument", str(inner)):
+        target = re.search(r"'([\w.]+)'", text)
+        return f"{target[1] if target else 'a class'} does not fit its config: {inner}"
     return None
 
 
-def known_keys() -> list[str]:
-    from lmlab.config import compose
+def _unknown(key: str, verb: str) -> str:
+    """No such key: the nearest right one, or the option that it belongs to."""
+    group, _, leaf = key.partition(".")
+    owners = [o for o in options(group) if leaf and leaf in _keys_of(group, o)]
+    if owners:
+        return f"no key {key!r} in the {group} option chosen; {', '.join(f'{group}={o}' for o in owners)} has it"
+    return f"no key {key!r}{suggest(key, known_keys(verb))}; lmlab {verb} --help shows them"
 
+
+def known_keys(verb: str) -> list[str]:
+    """Every key that the verb takes under some choice of options, and its groups."""
     try:
-        keys = list(flatten(plain(compose())))
-    except Exception:  # The error at hand may be in our own files: it is the one to show.
-        keys = []
-    return keys + [p.name for p in conf_dir().iterdir() if p.is_dir()]
+        composed = plain(compose(config_name=verb))
+    except Exception:  # The error at hand may be in the files themselves: it is the one to show.
+        return []
+    keys = list(flatten(composed))
+    folders = [p.name for p in conf_dir().iterdir() if p.is_dir()]
+    groups = [g for g in folders if g in composed or verb == "train" or (verb == "evaluate" and g in ("corpus", "evaluation"))]
+    known = keys + groups + [f"{g}.{k}" for g in groups for o in options(g) for k in _keys_of(g, o)]
+    return list(dict.fromkeys(known))
+
+
+def _keys_of(group: str, option: str) -> list[str]:
+    import yaml
+
+    tree = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8")) or {}
+    return [k for k in tree if k != "defaults" and not k.startswith("_")]
 
 
 def options(group: str) -> list[str]:

@@ -26,18 +26,23 @@ def show(config: dict) -> int:
         if column not in frame:
             raise ValueError(f"no column {column!r}; there are {', '.join(frame.columns)}")
     if config["sort"] in frame:
-        frame = frame.sort_values(config["sort"])
+        frame = frame.sort_values(config["sort"], kind="stable", key=comparable)
     if config["columns"]:
         frame = frame[config["columns"]]
     if config["format"] == "table":
         from lmlab.cli.tables import show_frame
 
-        show_frame(frame)
+        show_frame(frame, all_columns=bool(config["columns"]))
     elif config["format"] == "csv":
         print(frame.to_csv(index=False), end="")
     else:
         print(runs.as_json(frame))
     return 0
+
+
+def comparable(column):
+    """Numbers as they are; a column of different things by what it looks like."""
+    return column if column.dtype.kind in "iuf" else column.astype(str)
 
 
 def prune(config: dict) -> int:

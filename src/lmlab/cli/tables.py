@@ -1,10 +1,12 @@
 """Tables for the terminal: results beside their floors, a plan, a list of runs."""
 
+import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 SHOWN = (("nll", ".4f"), ("ppl", ",.2f"), ("bpb", ".4f"))
@@ -17,8 +19,8 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(width=160)
 
 
-def show_results(results: Mapping[str, Any]) -> None:
-    """A run's numbers beside the floors on the same tokens, and what to do next."""
+def show_results(results: Mapping[str, Any], alone: bool) -> None:
+    """A run's numbers beside the floors on the same tokens; of one that was not one of many also samples and what next."""
     from lmlab.evaluation.protocol import Protocol
 
     training, model, splits = results["training"], results["model"], results["splits"]
@@ -44,7 +46,27 @@ def show_results(results: Mapping[str, Any]) -> None:
         f"{training['seconds']:,.1f} s{speed}; stopped: {training['stopped_because']}"
     )
     out.print(f"measured {Protocol(**results['protocol']).describe()}", highlight=False)
-    out.print(f"run: {results['run_dir']}", highlight=False, soft_wrap=True)
+    if alone:
+        for sample in results.get("samples", ()):
+            out.print(f"\n[dim]sample[/dim]  {escape(sample.strip())}", highlight=False, soft_wrap=True)
+    out.print(f"\nrun: {results['run_dir']}", highlight=False, soft_wrap=True)
+    if alone:
+        _show_next(out, results["run_dir"], list(splits)[-1])
+
+
+def _show_next(out: Console, run_dir: str, split: str) -> None:
+    """Commands to try, ready to be copied."""
+    where = shlex.quote(f"run_dir={run_dir}")
+    commands = {
+        f"lmlab evaluate {where} split={split}": "the same numbers again, from disk",
+        f"lmlab score {where} text='...'": "the probability of every token of a text",
+        f"lmlab generate {where} prompt='...'": "let it write on",
+        f"lmlab board {shlex.quote(f'root={run_dir}')}": "its curves",
+    }
+    width = max(map(len, commands))
+    out.print("\nnext:", highlight=False)
+    for command, phrase in commands.items():
+        out.print(f"  {escape(command):{width}}  [dim]# {phrase}[/dim]", highlight=False, soft_wrap=True)
 
 
 def _last_bpb(numbers: Mapping[str, Any]) -> float:
@@ -64,21 +86,39 @@ def show_likelihoods(rows: Mapping[str, Mapping[str, float]]) -> None:
         table.add_column(name, justify="left" if not name else "right")
     for label, n in rows.items():
         counts = (f"{n[k]:,}" for k in ("tokens", "bytes", "words"))
-        derived = (f"{n[k]:,.4f}" for k in ("nll", "ppl", "bpb", "bpc", "word_ppl"))
+        # Few words and many bytes make word perplexities that have no end.
+        derived = (f"{n[k]:,.4f}" if n[k] < 1e7 else f"{n[k]:.3e}" for k in ("nll", "ppl", "bpb", "bpc", "word_ppl"))
         table.add_row(label, *counts, *derived)
     console().print(table)
 
 
-def show_frame(frame: Any) -> None:
-    """A DataFrame, columns without any value left out."""
-    table = Table(box=None, pad_edge=False)
+# Of a table of runs: left out first where the terminal is narrow, being derived, or told by others.
+LAST = ("tokens", "seconds", "tokens_per_s", "megabytes", "val/nll", "val/ppl", "test/nll", "test/ppl")
+
+
+def show_frame(frame: Any, all_columns: bool) -> None:
+    """A DataFrame, columns without any value left out; unless all_columns, only as many as fit a terminal's line."""
     columns = [c for c in frame.columns if frame[c].notna().any()]
+    cells = {c: [_cell(value) for value in frame[c]] for c in columns}
+    width = {c: 2 + max(len(c), *map(len, cells[c])) for c in columns}
+    terminal = console()
+    fitting, room = set(columns), terminal.width
+    if not all_columns:
+        order = sorted(columns, key=lambda c: (c in LAST, columns.index(c)))
+        while len(order) > 1 and sum(width[c] for c in order) > room:
+            order.pop()
+        fitting = set(order)
+    table = Table(box=None, pad_edge=False)
     for column in columns:
-        numeric = frame[column].dtype.kind in "if"
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for values in frame[columns].itertuples(index=False):
-        table.add_row(*map(_cell, values))
-    console().print(table)
+        if column in fitting:
+            numeric = frame[column].dtype.kind in "if"
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=all_columns)
+    for values in zip(*(cells[c] for c in columns if c in fitting), strict=True):
+        table.add_row(*values)
+    out = Console(width=max(room, sum(width.values()))) if all_columns else terminal
+    out.print(table)
+    if hidden := [c for c in columns if c not in fitting]:
+        print(f"{len(hidden)} more columns (format=csv, or columns=[run,...]): {', '.join(hidden)}")
 
 
 def _cell(value: Any) -> str:

@@ -2,54 +2,78 @@
 
 import sys
 
-from lmlab.cli import quote, report
-from lmlab.cli.command import show_help, show_log
+from lmlab.cli import report
+from lmlab.cli.command import parse, show_help, show_log
 from lmlab.config import conf_dir
 from lmlab.errors import DONE, INTERRUPTED
 
 
 def main(arguments: list[str]) -> int:
-    if "--help" in arguments or "-h" in arguments:
+    line = parse("train", arguments)
+    if line.help:
         show_help("train")
         return DONE
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    failures: list[Exception] = []
+    failures: list[tuple[Exception, str]] = []
     interrupted = False
 
     def job(config):
         nonlocal interrupted
+        hydra_config = HydraConfig.get()
+        multirun = hydra_config.mode == RunMode.MULTIRUN
         # Kept for the dispatcher: Hydra would print a report of its own, and end a multirun at the first failure.
         try:
-            results = run(config, HydraConfig.get().mode == RunMode.MULTIRUN)
+            results = run(config, swept(line.overrides, hydra_config.overrides.task) if multirun else None)
         except Exception as error:
-            failures.append(error)
+            where = f"job {hydra_config.job.num} ({' '.join(hydra_config.overrides.task)}): " if multirun else ""
+            failures.append((error, where))
+            if where:
+                report(error, "train", where)
             return None
         interrupted |= results.get("training", {}).get("stopped_because") == "interrupted"
+        if interrupted and multirun:
+            # Who interrupts means the whole multirun.
+            raise KeyboardInterrupt
         return results.get("splits", {}).get("val", {}).get("bpb")
 
-    before, sys.argv = sys.argv, ["lmlab train", *map(quote, arguments)]
+    flags = [word for pair in line.flags.items() for word in pair if word]
+    before, sys.argv = sys.argv, ["lmlab train", *flags, *line.overrides]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
     finally:
         sys.argv = before
-    if failures:
-        for error in failures[:-1]:
-            report(error)
-        raise failures[-1]
-    return INTERRUPTED if interrupted else DONE
+    if interrupted:
+        return INTERRUPTED
+    if not failures:
+        return DONE
+    if not failures[0][1]:
+        raise failures[0][0]
+    from lmlab.cli import classify
+
+    print(f"lmlab: {len(failures)} of the jobs failed", file=sys.stderr)
+    return max(classify(error, "train")[0] for error, _ in failures)
 
 
-def run(config, multirun: bool) -> dict:
-    """One run, and its table."""
+def swept(typed: list[str], job: list[str]) -> dict[str, str]:
+    """Which of the typed overrides have several values, and which value each has in this job."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    keys = {o.key_or_group for o in parser.parse_overrides(typed) if o.is_sweep_override()}
+    return {o.key_or_group: str(o.value()) for o in parser.parse_overrides(job) if o.key_or_group in keys}
+
+
+def run(config, sweep: dict[str, str] | None) -> dict:
+    """One run, and its table. sweep: what a multirun varies, None outside one."""
     from lmlab.cli.tables import show_plan, show_results
     from lmlab.experiment import train
 
-    if multirun and config.run_dir:
+    if sweep is not None and config.run_dir:
         raise ValueError(f"run_dir={config.run_dir} cannot hold the runs of a multirun; leave it out, or set runs_root=...")
     show_log()
-    results = train(config)
-    show_plan(results) if config.dry_run else show_results(results)
+    results = train(config, sweep)
+    show_plan(results) if config.dry_run else show_results(results, alone=sweep is None)
     return results

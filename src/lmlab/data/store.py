@@ -1,5 +1,6 @@
 """Encoded once, mapped into memory, shared by all runs: the store of token ids and of what each token covers."""
 
+import copy
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xxhash
 
 from lmlab.data.cache import locked
@@ -52,6 +54,19 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def tail(self, n_tokens: int) -> "Split":
+        """The last tokens of this split, perhaps from the middle of a document on; its documents have no names."""
+        first = max(0, len(self) - n_tokens)
+        part = copy.copy(self)
+        for name in ("ids", "n_bytes", "n_chars", "n_words"):
+            setattr(part, name, getattr(self, name)[first:])
+        starts = np.asarray(self.doc_starts)
+        part.doc_starts = np.unique(np.maximum(starts - first, 0))
+        sums = {k: int(getattr(part, f"n_{k}").sum(dtype=np.int64)) for k in ("bytes", "chars", "words")}
+        part.totals = {"tokens": len(part), **sums}
+        part.__dict__["docs"] = []
+        return part
 
     @cached_property
     def docs(self) -> list[dict[str, Any]]:
@@ -158,7 +173,7 @@ def _check(path: Path, up_to: int | None = CHECK_UP_TO) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
-        _ = manifest["report"], manifest["splits"]
+        _ = manifest["report"]["fingerprint"], manifest["splits"]
     except FileNotFoundError:
         if path.is_dir():
             raise DamagedStore(f"{path} has no {MANIFEST}") from None

@@ -15,7 +15,8 @@ from lmlab.types import NLL, Hidden, Logits, Tokens
 class Head(nn.Module):
     """What every head offers. `hidden` (B, T, d_model) arrives undropped: `drop` belongs to the head.
 
-    dropout: the module that drops hidden in training, or None.
+    dropout: the module that drops hidden in training, or None. A kind of head defines `logits_of` and `nll_of`, which
+    take what `drop` made; whoever needs the dropped hidden too (activation regularisation) drops once and calls those.
     """
 
     def __init__(self, d_model: int, vocab_size: int, dropout: nn.Module | None = None):
@@ -24,12 +25,12 @@ class Head(nn.Module):
         self.dropout = dropout
 
     def drop(self, hidden: Hidden) -> Hidden:
-        """hidden after output dropout, a new mask at each call (activation regularisation reads it)."""
+        """hidden after output dropout, a new mask at each call."""
         return hidden if self.dropout is None else self.dropout(hidden)
 
     def logits(self, hidden: Hidden) -> Logits:
         """Unnormalised log-probabilities, in autocast's type; their log_softmax is `log_probs`."""
-        raise NotImplementedError
+        return self.logits_of(self.drop(hidden))
 
     def log_probs(self, hidden: Hidden) -> Logits:
         """Normalised, fp32, in nats."""
@@ -37,6 +38,12 @@ class Head(nn.Module):
 
     def nll(self, hidden: Hidden, targets: Tokens) -> NLL:
         """-log P(target) in nats, fp32, unreduced."""
+        return self.nll_of(self.drop(hidden), targets)
+
+    def logits_of(self, dropped: Hidden) -> Logits:
+        raise NotImplementedError
+
+    def nll_of(self, dropped: Hidden, targets: Tokens) -> NLL:
         raise NotImplementedError
 
 
@@ -65,11 +72,11 @@ class LinearHead(Head):
         self.weight, self.project = _output_matrix(d_model, vocab_size, embedding)
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
 
-    def logits(self, hidden: Hidden) -> Logits:
-        return cap(F.linear(self.project(self.drop(hidden)), self.weight, self.bias), self.softcap)
+    def logits_of(self, dropped: Hidden) -> Logits:
+        return cap(F.linear(self.project(dropped), self.weight, self.bias), self.softcap)
 
-    def nll(self, hidden: Hidden, targets: Tokens) -> NLL:
-        h = self.project(self.drop(hidden)).flatten(0, 1)
+    def nll_of(self, dropped: Hidden, targets: Tokens) -> NLL:
+        h = self.project(dropped).flatten(0, 1)
         return linear_nll(h, self.weight, self.bias, targets.flatten(), self.softcap).view_as(targets)
 
 
@@ -126,13 +133,12 @@ class AdaptiveHead(Head):
                 nn.Sequential(nn.Linear(d_model, width, bias=False), nn.Linear(width, stop - start, bias=False))
             )
 
-    def logits(self, hidden: Hidden) -> Logits:
+    def logits_of(self, dropped: Hidden) -> Logits:
         """Log-probabilities already: a product of two softmaxes has no logits of its own."""
-        hidden = self.drop(hidden)
-        short = F.log_softmax(self.short(hidden).float(), -1)
+        short = F.log_softmax(self.short(dropped).float(), -1)
         n = self.cutoffs[0]
         tails = [
-            F.log_softmax(cluster(hidden).float(), -1) + short[..., n + i, None]
+            F.log_softmax(cluster(dropped).float(), -1) + short[..., n + i, None]
             for i, cluster in enumerate(self.clusters)
         ]
         return torch.cat([short[..., :n], *tails], -1)[..., self.rank]
@@ -140,8 +146,8 @@ class AdaptiveHead(Head):
     def log_probs(self, hidden: Hidden) -> Logits:
         return self.logits(hidden)
 
-    def nll(self, hidden: Hidden, targets: Tokens) -> NLL:
-        h = self.drop(hidden).flatten(0, 1)
+    def nll_of(self, dropped: Hidden, targets: Tokens) -> NLL:
+        h = dropped.flatten(0, 1)
         rank = self.rank[targets.flatten()]
         cluster = torch.bucketize(rank, torch.tensor(self.cutoffs[:-1], device=rank.device), right=True)
         n = self.cutoffs[0]
@@ -187,15 +193,14 @@ class MixtureHead(Head):
         self.weight, _ = _output_matrix(d_latent, vocab_size, embedding)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def _experts(self, hidden: Hidden) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B T K L"]]:
+    def _experts(self, dropped: Hidden) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B T K L"]]:
         """Log of the weights and the experts' vectors."""
-        hidden = self.drop(hidden)
-        vectors = self.drop_latent(torch.tanh(self.latent(hidden)))
-        return F.log_softmax(self.prior(hidden).float(), -1), vectors.unflatten(-1, (self.n_experts, -1))
+        vectors = self.drop_latent(torch.tanh(self.latent(dropped)))
+        return F.log_softmax(self.prior(dropped).float(), -1), vectors.unflatten(-1, (self.n_experts, -1))
 
-    def logits(self, hidden: Hidden) -> Logits:
+    def logits_of(self, dropped: Hidden) -> Logits:
         """Log-probabilities already: a sum of softmaxes has no logits of its own."""
-        weights, vectors = self._experts(hidden)
+        weights, vectors = self._experts(dropped)
         mixed = None
         for k in range(self.n_experts):
             one = F.log_softmax(F.linear(vectors[..., k, :], self.weight, self.bias).float(), -1)
@@ -206,8 +211,8 @@ class MixtureHead(Head):
     def log_probs(self, hidden: Hidden) -> Logits:
         return self.logits(hidden)
 
-    def nll(self, hidden: Hidden, targets: Tokens) -> NLL:
-        weights, vectors = self._experts(hidden)
+    def nll_of(self, dropped: Hidden, targets: Tokens) -> NLL:
+        weights, vectors = self._experts(dropped)
         repeated = targets.flatten().repeat_interleave(self.n_experts)
         each = linear_nll(vectors.flatten(0, 2), self.weight, self.bias, repeated)
         return -torch.logsumexp(weights - each.view_as(weights), -1)

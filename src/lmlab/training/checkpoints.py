@@ -1,5 +1,6 @@
 """Checkpoints: `last.ckpt` to continue from, `best.ckpt` to use. Tensors and plain data only."""
 
+import errno
 import os
 import pickle
 import time
@@ -9,7 +10,10 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from lmlab.errors import TrainingFailed
 
 # Raised when the layout of a checkpoint changes.
 FORMAT = 1
@@ -19,25 +23,25 @@ def read(path: Path) -> dict[str, Any]:
     """A checkpoint, as tensors and plain data. Raises FileNotFoundError, or ValueError where it is damaged."""
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}; train the run first: lmlab train run_dir={path.parent.parent}")
+    remedy = "take checkpoint=last, or train anew under another run_dir" if path.name == "best.ckpt" else (
+        "delete it, and the same lmlab train starts this run again from step 0"
+    )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is damaged or truncated ({str(error).splitlines()[0]}); delete it: training continues from the "
-            "other checkpoint or from the start"
-        ) from error
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is damaged, or holds something other than tensors and plain data, and is not loaded"
+            f"{path} is damaged, or holds something other than tensors and plain data, and is not loaded; {remedy}"
         ) from error
-    found = checkpoint.get("lmlab_format")
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged or truncated ({str(error).splitlines()[0]}); {remedy}") from error
+    found = checkpoint.get("lmlab_format") if isinstance(checkpoint, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {found}, this version reads {FORMAT}")
+        raise ValueError(f"{path} has checkpoint format {found}, this version reads {FORMAT}; {remedy}")
     return checkpoint
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Whole or not at all: written beside and renamed."""
+    """Whole or not at all: written beside and renamed. Raises OSError(ENOSPC) where the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     try:
@@ -46,8 +50,21 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except Exception as error:
+        if (full := _disk_full(error)) is not None:
+            raise OSError(full.errno, full.strerror, str(path)) from error
+        raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _disk_full(error: BaseException | None) -> OSError | None:
+    """The complaint of a full disk behind an error: torch hides it behind one of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -55,10 +72,65 @@ def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
 
 
+def agree(trainer: Trainer, pl_module: LightningModule, wanted: bool) -> bool:
+    """Whether some rank wants it: clocks and signals differ, and what one rank does alone, the others wait for.
+
+    Asked together every `log_every` steps; asking costs.
+    """
+    if trainer.world_size == 1:
+        return wanted
+    return pl_module.step % pl_module.log_every == 0 and trainer.strategy.reduce_boolean_decision(wanted, all=False)
+
+
+class Resume(Callback):
+    """Puts back what a checkpoint holds. The first of all callbacks, so that the others begin with their own state."""
+
+    def __init__(self, checkpoint: dict[str, Any]):
+        self.checkpoint: dict[str, Any] | None = checkpoint
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        checkpoint, self.checkpoint = self.checkpoint, None
+        pl_module.load_carried(checkpoint)
+        optimizer = trainer.optimizers[0]
+        initial = [group["initial_lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+        for group, lr in zip(optimizer.param_groups, initial, strict=True):
+            group["initial_lr"] = lr
+        for callback in trainer.callbacks:
+            # Averaging has put the averages where the weights were, and knows where those are.
+            callback.on_load_checkpoint(trainer, pl_module, checkpoint)
+            if callback.state_key in checkpoint["callbacks"]:
+                callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+            if isinstance(callback, EarlyStopping) and stopped_early(callback):
+                if pl_module.total_steps == checkpoint["lmlab"]["total_steps"]:
+                    # Killed after it had stopped: there is nothing left to train.
+                    trainer.should_stop = True
+                else:
+                    callback.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self._count_steps(trainer, pl_module.step)
+
+    @staticmethod
+    def _count_steps(trainer: Trainer, step: int) -> None:
+        """Lightning's own counters, as if it had taken the steps."""
+        epoch = trainer.fit_loop.epoch_loop
+        epoch._batches_that_stepped = step
+        epoch.manual_optimization.optim_step_progress.total.ready = step
+        epoch.manual_optimization.optim_step_progress.total.completed = step
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(epoch.batch_progress.total, name, step)
+
+
+def stopped_early(callback: EarlyStopping) -> bool:
+    """Its count of epochs says nothing here: a run is one epoch of Lightning's."""
+    return callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+
+
 class Checkpoints(Callback):
     """Saves `last.ckpt` after every validation (and every so many steps or minutes), `best.ckpt` when `monitor` falls.
 
-    Never between a step and the validation that is due after it: whoever resumes would miss that validation.
+    Never between a step and the validation that is due after it: whoever resumes would miss that validation. One that
+    is not due, where training was told to stop, may find a better `best.ckpt`, but leaves no other trace: whoever
+    resumes repeats a run that was never stopped. The last of all callbacks: it saves what the others decided.
     """
 
     def __init__(self, dirpath: Path, monitor: str, every_n_steps: int | None, every_minutes: float | None):
@@ -67,39 +139,56 @@ class Checkpoints(Callback):
         self.best: float | None = None
         self.best_step: int | None = None
         self._saved_at = time.monotonic()
+        self._before: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        if (self.dirpath / "best.ckpt").exists():
+            self.best, self.best_step = state_dict["best"], state_dict["best_step"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = pl_module.step
-        if trainer.should_stop or step >= pl_module.total_steps or step % trainer.val_check_batch == 0:
+        if trainer.should_stop or _due(trainer, step):
             return
         by_step = self.every_n_steps and step % self.every_n_steps == 0
-        by_time = self.every_minutes and time.monotonic() - self._saved_at > 60 * self.every_minutes
-        if by_step or by_time:
+        by_time = bool(self.every_minutes) and time.monotonic() - self._saved_at > 60 * self.every_minutes
+        if self.every_minutes and agree(trainer, pl_module, by_time) or by_step:
             self.save_last(trainer, pl_module)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = None if _due(trainer, pl_module.step) else self.save_last(trainer, pl_module)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not pl_module.history:
-            return
         value = pl_module.history[-1][self.monitor]
-        if self.best is None or value < self.best:
+        better = self.best is None or value < self.best
+        if better:
             self.best, self.best_step = value, pl_module.step
             self._save_best(trainer, pl_module)
-        self.save_last(trainer, pl_module)
+        if self._before is None:
+            self.save_last(trainer, pl_module)
+        elif better:
+            self._before["callbacks"][self.state_key] = self.state_dict()
+            self._write(trainer, self._before, "last.ckpt")
+        self._before = None
 
-    def save_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Everything that continuing needs. A loss that is not finite is never saved over a good checkpoint."""
-        if not bool(torch.isfinite(pl_module.window.nats)):
-            return
+    def save_last(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Everything that continuing needs. Raises TrainingFailed rather than replace good weights by bad ones."""
+        running = pl_module.watch.running
+        pl_module.watch.stop()
+        pl_module.check_finite()
+        if not all(bool(torch.isfinite(p).all()) for p in pl_module.parameters()):
+            raise TrainingFailed(
+                f"the weights are no longer finite after step {pl_module.step}; the last good checkpoint is kept. "
+                "Try a lower optimizer.lr, or training.clip_norm=1.0"
+            )
         checkpoint = trainer._checkpoint_connector.dump_checkpoint()
-        if trainer.is_global_zero:
-            write(checkpoint, self.dirpath / "last.ckpt")
+        self._write(trainer, checkpoint, "last.ckpt")
         self._saved_at = time.monotonic()
+        if running:
+            pl_module.watch.start()
+        return checkpoint
 
     def _save_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The weights that were just measured: averaged ones where training averages."""
@@ -108,6 +197,15 @@ class Checkpoints(Callback):
             for callback in trainer.callbacks:
                 if callback is not self:
                     callback.on_save_checkpoint(trainer, pl_module, checkpoint)
-        kept = {k: checkpoint[k] for k in ("state_dict", "step", "metrics")}
+            kept = {k: checkpoint[k] for k in ("state_dict", "step", "metrics")}
+            # Within: a state dict shows the weights as they are, and they are about to be exchanged.
+            self._write(trainer, kept, "best.ckpt")
+
+    def _write(self, trainer: Trainer, checkpoint: dict[str, Any], name: str) -> None:
         if trainer.is_global_zero:
-            write(kept, self.dirpath / "best.ckpt")
+            write(checkpoint, self.dirpath / name)
+
+
+def _due(trainer: Trainer, step: int) -> bool:
+    """Whether a regular validation follows this step."""
+    return step % trainer.val_check_batch == 0

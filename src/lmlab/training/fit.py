@@ -1,7 +1,9 @@
 """One training run: Lightning's Trainer around our module, or a single pass of counting."""
 
+import errno
 import logging
 import os
+import signal
 import time
 import warnings
 from pathlib import Path
@@ -11,47 +13,75 @@ import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from lmlab.config import plain
 from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import TrainingFailed
 from lmlab.evaluation.protocol import batches
-from lmlab.training.callbacks import GracefulStop, Histograms
-from lmlab.training.checkpoints import read, write
+from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
+from lmlab.training.checkpoints import Resume, stopped_early, write
 from lmlab.training.module import LMModule
+from lmlab.training.ranks import launched
 
 log = logging.getLogger("lmlab")
 
 
-def fit(plan: Any, directory: Any) -> dict[str, Any]:
-    """Train to the plan's budget, from `last.ckpt` where there is one. Returns results.json's `training`."""
-    config, decided = plan.config, plan.decided
+def fit(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+    """Train to the plan's budget, on from a checkpoint where there is one. Returns results.json's `training`."""
+    with launched(plan, directory.path):
+        return run(plan, directory, checkpoint)
+
+
+def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+    """What every rank does."""
     module = build_module(plan)
     data = TextDataModule(lambda: plan.store)
     data.prepare_data()
-    data.connect(plan.batching, lambda: module.step, plan.total_steps, evaluation_batches(plan), **limits(config))
-    step = restore(module, directory.last) if directory.last.exists() else 0
-    if plan.total_steps <= step:
-        log.info("all %d steps are done", step)
-        return summary(module, None, None)
+    data.connect(plan.batching, lambda: module.step, plan.total_steps, evaluation_batches(plan), **limits(plan.config))
+    announce(plan)
+    if checkpoint is not None:
+        restore(module, checkpoint, directory.last)
+        if plan.total_steps <= module.step:
+            log.info("all %d steps are done", module.step)
+            return summary(module, None, None)
     stop = GracefulStop()
     quiet_lightning()
-    trainer = build_trainer(plan, directory.path, [stop, *build_callbacks(plan, directory)], step)
-    where = f"{decided['device']}, precision {decided['precision']}" + (", compiled" if decided["compile"] else "")
-    log.info("%s parameters, %s steps on %s", f"{decided['n_params']:,}", f"{plan.total_steps:,}", where)
+    first: list[Callback] = [Resume(checkpoint)] if checkpoint is not None else []
+    trainer = build_trainer(plan, directory.path, [*first, stop, *build_callbacks(plan, directory)], module.step)
     try:
         trainer.fit(module, datamodule=data)
+    except SystemExit as error:
+        # Lightning's answer to the second Ctrl-C; it also leaves the signal ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from error
     except torch.OutOfMemoryError as error:
         raise TrainingFailed(
             f"out of memory at step {module.step}: halve training.micro_batch_size "
-            f"(now {config.training.micro_batch_size or plan.batching.batch_size}); the gradients stay the same"
+            f"(now {plan.config.training.micro_batch_size or plan.batching.batch_size}); the gradients stay the same"
         ) from error
     except OSError as error:
-        if error.errno != 28:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise TrainingFailed(f"the disk is full at step {module.step}; the last checkpoint that was whole is kept") from error
+        raise TrainingFailed(
+            f"the disk is full ({error.filename or error}) after step {module.step}; the last checkpoint that was whole "
+            "is kept: free some space, and the same command goes on from it"
+        ) from error
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # What follows is rank 0's alone.
+            torch.distributed.destroy_process_group()
     return summary(module, trainer, stop)
+
+
+def announce(plan: Any) -> None:
+    decided = plan.decided
+    where = f"{decided['device']}, precision {decided['precision']}" + (", compiled" if decided["compile"] else "")
+    where += f", {decided['devices']} processes" if decided["devices"] > 1 else ""
+    log.info("%s parameters, %s steps on %s", f"{decided['n_params']:,}", f"{plan.total_steps:,}", where)
+    log.info("%s", plan.batching.describe())
+    log.info("schedule: %s", plan.schedule.describe())
 
 
 def build_module(plan: Any) -> LMModule:
@@ -72,8 +102,11 @@ def evaluation_batches(plan: Any) -> Any:
     """(split, limit_tokens, rank, world_size) -> the protocol's batches over that split."""
 
     def make(split: str, **which: Any) -> Any:
-        start_id = plan.store.tokenizer.start_id
-        return batches(plan.store.split(split), plan.protocol, start_id, plan.config.validation.batch_size, **which)
+        start_id, part = plan.store.tokenizer.start_id, plan.store.split(split)
+        if split == "train" and which["limit_tokens"] is not None:
+            # Its end: val comes next in the text, or is newer, so that the gap between them is over-fitting most of all.
+            part = part.tail(which["limit_tokens"])
+        return batches(part, plan.protocol, start_id, plan.config.validation.batch_size, **which)
 
     return make
 
@@ -93,6 +126,8 @@ def build_callbacks(plan: Any, directory: Any) -> list[Callback]:
         built.append(callback(**facts.get(name, {})) if nodes[name].get("_partial_") else callback)
     if plan.config.training.histograms:
         built.insert(0, Histograms(tokenizer))
+    if plan.config.trainer.get("overfit_batches"):
+        built.insert(0, StartLoss(plan.decided["vocab_size"], trained=bool(plan.config.init_from)))
     return built
 
 
@@ -116,48 +151,55 @@ def build_trainer(plan: Any, path: Path, callbacks: list[Callback], step: int) -
             "default_root_dir": str(path),
         }
     )
-    return instantiate(node, callbacks=callbacks, logger=build_logger(config, path, step))
+    if plan.decided["devices"] > 1:
+        # Ours, whatever scheduler or launcher this shell runs under.
+        options_of_ours = {"devices": plan.decided["devices"], "plugins": [LightningEnvironment()]}
+    else:
+        options_of_ours = {}
+    return instantiate(node, callbacks=callbacks, logger=build_logger(config, path, step), **options_of_ours)
 
 
 def build_logger(config: DictConfig, path: Path, step: int) -> Any:
     if not config.get("logger"):
         return False
-    facts: dict[str, Any] = {"save_dir": str(path)}
-    if step and "TensorBoard" in config.logger["_target_"]:
-        # What was logged past the checkpoint would overlap with what is logged again.
-        facts["purge_step"] = step + 1
-    return instantiate(config.logger)(**facts)
+    if not config.logger.get("_partial_"):
+        # Somebody else's, who says where it writes.
+        return instantiate(config.logger)
+    return instantiate(config.logger)(save_dir=str(path), resume_from=step or None)
 
 
-def restore(module: LMModule, path: Path) -> int:
-    """Weights now, the rest when Lightning has its optimizer; returns the step to continue from."""
-    checkpoint = read(path)
-    module.load_state_dict(checkpoint["state_dict"])
-    module.restored, module.step = checkpoint, checkpoint["lmlab"]["step"]
-    log.info("continuing from step %d of %s", module.step, path)
-    return module.step
+def restore(module: LMModule, checkpoint: dict[str, Any], path: Path) -> None:
+    """Weights and progress now, the rest when Lightning has its optimizer."""
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+        module.load_progress(checkpoint)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{path} does not fit this run's model; is it another run's?") from error
+    log.info("continuing after step %d of %s", module.step, path)
 
 
 def summary(module: LMModule, trainer: Trainer | None, stop: GracefulStop | None) -> dict[str, Any]:
+    seconds = module.watch.seconds
     return {
         "steps": module.step,
         "tokens": module.tokens,
-        "seconds": round(module.seconds, 3),
-        "tokens_per_s": round(module.tokens / module.seconds, 1) if module.seconds else None,
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(module.tokens / seconds, 1) if seconds else None,
         "stopped_because": stopped_because(module, trainer, stop),
         "first_loss": module.first_loss,
     }
 
 
 def stopped_because(module: LMModule, trainer: Trainer | None, stop: GracefulStop | None) -> str:
+    if module.step >= module.total_steps or trainer is None:
+        return "budget"
     if stop is not None and stop.interrupted:
         return "interrupted"
-    for callback in trainer.callbacks if trainer else ():
-        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
-            return "early stopping"
-    if module.step < module.total_steps and any(isinstance(c, Timer) for c in trainer.callbacks):
+    if any(isinstance(c, EarlyStopping) and stopped_early(c) for c in trainer.callbacks):
+        return "early stopping"
+    if any(isinstance(c, Timer) for c in trainer.callbacks):
         return "max_time"
-    return "budget"
+    return "callback"
 
 
 def fit_counts(plan: Any, directory: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The LightningModule: one optimisation step on a global batch, and validation by the evaluator's own code."""
 
-import time
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,8 +13,9 @@ from lmlab.errors import TrainingFailed
 from lmlab.evaluation.evaluate import score_batch
 from lmlab.metrics import Likelihood, TokenNLL
 from lmlab.training import optim
+from lmlab.training.progress import Stopwatch
 from lmlab.training.schedule import Schedule
-from lmlab.types import Batch, State, detach, map_state, reset
+from lmlab.types import Batch, Hidden, Mask, State, Tokens, detach, map_state, reset
 
 # The names of the validation loaders, in order: held-out text, and a fixed slice of train without dropout.
 VALIDATIONS = ("val", "train_eval")
@@ -57,17 +58,20 @@ class LMModule(LightningModule):
         self.log_every, self.histograms = log_every, histograms
         self.step = 0
         self.tokens = 0
-        self.seconds = 0.0
-        self.state: list[State] = []
+        # Runs while training does, not while validating, saving or sampling.
+        self.watch = Stopwatch()
+        # Of all this rank's rows, however they are cut into micro-batches.
+        self.state: State = None
         self.window = TokenNLL()
         self.validations = nn.ModuleDict({name: TokenNLL() for name in VALIDATIONS})
         self.validation_state: State = None
         self.history: list[dict[str, float]] = []
         self.latest: dict[str, float] = {}
-        self.restored: dict[str, Any] | None = None
         self.first_loss: float | None = None
         self._swap = nullcontext()
-        self._clock = 0.0
+        self._logged_at = 0.0
+        # The first step (counted from 1) whose loss or gradient was not finite; 0: none. On the device.
+        self._broken = torch.zeros((), dtype=torch.int64)
         self._forward = torch.compile(self._nll) if compiled else self._nll
 
     # Optimisation
@@ -75,13 +79,11 @@ class LMModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return optim.build(self.make_optimizer, self.decay, self.model)
 
-    def _nll(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def _nll(self, inputs: Tokens, targets: Tokens, state: State) -> tuple[Tensor, Hidden, Hidden, State]:
         hidden, state = self.model(inputs, state)
-        return self.model.head.nll(hidden, targets), hidden, state
-
-    def _micro_batches(self, batch: Batch) -> list[Batch]:
-        n_rows, size = len(batch.inputs), self.micro_batch_size or len(batch.inputs)
-        return [batch.rows(i, min(i + size, n_rows)) for i in range(0, n_rows, size)]
+        # Dropped once: activation regularisation reads what the loss reads.
+        dropped = self.model.head.drop(hidden)
+        return self.model.head.nll_of(dropped, targets), hidden, dropped, state
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         step = self.step
@@ -91,53 +93,67 @@ class LMModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-        micro_batches = self._micro_batches(batch)
-        if len(self.state) != len(micro_batches):
-            self.state = [None] * len(micro_batches)
-        n_targets = self._global_targets(batch)
-        for i, micro in enumerate(micro_batches):
-            last = i == len(micro_batches) - 1
-            with nullcontext() if last else self._no_sync():
-                self.state[i] = self._accumulate(micro, self.state[i], n_targets)
-
+        n_targets, n_pairs = self._denominators(batch)
+        loss = self._backward(batch, n_targets, n_pairs)
         norm = None
         if self.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self._watch_for_nan(loss if norm is None else loss + norm)
         optimizer.step()
         optimizer.zero_grad()
         self.step += 1
-        self.tokens += batch.n_targets * self.trainer.world_size
+        self.tokens += round(n_targets * self.trainer.world_size)
+        if self.step >= self.total_steps:
+            # Told to stop, Lightning validates first, also between two regular validations.
+            self.trainer.should_stop = True
         if self.step % self.log_every == 0 or self.step == 1 or self.step >= self.total_steps:
-            self._log_training(factor, norm)
+            self._log_training(norm)
 
-    def _accumulate(self, batch: Batch, state: State, n_targets: int) -> State:
-        """Add the gradient of this micro-batch's share of the loss; return the state to carry."""
-        carried = None if batch.reset is None else detach(reset(state, batch.reset))
-        nll, hidden, state = self._forward(batch.inputs, batch.targets, carried)
-        counted = nll if batch.mask is None else torch.where(batch.mask, nll, 0.0)
+    def _backward(self, batch: Batch, n_targets: float, n_pairs: float) -> Tensor:
+        """Add up the gradient of the batch, one micro-batch after the other; carry the state. Returns the loss."""
+        carries = batch.reset is not None
+        before = detach(reset(self.state, batch.reset)) if carries else None
+        n_rows = len(batch.inputs)
+        size = self.micro_batch_size or n_rows
+        loss, after = torch.zeros((), device=batch.inputs.device), []
+        for start in range(0, n_rows, size):
+            stop = min(start + size, n_rows)
+            carried = map_state(lambda t, rows=slice(start, stop): t[rows], before)
+            with nullcontext() if stop == n_rows else self._no_sync():
+                part, state = self._accumulate(batch.rows(start, stop), carried, n_targets, n_pairs)
+            loss += part
+            after.append(detach(state) if carries else None)
+        self.state = _join(after) if carries else None
+        return loss
+
+    def _accumulate(self, batch: Batch, state: State, n_targets: float, n_pairs: float) -> tuple[Tensor, State]:
+        """Add the gradient of this micro-batch's share of the loss; return that share and the state after it."""
+        nll, hidden, dropped, state = self._forward(batch.inputs, batch.targets, state)
         # Summed and divided by all the step's targets: the same gradient however the batch is cut.
-        loss = counted.sum() / n_targets
-        if self.ar or self.tar:
-            share = len(batch.inputs) * batch.inputs.shape[1] / n_targets
-            loss = loss + share * self._activation_penalty(hidden)
-        self.manual_backward(loss)
+        loss = _sum(nll, batch.mask) / n_targets
         self.window.update(nll.detach(), batch.mask, batch.counts)
-        return None if batch.reset is None else detach(state)
+        if self.ar:
+            loss = loss + self.ar * _sum(dropped.float().pow(2).mean(-1), batch.mask) / n_targets
+        if self.tar:
+            change = (hidden[:, 1:] - hidden[:, :-1]).float().pow(2).mean(-1)
+            loss = loss + self.tar * _sum(change, _pairs(batch.mask)) / n_pairs
+        self.manual_backward(loss)
+        return loss.detach(), state
 
-    def _activation_penalty(self, hidden: Tensor) -> Tensor:
-        """AR on the dropped output, TAR on the undropped (Merity et al. 2017, section 4.2)."""
-        penalty = self.ar * self.model.head.drop(hidden).pow(2).mean() if self.ar else hidden.new_zeros(())
-        if self.tar and hidden.shape[1] > 1:
-            penalty = penalty + self.tar * (hidden[:, 1:] - hidden[:, :-1]).pow(2).mean()
-        return penalty
+    def _denominators(self, batch: Batch) -> tuple[float, float]:
+        """Targets of the step, and pairs of neighbours among them, as a mean over ranks: DDP averages gradients.
 
-    def _global_targets(self, batch: Batch) -> int:
-        """What a rank's loss is divided by: DDP averages over ranks, the batch is global."""
-        local = batch.n_targets
-        if self.trainer.world_size == 1:
-            return local
-        total = self.all_gather(torch.tensor(local, device=self.device)).sum()
-        return float(total) / self.trainer.world_size
+        AR is a mean over targets of the dropped output, TAR one over pairs of the undropped (Merity et al. 2017,
+        section 4.2); padding counts in neither.
+        """
+        if batch.mask is None:
+            n_rows, length = batch.targets.shape
+            return float(n_rows * length), float(max(n_rows * (length - 1), 1))
+        counts = torch.stack((batch.mask.sum(), _pairs(batch.mask).sum()))
+        if self.trainer.world_size > 1:
+            counts = self.all_gather(counts).sum(0) / self.trainer.world_size
+        n_targets, n_pairs = counts.tolist()
+        return float(n_targets), float(max(n_pairs, 1))
 
     def _no_sync(self):
         wrapped = self.trainer.strategy.model
@@ -145,18 +161,38 @@ class LMModule(LightningModule):
 
     # What is seen of training
 
-    def _log_training(self, factor: float, norm: Tensor | None) -> None:
-        likelihood = self._drain_window()
-        now = time.perf_counter()
+    def _watch_for_nan(self, value: Tensor) -> None:
+        """Note the first step whose value is not finite. A GPU is not asked before something is logged or saved."""
+        first = (self._broken == 0) & ~torch.isfinite(value.detach())
+        self._broken = torch.where(first, self.step + 1, self._broken)
+        if self.device.type == "cpu" and self.trainer.world_size == 1:
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raises TrainingFailed, on all ranks alike, where the loss or its gradient has not been finite."""
+        broken = self._broken.view(1)
+        if self.trainer.world_size > 1:
+            broken = self.all_gather(broken).flatten()
+        if steps := [step for step in broken.tolist() if step]:
+            raise TrainingFailed(
+                f"the loss or its gradient is no longer finite at step {min(steps)}; the last good checkpoint is kept. "
+                "Try a lower optimizer.lr, more schedule.warmup or a smaller training.clip_norm"
+            )
+
+    def _log_training(self, norm: Tensor | None) -> None:
+        self.check_finite()
+        likelihood = self.window.likelihood()
+        self.window.reset()
+        if self.first_loss is None:
+            self.first_loss = likelihood.nll
         waited = self.trainer.train_dataloader.take_waited()
-        spent, self._clock = now - self._clock, now
-        self.seconds += spent
-        optimizer = self.optimizers()
+        now = self.watch.seconds
+        spent, self._logged_at = now - self._logged_at, now
         self.latest = {
             "train/loss": likelihood.nll,
             "train/ppl": likelihood.ppl,
             "train/bpb": likelihood.bpb,
-            "optim/lr": optimizer.param_groups[0]["lr"],
+            "optim/lr": self.optimizers().param_groups[0]["lr"],
             "perf/tokens_per_s": likelihood.tokens / spent if spent else 0.0,
             "perf/data_share": waited / spent if spent else 0.0,
             "progress/epoch": self.trainer.datamodule.batching.progress(self.step),
@@ -165,19 +201,6 @@ class LMModule(LightningModule):
         if norm is not None:
             self.latest["optim/grad_norm"] = float(norm)
         self.write(self.latest)
-
-    def _drain_window(self) -> Likelihood:
-        likelihood = self.window.likelihood()
-        self.window.reset()
-        if self.first_loss is None:
-            self.first_loss = likelihood.nll
-        if likelihood.nats != likelihood.nats or likelihood.nats == float("inf"):
-            raise TrainingFailed(
-                f"the loss is {likelihood.nats} within the {self.log_every} steps before step {self.step}; "
-                "the last good checkpoint is kept. Try a lower optimizer.lr, more schedule.warmup or "
-                "a smaller training.clip_norm"
-            )
-        return likelihood
 
     def write(self, metrics: dict[str, float]) -> None:
         """Send metrics to the loggers at our step."""
@@ -189,9 +212,7 @@ class LMModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         if batch_idx == 0:
             self.validation_state = None
-        nll, self.validation_state = score_batch(
-            self.model, batch, self.validation_state, self.evaluation_precision
-        )
+        nll, self.validation_state = score_batch(self.model, batch, self.validation_state, self.evaluation_precision)
         self.validations[VALIDATIONS[dataloader_idx]].update(nll, batch.mask, batch.counts)
 
     def measured_weights(self) -> AbstractContextManager:
@@ -199,8 +220,14 @@ class LMModule(LightningModule):
         averaged = getattr(self.trainer.optimizers[0], "averaged", None)
         return averaged() if averaged else nullcontext()
 
+    def on_validation_start(self) -> None:
+        self.check_finite()
+        if self.device.type == "cuda":
+            # Else the last steps' work would count as validation's.
+            torch.cuda.synchronize()
+        self.watch.stop()
+
     def on_validation_epoch_start(self) -> None:
-        self._before_validation = time.perf_counter()
         self._swap = self.measured_weights()
         self._swap.__enter__()
 
@@ -210,6 +237,11 @@ class LMModule(LightningModule):
         for metric in self.validations.values():
             metric.reset()
         self.validation_state = None
+        if not math.isfinite(val.nll):
+            raise TrainingFailed(
+                f"the validation loss is {val.nll} after step {self.step}; the last good checkpoint is kept. "
+                "Try a lower optimizer.lr or more schedule.warmup"
+            )
         metrics = {"val/loss": val.nll, "val/ppl": val.ppl, "val/bpb": val.bpb}
         if fixed.tokens:
             metrics |= {"train/eval_loss": fixed.nll, "val/gap": val.nll - fixed.nll}
@@ -221,53 +253,69 @@ class LMModule(LightningModule):
             optimizer.observe(metrics[self.monitor])
 
     def on_validation_end(self) -> None:
-        # Time spent validating, saving and sampling is no training time.
-        self._clock += time.perf_counter() - self._before_validation
+        # After the callbacks': saving and sampling are no training either.
+        self.watch.start()
 
     # Beginning, saving and resuming: Lightning's own loop counters are set, not restored.
 
-    def on_fit_start(self) -> None:
-        if self.restored is not None:
-            self._restore(self.restored)
-            self.restored = None
-
     def on_train_start(self) -> None:
-        self._clock = time.perf_counter()
+        self._broken = self._broken.to(self.device)
+        self.watch.start()
+        self._logged_at = self.watch.seconds
+
+    def on_train_end(self) -> None:
+        self.watch.stop()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called on all ranks: rows of carried state are gathered in the order of the global batch."""
         checkpoint["lmlab"] = {
             "step": self.step,
             "tokens": self.tokens,
-            "seconds": self.seconds,
-            "state": [map_state(Tensor.cpu, s) for s in self.state],
+            "seconds": self.watch.seconds,
+            "total_steps": self.total_steps,
+            "state": map_state(lambda t: self._gather(t).flatten(0, 1).cpu(), self.state),
             "schedule": self.schedule.state_dict(),
-            "window": {k: v.cpu() for k, v in self.window.metric_state.items()},
-            "history": self.history,
+            "window": {k: self._gather(v).sum(0).cpu() for k, v in self.window.metric_state.items()},
+            "history": list(self.history),
             "first_loss": self.first_loss,
         }
 
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        """Continue from a checkpoint of `last.ckpt`'s kind. The weights are already in place."""
+    def _gather(self, value: Tensor) -> Tensor:
+        """(ranks, *value.shape)"""
+        return value[None] if self.trainer.world_size == 1 else self.all_gather(value)
+
+    def load_progress(self, checkpoint: dict[str, Any]) -> None:
+        """How far a checkpoint of `last.ckpt`'s kind has come: all of ours but the weights."""
         ours = checkpoint["lmlab"]
-        self.step, self.tokens, self.seconds = ours["step"], ours["tokens"], ours["seconds"]
-        self.history, self.first_loss = ours["history"], ours["first_loss"]
-        self.state = [map_state(lambda t: t.to(self.device), s) for s in ours["state"]]
-        for name, value in ours["window"].items():
-            setattr(self.window, name, value.to(self.device))
+        self.step, self.tokens, self.watch.seconds = ours["step"], ours["tokens"], ours["seconds"]
+        self.history, self.first_loss = list(ours["history"]), ours["first_loss"]
+        self.schedule.load_state_dict(ours["schedule"])
+
+    def load_carried(self, checkpoint: dict[str, Any]) -> None:
+        """This rank's rows of the carried state, and the sums since training was last logged (rank 0 has them)."""
+        ours, rank, ranks = checkpoint["lmlab"], self.global_rank, self.trainer.world_size
+        self.state = map_state(lambda t: t.chunk(ranks)[rank].to(self.device), ours["state"])
+        if rank == 0:
+            for name, value in ours["window"].items():
+                setattr(self.window, name, value.to(self.device))
         # Set by hand, an updated value must look updated to torchmetrics.
         self.window._update_count = 1
-        self.schedule.load_state_dict(ours["schedule"])
-        optimizer = self.trainer.optimizers[0]
-        initial = [group["initial_lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(checkpoint["optimizer_states"][0])
-        for group, lr in zip(optimizer.param_groups, initial, strict=True):
-            group["initial_lr"] = lr
-        for callback in self.trainer.callbacks:
-            if callback.state_key in checkpoint["callbacks"]:
-                callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
-        epoch = self.trainer.fit_loop.epoch_loop
-        epoch._batches_that_stepped = self.step
-        epoch.manual_optimization.optim_step_progress.total.ready = self.step
-        epoch.manual_optimization.optim_step_progress.total.completed = self.step
-        for name in ("ready", "started", "processed", "completed"):
-            setattr(epoch.batch_progress.total, name, self.step)
+
+
+def _sum(values: Tensor, mask: Mask | None) -> Tensor:
+    """The sum of what counts. `where`, not a product: a padded position may hold nan or inf."""
+    return values.sum() if mask is None else torch.where(mask, values, 0.0).sum()
+
+
+def _pairs(mask: Mask | None) -> Mask | None:
+    """Where a target counts and the one before it too."""
+    return None if mask is None else mask[:, 1:] & mask[:, :-1]
+
+
+def _join(states: list[State]) -> State:
+    """The states of consecutive rows as one."""
+    if len(states) == 1 or states[0] is None:
+        return states[0]
+    if isinstance(states[0], Tensor):
+        return torch.cat(states)
+    return tuple(_join(list(parts)) for parts in zip(*states, strict=True))

@@ -18,6 +18,33 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+class Stopwatch:
+    """Seconds between start and stop, added up; can be read while it runs, and set to go on from."""
+
+    def __init__(self):
+        self._before, self._since = 0.0, None
+
+    @property
+    def running(self) -> bool:
+        return self._since is not None
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    @seconds.setter
+    def seconds(self, value: float) -> None:
+        self._before = value
+        self._since = None if self._since is None else time.perf_counter()
+
+    def start(self) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        self._before, self._since = self.seconds, None
+
+
 class Progress(Callback):
     """Loss, perplexity, tokens a second and the time left, every `every_n_steps`; lines ten times as seldom."""
 

@@ -1,12 +1,13 @@
-"""What a finished run leaves: results.json, HPARAMS, the table at the end."""
+"""What a finished run leaves: results.json with samples, and its row of the HPARAMS page."""
 
 import logging
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import instantiate
 
-from lmlab.config import asked, flatten
+from lmlab.config import asked, flatten, short_name
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.floors import floors
 from lmlab.evaluation.protocol import batches
@@ -14,6 +15,9 @@ from lmlab.sizes import embedding_share
 from lmlab.training.checkpoints import read, weights
 
 log = logging.getLogger("lmlab")
+
+# Texts in results.json, and at the end of the command.
+N_SAMPLES = 3
 
 
 def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, Any]:
@@ -36,8 +40,12 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
         results["splits"][split] = evaluate(plan.model, rows, plan.protocol.precision, device).as_dict()
     if plan.config.floors:
         results["floors"] = floors(plan.store, list(results["splits"]))
+    results["samples"] = samples(plan)
     directory.write_json("results.json", results)
-    write_hparams(plan, directory, results)
+    if plan.config.get("logger") and short_name(plan.config.logger) == "tensorboard":
+        from lmlab.training.loggers import write_hparams
+
+        write_hparams(directory.path, hyper_parameters(plan), final_metrics(results), training["steps"])
     return results
 
 
@@ -49,21 +57,37 @@ def measured_splits(plan: Any) -> list[str]:
     return [s for s in ("val", "test") if s in plan.store.splits and (s == "val" or wanted)]
 
 
-def write_hparams(plan: Any, directory: Any, results: dict[str, Any]) -> None:
-    """One row of TensorBoard's HPARAMS page: what was asked, and what came of it. Called once, at the end."""
-    if "TensorBoard" not in str((plan.config.get("logger") or {}).get("_target_", "")):
-        return
-    from lightning.pytorch.loggers import TensorBoardLogger
+def samples(plan: Any) -> list[str]:
+    """What the best checkpoint writes, as `callbacks.samples` says; nothing where that is switched off."""
+    node = plan.config.callbacks.samples
+    if not node:
+        return []
+    writer = instantiate(node)(tokenizer=plan.store.tokenizer)
+    # At temperature 0 a second text would be the first one again.
+    return writer.write(plan.model, n=-(-N_SAMPLES // len(writer.prompts)) if writer.temperature else 1)
 
-    shown = {k: v for k, v in flatten(asked(plan.config)).items() if not k.endswith(("_target_", "_partial_"))}
-    metrics = {
-        f"{split}/{name}": sums[name]
-        for split, sums in results["splits"].items()
-        for name in ("bpb", "ppl", "nll")
-    }
-    metrics |= {"parameters": results["model"]["parameters"], "seconds": results["training"]["seconds"]}
-    if speed := results["training"]["tokens_per_s"]:
-        metrics["tokens_per_s"] = speed
-    logger = TensorBoardLogger(str(directory.path), name="", version="", default_hp_metric=False)
-    logger.log_hyperparams({k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in shown.items()}, metrics)
-    logger.finalize("success")
+
+def hyper_parameters(plan: Any) -> dict[str, Any]:
+    """What people compare runs by: the name of each option, and the sizes and rates below it that are not null."""
+    config, decided = asked(plan.config), plan.decided
+    shown: dict[str, Any] = {"seed": config["seed"], "corpus": short_name(config["corpus"])}
+    shown |= {"tokenizer": short_name(config["tokenizer"]), "vocab_size": decided["vocab_size"]}
+    # A model that counts has no batches and takes no steps.
+    trained = ("batching", "optimizer", "schedule", "training") if plan.batching is not None else ()
+    for group in ("model", *trained):
+        for key, value in flatten({group: config[group]}).items():
+            owner, _, leaf = key.rpartition(".")
+            if leaf == "_target_" and owner != "training":
+                shown[owner] = short_name({leaf: value})
+            elif leaf not in ("_target_", "_partial_") and value is not None:
+                shown[key] = value
+    shown["parameters"] = decided["n_params"]
+    if trained:
+        shown |= {"steps": plan.total_steps, "precision": decided["precision"]}
+    return shown | ({"init_from": config["init_from"]} if config["init_from"] else {})
+
+
+def final_metrics(results: dict[str, Any]) -> dict[str, float]:
+    """Names of their own: under val/bpb they would be one more point of that curve."""
+    final = {f"final/{split}_{name}": sums[name] for split, sums in results["splits"].items() for name in ("bpb", "ppl")}
+    return final | {f"final/{k}": results["training"][k] for k in ("seconds", "tokens_per_s") if results["training"][k]}

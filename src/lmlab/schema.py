@@ -1,0 +1,198 @@
+"""A config against what it configures: a node's constructor is its schema, and the verbs' own keys have a table."""
+
+import inspect
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from lmlab.config import parse_count, suggest
+
+# The verbs' own keys. The same key means the same in every verb.
+COUNT = int | float | str | None
+TYPES: dict[str, Any] = {
+    "run_dir": str | None,
+    "runs_root": str,
+    "root": str,
+    "cache_dir": str | None,
+    "seed": int,
+    "n_params": COUNT,
+    "max_tokens": COUNT,
+    "init_from": str | None,
+    "precision": str | int,
+    "compile": bool | str,
+    "devices": int,
+    "test": bool | str,
+    "floors": bool,
+    "dry_run": bool,
+    "validation.batch_size": int,
+    "validation.limit_tokens": int | None,
+    "validation.train_tokens": int,
+    "batch_size": int | None,
+    "device": str,
+    "text": str | None,
+    "file": str | None,
+    "prompt": str,
+    "prompts_file": str | None,
+    "top": int,
+    "eos": bool,
+    "max_new_tokens": int,
+    "temperature": float | None,
+    "top_k": int | None,
+    "top_p": float | None,
+    "min_p": float | None,
+    "repetition_penalty": float | None,
+    "num_beams": int,
+    "length_penalty": float,
+    "num_samples": int,
+    "stop_at_eos": bool | None,
+    "ban_unk": bool,
+    "unused_days": float,
+    "port": int,
+    "yes": bool,
+    "allow_targets": Sequence,
+    "columns": Sequence | None,
+    "trainer.max_steps": int | None,
+    "trainer.max_epochs": float | None,
+}
+CHOICES: dict[str, tuple] = {
+    "precision": ("auto", "32", "32-true", "bf16-mixed"),
+    "compile": ("auto", "True", "False"),
+    "test": ("auto", "True", "False"),
+    "split": ("train", "val", "test"),
+    "checkpoint": ("best", "last"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+}
+LEAST: dict[str, float] = {
+    "seed": 0,
+    "devices": 1,
+    "validation.batch_size": 1,
+    "validation.limit_tokens": 1,
+    "validation.train_tokens": 0,
+    "batch_size": 1,
+    "top": 0,
+    "unused_days": 0,
+    "port": 0,
+    "optimizer.lr": 0,
+    "trainer.max_epochs": 0,
+}
+# How a type is called when a value is not of it.
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """The verbs' own keys: type, choices, smallest value. Raises ValueError with key, value and remedy."""
+    for key, annotation in TYPES.items():
+        found, value = _lookup(config, key)
+        if found:
+            check_value(key, value, annotation)
+    for key, choices in CHOICES.items():
+        found, value = _lookup(config, key)
+        if found and str(value) not in choices:
+            raise ValueError(f"{key}={_shown(value)} must be one of {', '.join(choices).lower()}")
+    for key, least in LEAST.items():
+        found, value = _lookup(config, key)
+        if found and isinstance(value, int | float) and value < least:
+            raise ValueError(f"{key}={value} must be at least {least}")
+    for key in ("n_params", "max_tokens"):
+        count = parse_count(config.get(key), key)
+        if count is not None and count < 1:
+            raise ValueError(f"{key}={config[key]} must be at least 1, or null")
+    steps = _lookup(config, "trainer.max_steps")[1]
+    if isinstance(steps, int) and steps < 1 and steps != -1:
+        raise ValueError(f"trainer.max_steps={steps} must be at least 1, or null for no such budget")
+
+
+def check_node(node: Any, where: str) -> None:
+    """A node's keys and plain values against the signature of its `_target_`, and so for nodes inside it.
+
+    where: the node's place, as it is written on the command line. Raises ValueError with key, value and remedy.
+    """
+    if not isinstance(node, Mapping):
+        return
+    for key, value in node.items():
+        # A mandatory value is missing.
+        if value == "???":
+            raise ValueError(f"{where}.{key}=... is needed")
+        check_node(value, f"{where}.{key}")
+    if node.get("_target_") is None:
+        return
+    target = find(str(node["_target_"]), where)
+    try:
+        parameters = inspect.signature(target).parameters
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (TypeError, ValueError, NameError, AttributeError):
+        return
+    # Somebody else's annotations often leave out None, which our YAML uses for "the default".
+    ours = str(node["_target_"]).startswith("lmlab.")
+    for key, value in node.items():
+        if key in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_"):
+            continue
+        if key not in parameters:
+            if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                continue
+            near = suggest(key, [p for p in parameters if p != "self"])
+            raise ValueError(f"{where}.{key} is no argument of {node['_target_']}{near}")
+        if key in hints and (ours or value is not None):
+            check_value(f"{where}.{key}", value, hints[key])
+
+
+def find(target: str, where: str) -> Any:
+    """The class or function of a dotted name. Raises ValueError where there is none."""
+    from hydra.utils import get_object
+
+    try:
+        return get_object(target)
+    except Exception as error:
+        raise ValueError(f"{where}._target_={target} cannot be imported: {_last(error)}") from error
+
+
+def _last(error: BaseException) -> str:
+    return str(error.__cause__ or error).strip().splitlines()[-1]
+
+
+def check_value(key: str, value: Any, annotation: Any) -> None:
+    """A plain value against an annotation of plain types; other annotations are their constructor's business."""
+    kinds = set(_kinds(annotation))
+    if isinstance(value, Mapping) or not kinds or Any in kinds:
+        return
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        fits = Sequence in kinds
+    elif isinstance(value, bool) or value is None:
+        fits = type(value) in kinds
+    elif isinstance(value, int):
+        fits = int in kinds or float in kinds
+    else:
+        fits = type(value) in kinds or (isinstance(value, str) and Path in kinds)
+    if not fits:
+        names = [NAMES[k] for k in (int, float, bool, str, type(None)) if k in kinds and not (k is int and float in kinds)]
+        names += ["a list, key=[a,b]"] if Sequence in kinds else []
+        raise ValueError(f"{key}={_shown(value)} must be {' or '.join(names)}")
+
+
+def _kinds(annotation: Any) -> Iterable[Any]:
+    """The plain types in an annotation; Sequence for any list; Any where a plain value might be right for it."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _kinds(part)
+    elif annotation in NAMES:
+        yield annotation
+    elif inspect.isclass(origin or annotation) and issubclass(origin or annotation, Sequence):
+        yield Sequence
+    elif getattr(annotation, "__name__", "") != "Tensor":
+        yield Any
+
+
+def _lookup(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False, None
+        node = node[part]
+    return True, node
+
+
+def _shown(value: Any) -> str:
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)

@@ -1,0 +1,85 @@
+"""Where curves go: event files for TensorBoard, or a table. Lightning's own loggers, without what they leave behind."""
+
+import csv
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+# Tells the event file of the HPARAMS page from those of the curves beside it.
+SUFFIX = ".hparams"
+
+
+class TensorBoard(TensorBoardLogger):
+    """Event files in the run's directory itself, so that the board shows one run a directory.
+
+    resume_from: the step of the checkpoint that is continued; what was logged past it is hidden. None: a new run.
+    """
+
+    def __init__(self, save_dir: str, resume_from: int | None):
+        purge = {} if resume_from is None else {"purge_step": resume_from + 1}
+        super().__init__(save_dir, name="", version="", default_hp_metric=False, **purge)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """To disk, without Lightning's hparams.yaml: config.yaml says it all."""
+        self.experiment.flush()
+
+
+class CSV(Logger):
+    """metrics.csv in the run's directory: a row a step, a column a metric; it is continued where a run is.
+
+    Lightning's own deletes the rows of the part before the resume.
+    """
+
+    name, version = "", ""
+
+    def __init__(self, save_dir: str, resume_from: int | None):
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self.rows: dict[int, dict[str, Any]] = {}
+        if resume_from is not None and self.path.exists():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                rows = {int(row.pop("step")): row for row in csv.DictReader(file)}
+            self.rows = {step: row for step, row in rows.items() if step <= resume_from}
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.rows.setdefault(step or 0, {}).update(metrics)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """config.yaml has them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        beside = self.path.with_name(self.path.name + ".tmp")
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, ["step", *columns], restval="")
+            table.writeheader()
+            table.writerows({"step": step, **row} for step, row in sorted(self.rows.items()))
+        os.replace(beside, self.path)
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def write_hparams(directory: Path, shown: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+    """One row of TensorBoard's HPARAMS page, in an event file of its own beside the curves.
+
+    Written anew when a run is continued, because the page keeps the first row that it finds.
+    """
+    for old in directory.glob(f"events.out.tfevents.*{SUFFIX}"):
+        old.unlink()
+    values = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in shown.items()}
+    finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+    with SummaryWriter(str(directory), filename_suffix=SUFFIX) as writer:
+        for summary in hparams(values, finite):
+            writer.file_writer.add_summary(summary)
+        for name, value in finite.items():
+            writer.add_scalar(name, value, step)

@@ -1,0 +1,150 @@
+"""Several processes for one run, on one machine: the others train their rows and write nothing.
+
+Lightning would start them by repeating our command line, which a notebook has not and Hydra rewrites; they get the
+composed config instead.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from lmlab.config import plain
+from lmlab.errors import DONE, OUR_FAULT, TRAINING_FAILED, TrainingFailed
+
+log = logging.getLogger("lmlab")
+
+# Seconds that a process may take to end by itself once another one has.
+GRACE = 30.0
+
+
+@contextmanager
+def launched(plan: Any, run_dir: Path) -> Iterator[None]:
+    """Within, ranks 1, 2, ... of this run wait for, or train with, this process, which is rank 0."""
+    world_size = plan.decided["devices"]
+    if world_size == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder, _environment(rank_environment(world_size)):
+        config = Path(folder) / "config.yaml"
+        # The width is solved already; the directory is ours, also where it was named by the second.
+        config.write_text(OmegaConf.to_yaml(plain(plan.config) | {"n_params": None, "run_dir": str(run_dir)}))
+        ranks = [_start(rank, config) for rank in range(1, world_size)]
+        watching = threading.Thread(target=_watch, args=(ranks, done := threading.Event()), daemon=True)
+        watching.start()
+        try:
+            yield
+            done.set()
+            _finish(ranks)
+        except BaseException as error:
+            done.set()
+            failed = _failed(ranks)
+            if failed and not isinstance(error, TrainingFailed | KeyboardInterrupt):
+                raise RuntimeError(f"process {failed[0]} of {world_size} ended early; its message is above") from error
+            raise
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
+
+
+def rank_environment(world_size: int) -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // world_size)
+    wanted = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0", "NODE_RANK": "0"}
+    return wanted | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
+
+
+def _start(rank: int, config: Path) -> subprocess.Popen:
+    # A session of its own: Ctrl-C in a terminal is for rank 0, which tells the others.
+    command = [sys.executable, "-m", "lmlab.training.ranks", str(config)]
+    environment = os.environ | {"LOCAL_RANK": str(rank)}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _failed(ranks: list[subprocess.Popen]) -> list[int]:
+    return [rank for rank, process in enumerate(ranks, 1) if process.poll() not in (None, DONE)]
+
+
+def _watch(ranks: list[subprocess.Popen], done: threading.Event) -> None:
+    """End this process where another has died and left it waiting for what never comes."""
+    while not done.wait(0.5):
+        if _failed(ranks) and not done.wait(GRACE):
+            log.error("process %d of %d died and left the others waiting", _failed(ranks)[0], len(ranks) + 1)
+            os._exit(OUR_FAULT)
+
+
+def _finish(ranks: list[subprocess.Popen]) -> None:
+    began = time.monotonic()
+    for process in ranks:
+        process.wait(max(1.0, GRACE - (time.monotonic() - began)))
+
+
+def main(path: str) -> int:
+    """Rank 1 or higher: the same plan, the same steps, nothing written."""
+    threading.Thread(target=_leave_with_rank_zero, daemon=True).start()
+    from lmlab.experiment import plan
+    from lmlab.run_directory import RunDirectory
+    from lmlab.training.checkpoints import read
+    from lmlab.training.fit import run
+
+    config = OmegaConf.load(path)
+    directory = RunDirectory(config.run_dir)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    try:
+        run(plan(config), directory, read(directory.last) if directory.last.exists() else None)
+    except TrainingFailed:
+        # Rank 0 says it.
+        return TRAINING_FAILED
+    return DONE
+
+
+def _leave_with_rank_zero() -> None:
+    """Rank 0 holds the other end of our input: it ends when rank 0 does, however that happens."""
+    sys.stdin.buffer.read()
+    os._exit(OUR_FAULT)
+
+
+def count(devices: Any, device: str) -> int:
+    """How many processes `devices` asks for. Raises ValueError where the machine has not as many GPUs."""
+    if isinstance(devices, int | str) and str(devices) in ("auto", "-1"):
+        return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"devices={devices} must be a number of processes, at least 1, or auto")
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise ValueError(f"devices={devices}, but this machine has {torch.cuda.device_count()} GPUs")
+    if device not in ("cpu", "cuda") and devices > 1:
+        raise ValueError(f"devices={devices} needs GPUs of NVIDIA's or trainer=cpu; {device} trains with devices=1")
+    return devices
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

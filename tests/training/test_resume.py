@@ -1,0 +1,101 @@
+"""A run that was killed and started again is the run that was never killed, bit for bit on the CPU."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmlab.training.checkpoints import read
+from lmlab.training.module import LMModule
+
+LSTM = ["model=lstm", "model.d_model=12", "model.n_layers=2", "batching=lanes", "batching.batch_size=4"]
+LSTM += ["batching.seq_len=16", "optimizer=adam", "optimizer.lr=0.01", "evaluation.lanes=2"]
+TRANSFORMER = ["model=transformer", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_context=16"]
+TRANSFORMER += ["model.dropout=0.2", "batching=windows", "batching.batch_size=6", "batching.seq_len=16"]
+STOPPING = "callbacks.early_stopping={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/bpb, patience: 2}"
+AVERAGING = "callbacks.averaging={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.9}"
+
+KINDS = {
+    "lstm on lanes": LSTM,
+    "transformer on windows": TRANSFORMER,
+    "plateau": [*LSTM, "schedule=plateau", "optimizer.lr=0.2", "trainer.val_check_interval=2"],
+    "nt_asgd": [*LSTM, "optimizer=nt_asgd", "optimizer.lr=4", "optimizer.nonmono=1", "trainer.val_check_interval=3"],
+    "averaging": [*TRANSFORMER, AVERAGING],
+    "early stopping": [*LSTM, STOPPING, "optimizer.lr=0.3", "trainer.val_check_interval=2", "trainer.max_steps=60"],
+    "micro-batches": [*LSTM, "training.micro_batch_size=3"],
+    "random lengths": [*LSTM, "batching.random_lengths=true"],
+    "every few steps": [*LSTM, "callbacks.checkpoints.every_n_steps=2"],
+}
+
+
+class Killed(BaseException):
+    """Ends training at once, as far as that can be done without ending the process."""
+
+
+def kill(monkeypatch: pytest.MonkeyPatch, hook: str, step: int) -> None:
+    """Die at the beginning of `hook` once `step` steps are done."""
+    original = getattr(LMModule, hook)
+
+    def dies(self: LMModule, *args: Any) -> Any:
+        if self.step == step:
+            raise Killed
+        return original(self, *args)
+
+    monkeypatch.setattr(LMModule, hook, dies)
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Equal to the last bit, through dicts and lists."""
+    if isinstance(ours, torch.Tensor):
+        return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list | tuple):
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    return ours == theirs
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    for name in ("best.ckpt", "last.ckpt"):
+        a, b = (read(path / "checkpoints" / name) for path in (ours, theirs))
+        for checkpoint in (a, b):
+            checkpoint.get("lmlab", {}).pop("seconds", None)
+            # What our own records replace: Lightning's, which count otherwise after a resume.
+            checkpoint.pop("loops", None)
+        assert a.keys() == b.keys()
+        for key in a:
+            assert same(a[key], b[key]), f"{key} of {name} differs"
+    a, b = (json.loads((path / "results.json").read_text()) for path in (ours, theirs))
+    for results in (a, b):
+        for measured_by_the_clock in ("seconds", "tokens_per_s"):
+            results["training"].pop(measured_by_the_clock)
+    assert a == b
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_runs_end_as_runs_that_were_never_killed(kind, train, tmp_path, monkeypatch):
+    train("whole", *KINDS[kind])
+    for hook, step in (("training_step", 5), ("validation_step", 14), ("training_step", 17), ("on_train_end", 30)):
+        with monkeypatch.context() as patch:
+            kill(patch, hook, step)
+            try:
+                train("killed", *KINDS[kind])
+            except Killed:
+                continue
+            assert kind == "early stopping" or hook != "training_step", f"{hook} was never reached"
+    train("killed", *KINDS[kind])
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    optimizer = read(tmp_path / "whole/checkpoints/last.ckpt")["optimizer_states"][0]
+    assert (kind == "nt_asgd") == bool(optimizer["param_groups"][0].get("triggered")), "averaging has begun"
+    if kind == "early stopping":
+        results = json.loads((tmp_path / "whole/results.json").read_text())["training"]
+        assert results["stopped_because"] == "early stopping"
+        assert results["steps"] < 60

@@ -49,12 +49,12 @@ class Alternate(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LMModule) -> None:
         forward = pl_module._forward
 
-        def watched(inputs: Tensor, targets: Tensor, state: Any) -> tuple:
+        def watched(*arguments: Any) -> tuple:
             # Dropout is seeded by now: from this state the reference draws the same masks.
             self._random = torch.get_rng_state()
-            nll, hidden, state = forward(inputs, targets, state)
+            nll, *others = forward(*arguments)
             self.ours.losses.append(nll.detach().mean().item())
-            return nll, hidden, state
+            return nll, *others
 
         pl_module._forward = watched
         self._began = time.perf_counter()

@@ -1,4 +1,4 @@
-# make demo | test | board | bench | lint | clean
+# make demo | test | board | bench (ARGS="--shakespeare PATH --wikitext2 PATH") | lint | clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ board: $(VENV)/.core
 	$(BIN)/lmlab board
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

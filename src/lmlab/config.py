@@ -179,12 +179,11 @@ def check_targets(node: Any, allow_targets: Iterable[str] = ()) -> None:
 def suggest(key: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' with the nearest known key, or nothing."""
     known = list(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near:
-        # The leaf may be right and its place wrong: max_steps for trainer.max_steps.
-        leaf = key.rpartition(".")[2]
-        near = [k for k in known if k.rpartition(".")[2] == leaf][:1]
-        near = near or [k for k in known if difflib.get_close_matches(leaf, [k.rpartition(".")[2]], cutoff=0.8)][:1]
+    leaf = key.rpartition(".")[2]
+    # The leaf may be right and its place wrong: max_steps for trainer.max_steps.
+    near = [k for k in known if k.rpartition(".")[2] == leaf][:1]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = near or [k for k in known if difflib.get_close_matches(leaf, [k.rpartition(".")[2]], cutoff=0.8)][:1]
     return f" (did you mean {near[0]}?)" if near else ""
 
 

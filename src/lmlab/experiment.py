@@ -22,8 +22,9 @@ from lmlab.config import BUDGETS, asked, cache_dir, parse_count, plain, short_na
 from lmlab.data.store import Store, prepare
 from lmlab.errors import TrainingFailed
 from lmlab.initial import read_initial
-from lmlab.schema import check_keys, check_node, find
+from lmlab.schema import TYPES, check_keys, check_known, check_node, find
 from lmlab.sizes import count_parameters, solve_width
+from lmlab.training import optim
 from lmlab.training.ranks import count as count_ranks
 
 log = logging.getLogger("lmlab")
@@ -165,6 +166,10 @@ def plan(config: DictConfig) -> Plan:
 
     batching = instantiate(config.batching)(split=store.split("train"), start_id=start_id, seed=config.seed)
     check_pairing(model, batching)
+    if "val" not in store.splits or not len(store.split("val")):
+        raise ValueError("the corpus has no text for val, by which training chooses its best checkpoint: give it some")
+    # Built only to be refused before there is a directory: training builds its own.
+    optim.build(instantiate(config.optimizer), config.training.decay, model)
     protocol = instantiate(config.evaluation)(model=model, **trained_context(config, model, batching))
     decided["protocol"] = protocol.as_dict()
     devices = count_ranks(config.trainer.devices, device)
@@ -289,6 +294,7 @@ def check_continuation(planned: Plan, directory: Any) -> None:
 def check_config(config: DictConfig) -> None:
     """Every key's type, and every node against its constructor, before anything is read or written."""
     tree = plain(config)
+    check_known(tree, (*NODES, *TRAINER_NODES, *(key.partition(".")[0] for key in TYPES)))
     check_keys(tree)
     # A model that counts needs no trainer, and Lightning costs seconds.
     counts = hasattr(find(str(tree["model"]["_target_"]), "model"), "fit")
@@ -341,7 +347,8 @@ class log_to:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
-            log.error("%s: %s", type(error).__name__, error)
+            # For the file alone: the terminal gets it as its one line.
+            log.debug("%s: %s", type(error).__name__, error)
         log.removeHandler(self.handler)
         self.handler.close()
 

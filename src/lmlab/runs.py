@@ -59,6 +59,21 @@ class Run:
     def results(self) -> dict[str, Any] | None:
         return self.directory.results()
 
+    @property
+    def curves(self) -> "pd.DataFrame":
+        """One row a validation: step, tokens, val/loss, val/ppl, val/bpb, train/eval_loss, val/gap.
+
+        Of an unfinished run, up to its last checkpoint. A model that only counts has no rows.
+        """
+        import pandas as pd
+
+        results = self.results
+        if results is not None:
+            return pd.DataFrame(results["training"].get("history", []))
+        from lmlab.training.checkpoints import read
+
+        return pd.DataFrame(read(self.directory.last)["lmlab"]["history"])
+
     @cached_property
     def tokenizer(self) -> Any:
         return load_tokenizer(self.directory.tokenizer)

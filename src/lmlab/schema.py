@@ -1,5 +1,6 @@
 """A config against what it configures: a node's constructor is its schema, and the verbs' own keys have a table."""
 
+import importlib
 import inspect
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,6 +63,7 @@ CHOICES: dict[str, tuple] = {
     "split": ("train", "val", "test"),
     "checkpoint": ("best", "last"),
     "device": ("auto", "cpu", "cuda", "mps"),
+    "callbacks.checkpoints.monitor": ("val/bpb", "val/ppl", "val/loss"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
 }
 LEAST: dict[str, float] = {
@@ -75,10 +77,22 @@ LEAST: dict[str, float] = {
     "unused_days": 0,
     "port": 0,
     "optimizer.lr": 0,
+    "evaluation.lanes": 1,
+    "training.clip_norm": 0,
+    "training.log_every": 1,
+    "callbacks.progress.every_n_steps": 1,
     "trainer.max_epochs": 0,
 }
 # How a type is called when a value is not of it.
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def check_known(config: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse keys that nobody reads, which +key=value adds."""
+    known = list(known)
+    for key in config:
+        if key not in known:
+            raise ValueError(f"no key {key!r}{suggest(key, known)}")
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
@@ -112,6 +126,8 @@ def check_node(node: Any, where: str) -> None:
     if not isinstance(node, Mapping):
         return
     for key, value in node.items():
+        if key.startswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+            raise ValueError(f"{where}.{key}={value} must be from 0 on and below 1")
         # A mandatory value is missing.
         if value == "???":
             raise ValueError(f"{where}.{key}=... is needed")
@@ -140,16 +156,11 @@ def check_node(node: Any, where: str) -> None:
 
 def find(target: str, where: str) -> Any:
     """The class or function of a dotted name. Raises ValueError where there is none."""
-    from hydra.utils import get_object
-
+    module, _, name = target.rpartition(".")
     try:
-        return get_object(target)
-    except Exception as error:
-        raise ValueError(f"{where}._target_={target} cannot be imported: {_last(error)}") from error
-
-
-def _last(error: BaseException) -> str:
-    return str(error.__cause__ or error).strip().splitlines()[-1]
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where}._target_={target} cannot be imported: {error}") from error
 
 
 def check_value(key: str, value: Any, annotation: Any) -> None:

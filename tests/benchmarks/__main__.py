@@ -20,9 +20,7 @@ def nanogpt_char_cpu(planned: Plan) -> GPTLoop:
     """nanoGPT's README: --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000."""
     model = GPT(planned.model.vocab_size, d_model=128, n_layers=4, n_heads=4, context=64, dropout=0.0)
     model.load(planned.model.state_dict())
-    return GPTLoop(
-        model, lr=1e-3, min_lr=1e-4, warmup=100, steps=2000, betas=(0.9, 0.99), weight_decay=0.1, clip=1.0
-    )
+    return GPTLoop(model, lr=1e-3, min_lr=1e-4, warmup=100, steps=2000, betas=(0.9, 0.99), weight_decay=0.1, clip=1.0)
 
 
 def examples_650_tied(planned: Plan) -> LSTMLoop:

@@ -113,7 +113,11 @@ class TiedLSTM(nn.Module):
 
     def load(self, weights: Weights) -> None:
         """Copy the weights of a tied LSTMLM."""
-        names = {"encoder.weight": "embedding.weight", "decoder.weight": "embedding.weight", "decoder.bias": "head.bias"}
+        names = {
+            "encoder.weight": "embedding.weight",
+            "decoder.weight": "embedding.weight",
+            "decoder.bias": "head.bias",
+        }
         for layer in range(self.lstm.num_layers):
             for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
                 names[f"lstm.{kind}_l{layer}"] = f"layers.{layer}.{kind}_l0"

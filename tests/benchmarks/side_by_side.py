@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from omegaconf import open_dict
 from torch import Tensor
 
 from lmlab.data.datamodule import TextDataModule
@@ -84,7 +85,8 @@ def run(plan: Plan, reference: Loop, steps: int, segment: int) -> tuple[Trace, T
     both = Alternate(reference, segment)
     # Cut short and never validated: training alone is compared.
     plan.total_steps = steps
-    plan.decided["val_check_interval"] = steps + 1
+    with open_dict(plan.config):
+        plan.config.trainer.limit_val_batches = 0
     module = build_module(plan)
     data = TextDataModule(lambda: plan.store)
     data.connect(plan.batching, lambda: module.step, steps, evaluation_batches(plan), **limits(plan.config))
@@ -102,18 +104,17 @@ def compare(ours: Trace, theirs: Trace, segment: int) -> dict[str, Any]:
         part = values[start : start + segment]
         return sum(part) / len(part)
 
+    def segment_at(start: int) -> dict[str, float]:
+        step = min(start + segment, len(ours.losses))
+        return {"step": step, "ours": mean(ours.losses, start), "reference": mean(theirs.losses, start)}
+
+    differences = [abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)]
+    marks = [n for n in (1, 10, 50, 100, len(differences)) if n <= len(differences)]
     return {
-        "steps": len(ours.losses),
+        "steps": len(differences),
         "segment": segment,
-        "largest_difference": {
-            str(n): max(abs(a - b) for a, b in zip(ours.losses[:n], theirs.losses[:n], strict=True))
-            for n in (1, 10, 50, 100, len(ours.losses))
-            if n <= len(ours.losses)
-        },
-        "segments": [
-            {"step": min(s + segment, len(ours.losses)), "ours": mean(ours.losses, s), "reference": mean(theirs.losses, s)}
-            for s in starts
-        ],
+        "largest_difference": {str(n): max(differences[:n]) for n in marks},
+        "segments": [segment_at(start) for start in starts],
         "ms_per_step": {"ours": 1e3 * median(ours.seconds[warm:]), "reference": 1e3 * median(theirs.seconds[warm:])},
         "ratio": median(mean(ours.seconds, s) / mean(theirs.seconds, s) for s in starts if s >= warm),
         "losses": {"ours": ours.losses, "reference": theirs.losses},

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from tests.benchmarks.reference import GPT, GPTLoop, LSTMLoop, TiedLSTM
+from tests.benchmarks.side_by_side import Trace, compare, run, table
 
 from lmlab.config import compose
 from lmlab.experiment import plan
-from tests.benchmarks.reference import GPT, GPTLoop, LSTMLoop, TiedLSTM
-from tests.benchmarks.side_by_side import Trace, compare, run, table
 
 STEPS, SEGMENT = 20, 6
 
@@ -40,7 +40,7 @@ def test_an_lstm_step_is_the_examples_step(text):
     """Without dropout: that two implementations draw the same masks is no promise."""
     ours = planned(
         text, "examples_650_tied", "model.d_model=12", "batching.batch_size=4", "batching.seq_len=16",
-        "model.dropout_in=0", "model.dropout_between=0", "model.dropout_out=0",
+        "model.dropout_in=0.0", "model.dropout_between=0.0", "model.dropout_out=0.0",
     )  # fmt: skip
     assert ours.batching.steps_per_epoch < STEPS, "the text starts anew, and with it the state"
     model = TiedLSTM(ours.model.vocab_size, d_model=12, n_layers=2, dropout=0.0)

@@ -27,7 +27,7 @@ KINDS = {
     "lstm on lanes": LSTM,
     "transformer on windows": TRANSFORMER,
     "plateau": [*LSTM, "schedule=plateau", "optimizer.lr=0.2", "trainer.val_check_interval=2"],
-    "nt_asgd": [*LSTM, "optimizer=nt_asgd", "optimizer.lr=4", "optimizer.nonmono=1", "trainer.val_check_interval=3"],
+    "nt_asgd": [*LSTM, "optimizer=nt_asgd", "optimizer.lr=4.0", "optimizer.nonmono=1", "trainer.val_check_interval=3"],
     "averaging": [*TRANSFORMER, AVERAGING],
     "early stopping": [*LSTM, STOPPING, "optimizer.lr=0.3", "trainer.val_check_interval=2", "trainer.max_steps=60"],
     "micro-batches": [*LSTM, "training.micro_batch_size=3"],

@@ -96,12 +96,9 @@ def options(verb: str, arguments: Sequence[str]) -> dict[str, Any] | None:
         return None
     show_log()
     values = plain(config)
-    from lmlab.schema import check_keys, check_node
+    from lmlab.schema import check_keys, check_known, check_node
 
-    known = {*plain(compose((), verb)), "corpus", "evaluation"}
-    for key in values:
-        if key not in known:
-            raise ValueError(f"no key {key!r}{suggest(key, known)}; lmlab {verb} --help shows them")
+    check_known(values, [*plain(compose((), verb)), "corpus", "evaluation"])
     if values.get("allow_targets"):
         find_own_classes()
     check_keys(values)

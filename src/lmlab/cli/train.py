@@ -10,6 +10,8 @@ from lmlab.errors import DONE, INTERRUPTED
 
 def main(arguments: list[str]) -> int:
     line = parse("train", arguments)
+    if {"-m", "--multirun"} & line.flags.keys() and any(o.startswith("run_dir=") for o in line.overrides):
+        raise ValueError("run_dir=... cannot hold the runs of a multirun; leave it out, or set runs_root=...")
     if line.help:
         show_help("train")
         return DONE
@@ -71,8 +73,6 @@ def run(config, sweep: dict[str, str] | None) -> dict:
     from lmlab.cli.tables import show_plan, show_results
     from lmlab.experiment import train
 
-    if sweep is not None and config.run_dir:
-        raise ValueError(f"run_dir={config.run_dir} cannot hold the runs of a multirun; leave it out, or set runs_root=...")
     show_log()
     results = train(config, sweep)
     show_plan(results) if config.dry_run else show_results(results, alone=sweep is None)

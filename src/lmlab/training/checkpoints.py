@@ -90,6 +90,7 @@ class Resume(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         checkpoint, self.checkpoint = self.checkpoint, None
+        self.in_passing = checkpoint["lmlab"]["in_passing"]
         pl_module.load_carried(checkpoint)
         optimizer = trainer.optimizers[0]
         initial = [group["initial_lr"] for group in optimizer.param_groups]
@@ -108,6 +109,11 @@ class Resume(Callback):
                 else:
                     callback.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         self._count_steps(trainer, pl_module.step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.in_passing:
+            # There is more to train after all: the validation that was not due never was.
+            pl_module.history.pop()
 
     @staticmethod
     def _count_steps(trainer: Trainer, step: int) -> None:
@@ -129,8 +135,8 @@ class Checkpoints(Callback):
     """Saves `last.ckpt` after every validation (and every so many steps or minutes), `best.ckpt` when `monitor` falls.
 
     Never between a step and the validation that is due after it: whoever resumes would miss that validation. One that
-    is not due, where training was told to stop, may find a better `best.ckpt`, but leaves no other trace: whoever
-    resumes repeats a run that was never stopped. The last of all callbacks: it saves what the others decided.
+    is not due, where training was told to stop, may find a better `best.ckpt`, but is otherwise forgotten by whoever
+    resumes: the run goes on as if it had never been stopped. The last of all callbacks: it saves what the others decided.
     """
 
     def __init__(self, dirpath: Path, monitor: str, every_n_steps: int | None, every_minutes: float | None):
@@ -168,8 +174,9 @@ class Checkpoints(Callback):
             self._save_best(trainer, pl_module)
         if self._before is None:
             self.save_last(trainer, pl_module)
-        elif better:
+        else:
             self._before["callbacks"][self.state_key] = self.state_dict()
+            self._before["lmlab"] |= {"history": list(pl_module.history), "in_passing": True}
             self._write(trainer, self._before, "last.ckpt")
         self._before = None
 

@@ -187,6 +187,7 @@ def summary(module: LMModule, trainer: Trainer | None, stop: GracefulStop | None
         "tokens_per_s": round(module.tokens / seconds, 1) if seconds else None,
         "stopped_because": stopped_because(module, trainer, stop),
         "first_loss": module.first_loss,
+        "history": module.history,
     }
 
 

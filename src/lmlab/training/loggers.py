@@ -72,14 +72,19 @@ class CSV(Logger):
 def write_hparams(directory: Path, shown: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
     """One row of TensorBoard's HPARAMS page, in an event file of its own beside the curves.
 
-    Written anew when a run is continued, because the page keeps the first row that it finds.
+    Written anew when a run is continued, because the page keeps the first row that it finds. Without a summary of the
+    experiment: where one is found, the page takes its columns from that run alone, and no longer puts those first in
+    which the runs differ.
     """
     for old in directory.glob(f"events.out.tfevents.*{SUFFIX}"):
         old.unlink()
-    values = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in shown.items()}
+    # A truth value would be shown as 0.0000 or 1.0000.
+    numbers = {k: v for k, v in shown.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    words = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in shown.items() if k not in numbers}
     finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
     with SummaryWriter(str(directory), filename_suffix=SUFFIX) as writer:
-        for summary in hparams(values, finite):
-            writer.file_writer.add_summary(summary)
+        _, start, end = hparams(words | numbers, finite)
+        writer.file_writer.add_summary(start)
+        writer.file_writer.add_summary(end)
         for name, value in finite.items():
             writer.add_scalar(name, value, step)

@@ -1,0 +1,108 @@
+"""Figures: tables in, Axes out. Needs matplotlib, which lmlab[notebooks] brings.
+
+Each function draws on `ax`, or on new axes where it is None, and returns them.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from matplotlib import font_manager
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Distinguishable with colour-blindness too (Okabe and Ito 2008): ours, the other, what both stand against.
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#b8b8b8"
+FLOORS = {"unigram": "unigram", "kneser_ney_5": "Kneser-Ney 5-gram"}
+# matplotlib's own font has no Chinese: the first of these that is installed has.
+CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "SimHei",
+    "WenQuanYi Micro Hei",
+)
+
+
+def learning_curves(curves: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """Held-out and training loss against tokens seen, from `run.curves`; both without dropout.
+
+    Raises ValueError where there are no validations to draw.
+    """
+    if curves.empty:
+        raise ValueError("curves has no rows: the run was not validated yet, or its model is fitted by counting")
+    ax = _axes(ax)
+    ax.plot(curves["tokens"], curves["val/loss"], marker="o", color=BLUE, label="held-out text (val)")
+    if "train/eval_loss" in curves:
+        ax.plot(
+            curves["tokens"], curves["train/eval_loss"], marker=".", ls="--", color=ORANGE, label="a slice of train"
+        )
+    best = curves.loc[curves["val/loss"].idxmin()]
+    at = (best["tokens"], best["val/loss"])
+    ax.annotate(f"{best['val/loss']:.3f}", at, xytext=(0, 8), textcoords="offset points", ha="center")
+    ax.xaxis.set_major_formatter(lambda tokens, _: _count(tokens))
+    ax.set(title="Learning curves", xlabel="training tokens seen", ylabel="loss (nats per token)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def beside_floors(results: Mapping[str, Any], split: str = "test", ax: Axes | None = None) -> Axes:
+    """Bits per byte of a run and of the floors on the same split, from `run.results`.
+
+    Raises ValueError for a split that was not measured.
+    """
+    if split not in results["splits"]:
+        raise ValueError(f"split={split} was not measured; there are {', '.join(results['splits'])}")
+    measured = {FLOORS.get(name, name): floor[split]["bpb"] for name, floor in results.get("floors", {}).items()}
+    measured["this model"] = results["splits"][split]["bpb"]
+    ax = _axes(ax, height=0.9 + 0.5 * len(measured))
+    bars = ax.barh(list(measured), list(measured.values()), color=[*[GREY] * (len(measured) - 1), BLUE])
+    ax.bar_label(bars, fmt="%.3f", padding=3)
+    ax.margins(x=0.12)
+    ax.set(title=f"How well the {split} split is predicted", xlabel="bits per byte (lower is better)")
+    return ax
+
+
+def surprisal(tokens: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """One bar a token, in bits, from `pd.DataFrame(run.score(text).tokens)`; for a sentence, not a chapter."""
+    bits = -tokens["log_prob"] / math.log(2)
+    at = range(len(tokens))
+    ax = _axes(ax, width=max(6.0, 0.45 * len(tokens)))
+    ax.bar(at, bits, color=[BLUE if rank == 1 else ORANGE for rank in tokens["rank"]])
+    ax.set_xticks(at, [*map(_label, tokens["token"])], rotation=60, ha="right", fontfamily=fonts())
+    ax.axhline(bits.mean(), color=GREY, lw=1, zorder=0)
+    ax.set(title="Surprisal, token by token (blue: the model's first guess)", ylabel="bits, -log2 P(token | before)")
+    return ax
+
+
+def fonts() -> list[str]:
+    """matplotlib's families, and after them an installed one with Chinese characters, where there is one."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [*plt.rcParams["font.family"], *[name for name in CHINESE_FONTS if name in installed][:1]]
+
+
+def _axes(ax: Axes | None, width: float = 6.0, height: float = 3.6) -> Axes:
+    if ax is not None:
+        return ax
+    _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _label(token: str) -> str:
+    """A token on one line, its spaces to be seen; a dollar sign would start matplotlib's mathematics."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
+    return shown.replace(" ", "␣").replace("$", r"\$")
+
+
+def _count(n: float | int) -> str:
+    """700k, 1.2M."""
+    for scale, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n >= scale:
+            return f"{n / scale:.3g}{letter}"
+    return f"{n:.0f}"

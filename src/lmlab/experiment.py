@@ -18,11 +18,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lmlab.config import BUDGETS, asked, cache_dir, parse_count, plain, short_name, with_budget
+from lmlab.config import BUDGETS, asked, cache_dir, conf_dir, parse_count, plain, short_name, with_budget
 from lmlab.data.store import Store, prepare
 from lmlab.errors import TrainingFailed
 from lmlab.initial import read_initial
-from lmlab.schema import TYPES, check_keys, check_known, check_node, find
+from lmlab.schema import check_keys, check_known, check_node, find
 from lmlab.sizes import count_parameters, solve_width
 from lmlab.training import optim
 from lmlab.training.ranks import count as count_ranks
@@ -94,10 +94,10 @@ def choose_compile(asked_compile: str | bool, device: str) -> bool:
     return device == "cuda" if asked_compile == "auto" else bool(asked_compile)
 
 
-def choose_device(accelerator: str) -> str:
+def choose_device(accelerator: str, key: str = "trainer.accelerator") -> str:
     """cpu, cuda or mps. Raises ValueError where what was asked for is not there."""
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(f"trainer.accelerator={accelerator}, but torch {torch.__version__} sees no GPU; use trainer=cpu")
+        raise ValueError(f"{key}={accelerator}, but torch {torch.__version__} sees no GPU; use {key}=cpu")
     if accelerator == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -294,7 +294,7 @@ def check_continuation(planned: Plan, directory: Any) -> None:
 def check_config(config: DictConfig) -> None:
     """Every key's type, and every node against its constructor, before anything is read or written."""
     tree = plain(config)
-    check_known(tree, (*NODES, *TRAINER_NODES, *(key.partition(".")[0] for key in TYPES)))
+    check_known(tree, (*NODES, *TRAINER_NODES, *OmegaConf.load(conf_dir() / "train.yaml")))
     check_keys(tree)
     # A model that counts needs no trainer, and Lightning costs seconds.
     counts = hasattr(find(str(tree["model"]["_target_"]), "model"), "fit")

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -113,6 +114,12 @@ def check_keys(config: Mapping[str, Any]) -> None:
         count = parse_count(config.get(key), key)
         if count is not None and count < 1:
             raise ValueError(f"{key}={config[key]} must be at least 1, or null")
+    time = _lookup(config, "trainer.max_time")[1]
+    if time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(time)):
+        raise ValueError(f"trainer.max_time={time} must be DD:HH:MM:SS, as in 00:02:30:00 for two and a half hours")
+    for name, node in (config.get("callbacks") or {}).items():
+        if node is not None and not isinstance(node, Mapping):
+            raise ValueError(f"callbacks.{name}={node} must be null, or a node with a _target_")
     steps = _lookup(config, "trainer.max_steps")[1]
     if isinstance(steps, int) and steps < 1 and steps != -1:
         raise ValueError(f"trainer.max_steps={steps} must be at least 1, or null for no such budget")

@@ -125,7 +125,7 @@ def table(result: dict[str, Any], rows: int = 25) -> str:
     """Mean loss of segments, the two times, and their ratio."""
     lines = [f"{'step':>6} {'ours':>9} {'reference':>9} {'difference':>11}"]
     segments = result["segments"]
-    for row in segments[:: max(1, len(segments) // rows)]:
+    for row in reversed(segments[:: -max(1, len(segments) // rows)]):
         lines.append(
             f"{row['step']:>6} {row['ours']:>9.4f} {row['reference']:>9.4f} {row['ours'] - row['reference']:>+11.1e}"
         )

@@ -20,16 +20,16 @@ LSTM = ["model=lstm", "model.d_model=12", "model.n_layers=2", "batching=lanes", 
 LSTM += ["batching.seq_len=16", "optimizer=adam", "optimizer.lr=0.01", "evaluation.lanes=2"]
 TRANSFORMER = ["model=transformer", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_context=16"]
 TRANSFORMER += ["model.dropout=0.2", "batching=windows", "batching.batch_size=6", "batching.seq_len=16"]
-STOPPING = "callbacks.early_stopping={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/bpb, patience: 2}"
-AVERAGING = "callbacks.averaging={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.9}"
+STOPPING = ["callbacks/early_stopping=patience", "callbacks.early_stopping.patience=2"]
+AVERAGING = ["callbacks/averaging=ema", "callbacks.averaging.decay=0.9"]
 
 KINDS = {
     "lstm on lanes": LSTM,
     "transformer on windows": TRANSFORMER,
     "plateau": [*LSTM, "schedule=plateau", "optimizer.lr=0.2", "trainer.val_check_interval=2"],
-    "nt_asgd": [*LSTM, "optimizer=nt_asgd", "optimizer.lr=4.0", "optimizer.nonmono=1", "trainer.val_check_interval=3"],
-    "averaging": [*TRANSFORMER, AVERAGING],
-    "early stopping": [*LSTM, STOPPING, "optimizer.lr=0.3", "trainer.val_check_interval=2", "trainer.max_steps=60"],
+    "nt_asgd": [*LSTM, "optimizer=nt_asgd", "optimizer.lr=4.0", "optimizer.nonmono=1", "trainer.val_check_interval=2"],
+    "averaging": [*TRANSFORMER, *AVERAGING],
+    "early stopping": [*LSTM, *STOPPING, "optimizer.lr=0.3", "trainer.val_check_interval=2", "trainer.max_steps=60"],
     "micro-batches": [*LSTM, "training.micro_batch_size=3"],
     "random lengths": [*LSTM, "batching.random_lengths=true"],
     "every few steps": [*LSTM, "callbacks.checkpoints.every_n_steps=2"],

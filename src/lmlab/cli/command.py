@@ -1,6 +1,8 @@
 """What the verbs share: help from a verb's own YAML, its composed config, and a log on the terminal."""
 
+import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -134,12 +136,25 @@ def read_lines(path: Path) -> list[str]:
         # Not splitlines(): it also cuts at form feeds and Unicode's line separators, which are text here.
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it: iconv -t utf-8 {path}") from error
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it with: iconv -f WINDOWS-1252 -t UTF-8 {path}") from error
     if "\0" in "".join(lines):
         raise ValueError(f"{path} is a binary file; give one with a text on each line")
     if not any(lines):
         raise ValueError(f"{path} holds no text")
     return [line for line in lines if line]
+
+
+def show_json(tree: Any) -> None:
+    """JSON for programs: NaN and infinity, which JSON lacks, are null."""
+    print(json.dumps(_finite(tree), indent=2, ensure_ascii=False))
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def load_run(config: dict[str, Any]) -> Any:
@@ -149,7 +164,7 @@ def load_run(config: dict[str, Any]) -> Any:
     from lmlab.experiment import choose_device
     from lmlab.runs import load
 
-    device = choose_device(config["device"])
+    device = choose_device(config["device"], "device")
     return load(
         config["run_dir"], checkpoint=config["checkpoint"], device=device, allow_targets=config["allow_targets"]
     )

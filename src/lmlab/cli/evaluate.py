@@ -1,8 +1,6 @@
 """lmlab evaluate: the numbers of results.json again from disk, or of any text."""
 
-import json
-
-from lmlab.cli.command import load_run, one_of, options
+from lmlab.cli.command import load_run, one_of, options, show_json
 from lmlab.cli.tables import console, show_likelihoods
 
 
@@ -16,7 +14,7 @@ def main(arguments: list[str]) -> int:
     likelihood = run.evaluate(config["split"], config.get("corpus"), protocol, config["batch_size"])
     sums = likelihood.as_dict()
     if config["format"] == "json":
-        print(json.dumps({"protocol": protocol.as_dict(), config["split"]: sums}, indent=2))
+        show_json({"protocol": protocol.as_dict(), config["split"]: sums})
         return 0
     show_likelihoods({config["split"]: sums})
     console().print(f"measured {protocol.describe()}", highlight=False)

@@ -1,10 +1,9 @@
 """lmlab generate: text from a run, shown as it is written."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lmlab.cli.command import load_run, one_of, options, read_lines
+from lmlab.cli.command import load_run, one_of, options, read_lines, show_json
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +33,7 @@ def main(arguments: list[str]) -> int:
         print()
     elif config["format"] == "json":
         shown = [{"prompt": p, "samples": [asdict(s) for s in samples]} for p, samples in zip(prompts, written, strict=True)]
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
+        show_json(shown)
     else:
         for prompt, samples in zip(prompts, written, strict=True):
             for sample in samples:

@@ -1,9 +1,8 @@
 """lmlab prepare: a corpus encoded once, with a report; the cache listed and pruned."""
 
-import json
 from pathlib import Path
 
-from lmlab.cli.command import one_of, options
+from lmlab.cli.command import one_of, options, show_json
 from lmlab.config import cache_dir
 
 
@@ -21,7 +20,7 @@ def main(arguments: list[str]) -> int:
     store = build_store(config)
     report = store.report | {"path": str(store.path)}
     if config["format"] == "json":
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        show_json(report)
     else:
         show_report(report)
     return 0

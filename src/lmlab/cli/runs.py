@@ -1,6 +1,7 @@
 """lmlab runs: a table of runs; lmlab runs prune: the space of some."""
 
 from lmlab.cli.command import one_of, options
+from lmlab.config import suggest
 
 
 def main(arguments: list[str]) -> int:
@@ -22,9 +23,12 @@ def show(config: dict) -> int:
     frame = runs.table(config["root"])
     if frame.empty:
         raise FileNotFoundError(f"no runs under root={config['root']}; train one: lmlab train")
-    for column in [*(config["columns"] or []), *([config["sort"]] if config["sort"] != "val/bpb" else [])]:
+    # The default's column is missing while no run has finished.
+    sort = [config["sort"]] if config["sort"] not in (None, "val/bpb") else []
+    for column in [*(config["columns"] or []), *sort]:
         if column not in frame:
-            raise ValueError(f"no column {column!r}; there are {', '.join(frame.columns)}")
+            near = suggest(column, frame.columns)
+            raise ValueError(f"no column {column!r}{near}; lmlab runs format=csv has all of them")
     if config["sort"] in frame:
         frame = frame.sort_values(config["sort"], kind="stable", key=comparable)
     if config["columns"]:

@@ -1,9 +1,8 @@
 """lmlab score: every token's log-probability, coloured by surprisal."""
 
-import json
 from pathlib import Path
 
-from lmlab.cli.command import load_run, one_of, options, read_lines
+from lmlab.cli.command import load_run, one_of, options, read_lines, show_json
 from lmlab.cli.tables import console
 
 
@@ -21,7 +20,7 @@ def main(arguments: list[str]) -> int:
     scores = [run.score(text, top=config["top"], eos=config["eos"]) for text in texts]
     if config["format"] == "json":
         shown = [as_json(score) for score in scores]
-        print(json.dumps(shown[0] if config["file"] is None else shown, indent=2, ensure_ascii=False))
+        show_json(shown[0] if config["file"] is None else shown)
         return 0
     out = console()
     for score in scores:

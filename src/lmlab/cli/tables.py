@@ -39,11 +39,12 @@ def show_results(results: Mapping[str, Any], alone: bool) -> None:
     if best is not None:
         split = list(splits)[-1]
         margin = best[split]["bpb"] - splits[split]["bpb"]
-        out.print(f"\n{split} bpb is {abs(margin):.4f} {'below' if margin > 0 else 'above'} the better floor")
+        out.print(f"\n{split} bpb is {abs(margin):.4f} {'below' if margin > 0 else 'above'} the better floor", highlight=False)
     speed = f", {training['tokens_per_s']:,.0f} tokens/s" if training.get("tokens_per_s") else ""
     out.print(
         f"{model['parameters']:,} parameters, {training['steps']:,} steps, {training['tokens']:,} tokens in "
-        f"{training['seconds']:,.1f} s{speed}; stopped: {training['stopped_because']}"
+        f"{training['seconds']:,.1f} s{speed}; stopped: {training['stopped_because']}",
+        highlight=False,
     )
     out.print(f"measured {Protocol(**results['protocol']).describe()}", highlight=False)
     if alone:

@@ -26,11 +26,13 @@ def main(arguments: list[str]) -> int:
         nonlocal interrupted
         hydra_config = HydraConfig.get()
         multirun = hydra_config.mode == RunMode.MULTIRUN
+        varied = swept(line.overrides, hydra_config.overrides.task) if multirun else None
         # Kept for the dispatcher: Hydra would print a report of its own, and end a multirun at the first failure.
         try:
-            results = run(config, swept(line.overrides, hydra_config.overrides.task) if multirun else None)
+            results = run(config, varied)
         except Exception as error:
-            where = f"job {hydra_config.job.num} ({' '.join(hydra_config.overrides.task)}): " if multirun else ""
+            told = " ".join(f"{key}={value}" for key, value in (varied or {}).items())
+            where = f"job {hydra_config.job.num} ({told}): " if multirun else ""
             failures.append((error, where))
             if where:
                 report(error, "train", where)

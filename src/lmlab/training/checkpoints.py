@@ -27,13 +27,18 @@ def read(path: Path) -> dict[str, Any]:
         "delete it, and the same lmlab train starts this run again from step 0"
     )
     try:
+        with zipfile.ZipFile(path) as archive:
+            # torch reads weights without looking at their checksums.
+            if (part := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {part} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged, or holds something other than tensors and plain data, and is not loaded; {remedy}"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged or truncated ({str(error).splitlines()[0]}); {remedy}") from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged or truncated ({why}); {remedy}") from error
     found = checkpoint.get("lmlab_format") if isinstance(checkpoint, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} has checkpoint format {found}, this version reads {FORMAT}; {remedy}")
@@ -45,7 +50,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     try:
-        with beside.open("wb") as file:
+        with _open(beside) as file:
             torch.save(checkpoint | {"lmlab_format": FORMAT}, file)
             file.flush()
             os.fsync(file.fileno())
@@ -56,6 +61,10 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> Any:
+    return path.open("wb")
 
 
 def _disk_full(error: BaseException | None) -> OSError | None:

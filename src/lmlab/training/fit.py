@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from lmlab.config import plain
+from lmlab.config import literal, plain
 from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import TrainingFailed
 from lmlab.evaluation.protocol import batches
@@ -148,7 +148,7 @@ def build_trainer(plan: Any, path: Path, callbacks: list[Callback], step: int) -
             "enable_checkpointing": False,
             "enable_model_summary": False,
             "use_distributed_sampler": False,
-            "default_root_dir": str(path),
+            "default_root_dir": literal(str(path)),
         }
     )
     if plan.decided["devices"] > 1:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from lightning import LightningModule
 from torch import Tensor, nn
 
@@ -19,6 +20,8 @@ from lmlab.types import Batch, Hidden, Mask, State, Tokens, detach, map_state, r
 
 # The names of the validation loaders, in order: held-out text, and a fixed slice of train without dropout.
 VALIDATIONS = ("val", "train_eval")
+# Raised when the same config trains otherwise: with tests/training/golden.json.
+IDENTITY = 1
 
 
 class LMModule(LightningModule):
@@ -315,7 +318,7 @@ def _sum(values: Tensor, mask: Mask | None) -> Tensor:
     return values.sum() if mask is None else torch.where(mask, values, 0.0).sum()
 
 
-def _pairs(mask: Mask | None) -> Mask | None:
+def _pairs(mask: Mask | None) -> Bool[Tensor, "B T-1"] | None:
     """Where a target counts and the one before it too."""
     return None if mask is None else mask[:, 1:] & mask[:, :-1]
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 
 log = logging.getLogger("lmlab")
 
@@ -59,10 +59,16 @@ class Progress(Callback):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
+            # The bar takes what the numbers leave of the line.
+            columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
             # Refreshed by us: a refreshing thread costs up to a millisecond a step on two cores.
-            self.bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+            self.bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True, expand=True)
+            terminal = sys.stderr
             self.bar.start()
+            # Rich has put in sys.stderr's place what prints above the bar; our log's lines belong there too.
+            self.above = [h for h in log.handlers if isinstance(h, logging.StreamHandler) and h.stream is terminal]
+            for handler in self.above:
+                handler.setStream(sys.stderr)
             self.task = self.bar.add_task("", total=pl_module.total_steps, completed=pl_module.step, shown="")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -86,6 +92,9 @@ class Progress(Callback):
     def describe(self, module: LightningModule) -> str:
         latest, done = module.latest, module.step - self.first
         left = (time.perf_counter() - self.began) / max(done, 1) * (module.total_steps - module.step)
+        for callback in module.trainer.callbacks:
+            if isinstance(callback, Timer):
+                left = min(left, callback.time_remaining())
         speed = f"{latest['perf/tokens_per_s']:,.0f} tokens/s"
         return f"loss {latest['train/loss']:.3f}   ppl {latest['train/ppl']:,.1f}   {speed}   {clock(left)} left"
 
@@ -102,3 +111,5 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+            for handler in self.above:
+                handler.setStream(sys.stderr)

@@ -16,22 +16,55 @@ from omegaconf import DictConfig, OmegaConf
 BUDGETS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "max_tokens")
 
 # What may change without making it another run: places, devices, and what is only shown.
-_NOT_IDENTITY = (
-    "run_dir runs_root cache_dir default_steps allow_targets logger dry_run devices floors test callbacks.progress callbacks.samples "
-    "trainer.accelerator trainer.devices trainer.strategy trainer.profiler corpus.path corpus.train corpus.val corpus.test "
-    "tokenizer.source training.micro_batch_size training.log_every training.histograms"
-).split()
+_NOT_IDENTITY = [
+    "run_dir",
+    "runs_root",
+    "cache_dir",
+    "default_steps",
+    "allow_targets",
+    "logger",
+    "dry_run",
+    "devices",
+    "floors",
+    "test",
+    "callbacks.progress",
+    "callbacks.samples",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.strategy",
+    "trainer.profiler",
+    "corpus.path",
+    "corpus.train",
+    "corpus.val",
+    "corpus.test",
+    "tokenizer.source",
+    "training.micro_batch_size",
+    "training.log_every",
+    "training.histograms",
+]
 
 # Everything a stored run may name. `allow_targets` extends it; a run cannot.
 ALLOWED_TARGETS = frozenset(
-    """
-    lmlab.models.lstm.LSTMLM lmlab.models.transformer.TransformerLM lmlab.models.ngram.NGramLM
-    lmlab.models.head.LinearHead lmlab.models.head.AdaptiveHead
-    lmlab.models.head.MixtureHead lmlab.data.corpora.Sotu lmlab.data.corpora.Files lmlab.data.corpora.HuggingFace
-    lmlab.data.corpora.TinyShakespeare lmlab.data.corpora.WikiText2 lmlab.data.corpora.PennTreebank
-    lmlab.tokenizers.char.train lmlab.tokenizers.byte.train lmlab.tokenizers.word.train lmlab.tokenizers.bpe.train
-    lmlab.tokenizers.unigram.train lmlab.tokenizers.pretrained.train
-    """.split()
+    [
+        "lmlab.models.lstm.LSTMLM",
+        "lmlab.models.transformer.TransformerLM",
+        "lmlab.models.ngram.NGramLM",
+        "lmlab.models.head.LinearHead",
+        "lmlab.models.head.AdaptiveHead",
+        "lmlab.models.head.MixtureHead",
+        "lmlab.data.corpora.Sotu",
+        "lmlab.data.corpora.Files",
+        "lmlab.data.corpora.HuggingFace",
+        "lmlab.data.corpora.TinyShakespeare",
+        "lmlab.data.corpora.WikiText2",
+        "lmlab.data.corpora.PennTreebank",
+        "lmlab.tokenizers.char.train",
+        "lmlab.tokenizers.byte.train",
+        "lmlab.tokenizers.word.train",
+        "lmlab.tokenizers.bpe.train",
+        "lmlab.tokenizers.unigram.train",
+        "lmlab.tokenizers.pretrained.train",
+    ]
 )
 
 
@@ -76,9 +109,10 @@ def compose(
 
 def plain(config: DictConfig | Mapping) -> dict[str, Any]:
     """The config with interpolations resolved, as plain dicts and lists."""
-    # Not copied first: a node's interpolations may reach outside it.
-    node = config if isinstance(config, DictConfig) else OmegaConf.create(config)
-    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
+    # Not copied first: a node's interpolations may reach outside it. Plain data has none: every string means itself.
+    if isinstance(config, DictConfig):
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    return copy.deepcopy(dict(config))
 
 
 def with_budget(config: DictConfig) -> DictConfig:
@@ -107,7 +141,7 @@ def asked(config: Mapping) -> dict[str, Any]:
 
 
 def literal(node: Any) -> Any:
-    """A stored node with every string made to mean itself: nothing in it is an interpolation or calls a resolver.
+    """A stored node that may become part of a composed config: in it, too, every string means itself.
 
     `${oc.create:...}` would otherwise make a `_target_` that no check has seen.
     """

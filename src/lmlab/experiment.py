@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -22,7 +21,8 @@ from lmlab.config import BUDGETS, asked, cache_dir, conf_dir, parse_count, plain
 from lmlab.data.store import Store, prepare
 from lmlab.errors import TrainingFailed
 from lmlab.initial import read_initial
-from lmlab.schema import check_keys, check_known, check_node, find
+from lmlab.instantiate import find, instantiate
+from lmlab.schema import check_keys, check_known, check_node
 from lmlab.sizes import count_parameters, solve_width
 from lmlab.training import optim
 from lmlab.training.ranks import count as count_ranks
@@ -297,7 +297,7 @@ def check_config(config: DictConfig) -> None:
     check_known(tree, (*NODES, *TRAINER_NODES, *OmegaConf.load(conf_dir() / "train.yaml")))
     check_keys(tree)
     # A model that counts needs no trainer, and Lightning costs seconds.
-    counts = hasattr(find(str(tree["model"]["_target_"]), "model"), "fit")
+    counts = hasattr(find(str(tree["model"]["_target_"])), "fit")
     for group in NODES if counts else (*NODES, *TRAINER_NODES):
         check_node(tree.get(group), group)
 
@@ -344,6 +344,9 @@ class log_to:
         self.handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         self.handler.setLevel(logging.DEBUG)
         log.addHandler(self.handler)
+        # In a notebook nobody has set it, and a file without lines would be left.
+        self.level = log.level
+        log.setLevel(logging.DEBUG)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
@@ -351,6 +354,7 @@ class log_to:
             log.debug("%s: %s", type(error).__name__, error)
         log.removeHandler(self.handler)
         self.handler.close()
+        log.setLevel(self.level)
 
 
 def dry_run(planned: Plan) -> dict[str, Any]:

@@ -44,7 +44,9 @@ def _from_hugging_face(name: str) -> Initial:
 
     loaded = load_gpt2(name)
     if loaded.tokenizer is None:
-        raise ValueError(f"hf:{name} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(...)")
+        raise ValueError(
+            f"hf:{name} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(...)"
+        )
     return Initial(loaded.node, loaded.weights, _pretrained(loaded.tokenizer))
 
 

@@ -75,7 +75,8 @@ def surprisal(tokens: "pd.DataFrame", ax: Axes | None = None) -> Axes:
     ax = _axes(ax, width=max(6.0, 0.45 * len(tokens)))
     ax.bar(at, bits, color=[BLUE if rank == 1 else ORANGE for rank in tokens["rank"]])
     ax.set_xticks(at, [*map(_label, tokens["token"])], rotation=60, ha="right", fontfamily=fonts())
-    ax.axhline(bits.mean(), color=GREY, lw=1, zorder=0)
+    ax.axhline(bits.mean(), color=GREY, lw=1, zorder=0, label=f"mean {bits.mean():.2f} bits")
+    ax.legend(frameon=False)
     ax.set(title="Surprisal, token by token (blue: the model's first guess)", ylabel="bits, -log2 P(token | before)")
     return ax
 

@@ -65,12 +65,16 @@ class RunDirectory:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); lmlab evaluate run_dir={self.path} measures anew") from error
+            raise ValueError(
+                f"{path} is damaged ({error}); lmlab evaluate run_dir={self.path} measures anew"
+            ) from error
 
     def _read_yaml(self, name: str) -> dict[str, Any]:
         path = self.path / name
         if not path.is_file():
-            raise FileNotFoundError(f"{self.path} is no run: it has no {name}; make one with: lmlab train run_dir={self.path}")
+            raise FileNotFoundError(
+                f"{self.path} is no run: it has no {name}; make one with: lmlab train run_dir={self.path}"
+            )
         try:
             tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
             refuse_aliases(tree, set())
@@ -101,7 +105,7 @@ class RunDirectory:
         Only budgets may differ, and only upward.
         """
         if not self.exists():
-            if self.path.exists() and any(p.name != "lock" for p in self.path.iterdir()):
+            if self.path.exists() and any(p.name != "lock" and p.suffix != ".tmp" for p in self.path.iterdir()):
                 raise ValueError(f"run_dir={self.path} is not empty and is no run; name another directory")
             return "new"
         before = self.asked()
@@ -115,7 +119,9 @@ class RunDirectory:
             was, now = budget(old.get(key)), budget(new.get(key))
             # One that was not asked for before is compared in steps, when they are known.
             if now < was < float("inf"):
-                raise ValueError(f"{key}={new.get(key)} is below the {old.get(key)} of {self.path}; a budget can only grow")
+                raise ValueError(
+                    f"{key}={new.get(key)} is below the {old.get(key)} of {self.path}; a budget can only grow"
+                )
             changed_budget |= now != was
         results = self.results()
         finished = results is not None and results["training"]["stopped_because"] != "interrupted"
@@ -126,11 +132,13 @@ class RunDirectory:
     def claim(self) -> None:
         """Make the directory and hold its lock until this process ends."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("w")
+        self._lock = (self.path / "lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"run_dir={self.path} is being trained by another process; wait for it or name another") from error
+            raise ValueError(
+                f"run_dir={self.path} is being trained by another process; wait for it or name another"
+            ) from error
 
     def release(self) -> None:
         if self._lock is not None:

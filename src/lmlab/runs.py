@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmlab.config import cache_dir, check_targets, conf_dir, flatten, literal, plain
+from lmlab.config import cache_dir, check_targets, conf_dir, flatten, plain
 from lmlab.experiment import build_model
+from lmlab.instantiate import instantiate
 from lmlab.run_directory import RunDirectory
 from lmlab.tokenizers import load as load_tokenizer
 
@@ -92,11 +92,13 @@ class Run:
         path = self.directory.checkpoints / f"{self.checkpoint}.ckpt"
         state = weights(read(path))
         # A head that sorts its words by frequency keeps the order in its buffers: any counts will do here.
-        model = build_model(literal(self.config["model"]), vocab_size, torch.ones(vocab_size, dtype=torch.long))
+        model = build_model(self.config["model"], vocab_size, torch.ones(vocab_size, dtype=torch.long))
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{path} does not fit {self.path / 'config.yaml'}: {str(error).splitlines()[-1]}") from error
+            raise ValueError(
+                f"{path} does not fit {self.path / 'config.yaml'}: {str(error).splitlines()[-1]}"
+            ) from error
         return model.to(self.device).eval()
 
     @property
@@ -120,7 +122,7 @@ class Run:
                 return Store(cache / "stores" / decided["store"])
             except (FileNotFoundError, DamagedStore):
                 log.info("the run's token store is not in %s; it is made again", cache)
-        text = instantiate(literal(self.config["corpus"]) if corpus is None else corpus)
+        text = instantiate(self.config["corpus"] if corpus is None else corpus)
         if corpus is None and text.fingerprint() != decided["fingerprint"]:
             raise ValueError(
                 f"the text that {self.path} was trained on has changed; give the text: corpus=files corpus.test=PATH"

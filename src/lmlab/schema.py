@@ -1,6 +1,5 @@
 """A config against what it configures: a node's constructor is its schema, and the verbs' own keys have a table."""
 
-import importlib
 import inspect
 import re
 import types
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lmlab.config import parse_count, suggest
+from lmlab.instantiate import WORDS, find
 
 # The verbs' own keys. The same key means the same in every verb.
 COUNT = int | float | str | None
@@ -141,7 +141,7 @@ def check_node(node: Any, where: str) -> None:
         check_node(value, f"{where}.{key}")
     if node.get("_target_") is None:
         return
-    target = find(str(node["_target_"]), where)
+    target = find(str(node["_target_"]))
     try:
         parameters = inspect.signature(target).parameters
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
@@ -150,7 +150,7 @@ def check_node(node: Any, where: str) -> None:
     # Somebody else's annotations often leave out None, which our YAML uses for "the default".
     ours = str(node["_target_"]).startswith("lmlab.")
     for key, value in node.items():
-        if key in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_"):
+        if key in WORDS:
             continue
         if key not in parameters:
             if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -159,15 +159,6 @@ def check_node(node: Any, where: str) -> None:
             raise ValueError(f"{where}.{key} is no argument of {node['_target_']}{near}")
         if key in hints and (ours or value is not None):
             check_value(f"{where}.{key}", value, hints[key])
-
-
-def find(target: str, where: str) -> Any:
-    """The class or function of a dotted name. Raises ValueError where there is none."""
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where}._target_={target} cannot be imported: {error}") from error
 
 
 def check_value(key: str, value: Any, annotation: Any) -> None:
@@ -184,7 +175,9 @@ def check_value(key: str, value: Any, annotation: Any) -> None:
     else:
         fits = type(value) in kinds or (isinstance(value, str) and Path in kinds)
     if not fits:
-        names = [NAMES[k] for k in (int, float, bool, str, type(None)) if k in kinds and not (k is int and float in kinds)]
+        names = [
+            NAMES[k] for k in (int, float, bool, str, type(None)) if k in kinds and not (k is int and float in kinds)
+        ]
         names += ["a list, key=[a,b]"] if Sequence in kinds else []
         raise ValueError(f"{key}={_shown(value)} must be {' or '.join(names)}")
 
@@ -213,4 +206,8 @@ def _lookup(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:
 
 
 def _shown(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )

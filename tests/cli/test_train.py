@@ -93,7 +93,7 @@ def test_learned_positions_refuse_lanes(small, tmp_path, capsys):
     assert "use batching=windows" in refused(capsys, tmp_path / "run", *kept, *lanes)
 
 
-@pytest.mark.parametrize("name", ["a b 第一", "it\"s", "c'q", "x${y}", "br[1],k=v"])
+@pytest.mark.parametrize("name", ["a b 第一", 'it"s', "c'q", "x${y}", "br[1],k=v"])
 def test_a_run_may_be_called_anything(name: str, small, tmp_path, capsys):
     directory = tmp_path / name
     assert main(["train", f"run_dir={directory}", *small["lstm"], "trainer.max_steps=1"]) == 0
@@ -132,12 +132,12 @@ def test_the_solved_width_is_written_down(small, tmp_path):
     assert config["model"]["d_model"] != 256
 
 
-OWN = '''
+OWN = """
 from lmlab.models.lstm import LSTMLM
 
 class MyLM(LSTMLM):
     pass
-'''
+"""
 
 
 def test_a_class_of_ones_own_trains_and_loads_when_allowed(small, tmp_path, monkeypatch, capsys):

@@ -56,3 +56,9 @@ def train(text: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return train(compose([*QUIET, f"corpus.path={text}", *overrides, f"run_dir={tmp_path / name}"]))
 
     return run
+
+
+@pytest.fixture
+def command_line(text: Path) -> Callable[..., list[str]]:
+    """command_line(*overrides): what follows `lmlab` on the command line."""
+    return lambda *overrides: ["train", *QUIET, f"corpus.path={text}", *overrides]

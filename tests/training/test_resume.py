@@ -99,3 +99,77 @@ def test_killed_runs_end_as_runs_that_were_never_killed(kind, train, tmp_path, m
         results = json.loads((tmp_path / "whole/results.json").read_text())["training"]
         assert results["stopped_because"] == "early stopping"
         assert results["steps"] < 60
+
+
+# Dies by SIGKILL, as a process without memory does, then goes on as `lmlab train`.
+DYING = """
+import os, signal, sys
+hook, step = sys.argv.pop(1), int(sys.argv.pop(1))
+from lmlab.training.module import LMModule
+original = getattr(LMModule, hook)
+def dies(self, *args):
+    if self.step == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *args)
+setattr(LMModule, hook, dies)
+from lmlab.cli import run
+run()
+"""
+
+
+@pytest.mark.slow
+def test_sigkilled_and_moved_runs_end_as_runs_that_were_never_killed(train, command_line, tmp_path):
+    kinds = {"lstm": LSTM, "transformer": TRANSFORMER}
+    for attempt, (hook, step) in enumerate((("_backward", 9), ("validation_step", 14), ("_backward", -1))):
+        processes = []
+        for name, overrides in kinds.items():
+            here = tmp_path / f"{name}{attempt}"
+            if attempt:
+                (tmp_path / f"{name}{attempt - 1}").rename(here)
+            words = [sys.executable, "-c", DYING, hook, str(step), *command_line(*overrides, f"run_dir={here}")]
+            processes.append(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        for process in processes:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == (0 if step < 0 else -signal.SIGKILL), said
+    for name, overrides in kinds.items():
+        train(name, *overrides)
+        assert_same_run(tmp_path / f"{name}2", tmp_path / name)
+
+
+def test_interrupts_failures_and_refusals_have_their_exit_status(command_line, tmp_path, monkeypatch, capsys):
+    from lmlab.cli import main
+
+    words = command_line(*LSTM, f"run_dir={tmp_path / 'run'}", "trainer.max_steps=8", "trainer.val_check_interval=4")
+    backward = LMModule._backward
+
+    def happens(what):
+        def at_step_5(self, *args):
+            if self.step == 5:
+                if isinstance(what, signal.Signals):
+                    os.kill(os.getpid(), what)
+                else:
+                    return backward(self, *args) * what
+            return backward(self, *args)
+
+        return at_step_5
+
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    for what, status, said in (
+        (float("nan"), 3, "at step 6; the last good checkpoint is kept"),
+        (signal.SIGINT, 130, "stopping after this step"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(LMModule, "_backward", happens(what))
+            assert main(words) == status
+        assert said in capsys.readouterr().err
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-100])
+    assert main(words) == 2
+    complaint = capsys.readouterr().err.strip()
+    assert complaint.count("\n") == 0
+    assert str(last) in complaint
+    assert "delete it" in complaint
+    last.write_bytes(whole)
+    assert main(words) == 0
+    assert main([*words, "optimizer.lr=0.5"]) == 2
+    assert "optimizer.lr" in capsys.readouterr().err

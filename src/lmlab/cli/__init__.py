@@ -24,11 +24,23 @@ VERBS = {
 TEXT_KEYS = frozenset({"text", "prompt"})
 # Paths and names, likewise, but `null` is none.
 PATH_KEYS = frozenset(
-    "file prompts_file run_dir runs_root root cache_dir init_from corpus.name corpus.revision "
-    "corpus.text_field corpus.document_separator tokenizer.source".split()
+    [
+        "file",
+        "prompts_file",
+        "run_dir",
+        "runs_root",
+        "root",
+        "cache_dir",
+        "init_from",
+        "corpus.name",
+        "corpus.revision",
+        "corpus.text_field",
+        "corpus.document_separator",
+        "tokenizer.source",
+    ]
 )
 # The same, and a value in brackets is a list of them.
-LIST_KEYS = frozenset("stop corpus.path corpus.train corpus.val corpus.test callbacks.samples.prompts".split())
+LIST_KEYS = frozenset(["stop", "corpus.path", "corpus.train", "corpus.val", "corpus.test", "callbacks.samples.prompts"])
 # In these `\n` and `\t` are a newline and a tab, which few can type into a shell.
 MARK_KEYS = frozenset({"stop", "corpus.document_separator"})
 
@@ -119,7 +131,9 @@ def classify(error: BaseException, verb: str) -> tuple[int, str]:
         return TRAINING_FAILED, str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TRAINING_FAILED, f"the disk is full ({error.filename or error}); free some space and run the same again"
-    if isinstance(error, PermissionError | FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError):
+    if isinstance(
+        error, PermissionError | FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError
+    ):
         return USER_INPUT, _plain(error)
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP, errno.EINVAL):
         return USER_INPUT, _plain(error)

@@ -136,7 +136,9 @@ def read_lines(path: Path) -> list[str]:
         # Not splitlines(): it also cuts at form feeds and Unicode's line separators, which are text here.
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it with: iconv -f WINDOWS-1252 -t UTF-8 {path}") from error
+        raise ValueError(
+            f"{path} is not UTF-8 (byte {error.start}); convert it with: iconv -f WINDOWS-1252 -t UTF-8 {path}"
+        ) from error
     if "\0" in "".join(lines):
         raise ValueError(f"{path} is a binary file; give one with a text on each line")
     if not any(lines):

@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> int:
     if alone:
         print()
     elif config["format"] == "json":
-        shown = [{"prompt": p, "samples": [asdict(s) for s in samples]} for p, samples in zip(prompts, written, strict=True)]
+        shown = [
+            {"prompt": p, "samples": [asdict(s) for s in samples]} for p, samples in zip(prompts, written, strict=True)
+        ]
         show_json(shown)
     else:
         for prompt, samples in zip(prompts, written, strict=True):

@@ -77,7 +77,9 @@ def known_keys(verb: str) -> list[str]:
         return []
     keys = list(flatten(composed))
     folders = [p.name for p in conf_dir().iterdir() if p.is_dir()]
-    groups = [g for g in folders if g in composed or verb == "train" or (verb == "evaluate" and g in ("corpus", "evaluation"))]
+    groups = [
+        g for g in folders if g in composed or verb == "train" or (verb == "evaluate" and g in ("corpus", "evaluation"))
+    ]
     known = keys + groups + [f"{g}.{k}" for g in groups for o in options(g) for k in _keys_of(g, o)]
     return list(dict.fromkeys(known))
 
@@ -85,7 +87,9 @@ def known_keys(verb: str) -> list[str]:
 def _keys_of(group: str, option: str) -> list[str]:
     import yaml
 
-    tree = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8")) or {}
+    from lmlab.run_directory import Loader
+
+    tree = yaml.load((conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8"), Loader) or {}
     return [k for k in tree if k != "defaults" and not k.startswith("_")]
 
 

@@ -39,7 +39,9 @@ def show_results(results: Mapping[str, Any], alone: bool) -> None:
     if best is not None:
         split = list(splits)[-1]
         margin = best[split]["bpb"] - splits[split]["bpb"]
-        out.print(f"\n{split} bpb is {abs(margin):.4f} {'below' if margin > 0 else 'above'} the better floor", highlight=False)
+        out.print(
+            f"\n{split} bpb is {abs(margin):.4f} {'below' if margin > 0 else 'above'} the better floor", highlight=False
+        )
     speed = f", {training['tokens_per_s']:,.0f} tokens/s" if training.get("tokens_per_s") else ""
     out.print(
         f"{model['parameters']:,} parameters, {training['steps']:,} steps, {training['tokens']:,} tokens in "
@@ -58,16 +60,15 @@ def show_results(results: Mapping[str, Any], alone: bool) -> None:
 def _show_next(out: Console, run_dir: str, split: str) -> None:
     """Commands to try, ready to be copied."""
     where = shlex.quote(f"run_dir={run_dir}")
-    commands = {
-        f"lmlab evaluate {where} split={split}": "the same numbers again, from disk",
-        f"lmlab score {where} text='...'": "the probability of every token of a text",
-        f"lmlab generate {where} prompt='...'": "let it write on",
-        f"lmlab board {shlex.quote(f'root={run_dir}')}": "its curves",
-    }
-    width = max(map(len, commands))
+    commands = (
+        f"lmlab generate {where} prompt='...'",
+        f"lmlab score {where} text='...'",
+        f"lmlab evaluate {where} split={split}",
+        f"lmlab board {shlex.quote(f'root={run_dir}')}",
+    )
     out.print("\nnext:", highlight=False)
-    for command, phrase in commands.items():
-        out.print(f"  {escape(command):{width}}  [dim]# {phrase}[/dim]", highlight=False, soft_wrap=True)
+    for command in commands:
+        out.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _last_bpb(numbers: Mapping[str, Any]) -> float:
@@ -77,7 +78,9 @@ def _last_bpb(numbers: Mapping[str, Any]) -> float:
 def show_plan(planned: Mapping[str, Any]) -> None:
     out = console()
     for key, value in planned.items():
-        out.print(f"{key:20} {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{key:20} {value}")
+        out.print(
+            f"{key:20} {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{key:20} {value}"
+        )
 
 
 def show_likelihoods(rows: Mapping[str, Mapping[str, float]]) -> None:
@@ -126,20 +129,28 @@ def _cell(value: Any) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, float):
-        return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:,.4f}".rstrip("0").rstrip(".")
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10000 else str(value)
+        return (
+            f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:,.4f}".rstrip("0").rstrip(".")
+        )
+    return (
+        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10000 else str(value)
+    )
 
 
 def show_report(report: Mapping[str, Any]) -> None:
     """What preparing a corpus gave, split by split."""
     out = console()
-    out.print(f"{report['corpus']}, tokenizer {report['tokenizer']}, vocabulary {report['vocab_size']:,}", highlight=False)
+    out.print(
+        f"{report['corpus']}, tokenizer {report['tokenizer']}, vocabulary {report['vocab_size']:,}", highlight=False
+    )
     table = Table(box=None, pad_edge=False)
     for name in ("split", "documents", "tokens", "bytes", "chars", "words", "bytes/token", "<unk>"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for split, n in report["splits"].items():
         counts = (f"{n[k]:,}" for k in ("documents", "tokens", "bytes", "chars", "words"))
-        table.add_row(split, *counts, f"{n['bytes_per_token']:.3f}", f"{n['unk_share']:.3%}")
+        table.add_row(
+            split, *counts, f"{n['bytes_per_token']:.3f}", f"{n['unk_share']:.3%}" if "unk_share" in n else "none"
+        )
     out.print(table)
     seconds = sum(report["seconds"].values())
     out.print(f"made in {seconds:.1f} s: {report['path']}", highlight=False, soft_wrap=True)

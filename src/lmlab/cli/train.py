@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         nonlocal interrupted
         hydra_config = HydraConfig.get()
         multirun = hydra_config.mode == RunMode.MULTIRUN
-        varied = swept(line.overrides, hydra_config.overrides.task) if multirun else None
+        varied = swept(line.overrides, list(hydra_config.overrides.task)) if multirun else None
         # Kept for the dispatcher: Hydra would print a report of its own, and end a multirun at the first failure.
         try:
             results = run(config, varied)

@@ -169,7 +169,7 @@ class Checkpoints(Callback):
             return
         by_step = self.every_n_steps and step % self.every_n_steps == 0
         by_time = bool(self.every_minutes) and time.monotonic() - self._saved_at > 60 * self.every_minutes
-        if self.every_minutes and agree(trainer, pl_module, by_time) or by_step:
+        if (self.every_minutes and agree(trainer, pl_module, by_time)) or by_step:
             self.save_last(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lmlab.config import literal, plain
+from lmlab.config import plain
 from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import TrainingFailed
 from lmlab.evaluation.protocol import batches
+from lmlab.instantiate import instantiate
 from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
 from lmlab.training.checkpoints import Resume, stopped_early, write
 from lmlab.training.module import LMModule
@@ -135,7 +135,7 @@ def build_trainer(plan: Any, path: Path, callbacks: list[Callback], step: int) -
     """Steps, batches, checkpoints and validation are counted by us; Lightning runs the loop, devices and precision."""
     config = plan.config
     options = {k: v for k, v in plain(config.trainer).items() if k not in ("overfit_batches", "max_epochs")}
-    node = OmegaConf.create(
+    node = (
         options
         | {
             "max_steps": plan.total_steps,
@@ -148,7 +148,7 @@ def build_trainer(plan: Any, path: Path, callbacks: list[Callback], step: int) -
             "enable_checkpointing": False,
             "enable_model_summary": False,
             "use_distributed_sampler": False,
-            "default_root_dir": literal(str(path)),
+            "default_root_dir": str(path),
         }
     )
     if plan.decided["devices"] > 1:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lmlab.errors import TrainingFailed
 from lmlab.evaluation.evaluate import score_batch
-from lmlab.metrics import Likelihood, TokenNLL
+from lmlab.metrics import TokenNLL
 from lmlab.training import optim
 from lmlab.training.progress import Stopwatch
 from lmlab.training.schedule import Schedule

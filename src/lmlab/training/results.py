@@ -5,12 +5,12 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 
 from lmlab.config import asked, flatten, short_name
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.floors import floors
 from lmlab.evaluation.protocol import batches
+from lmlab.instantiate import instantiate
 from lmlab.sizes import embedding_share
 from lmlab.training.checkpoints import read, weights
 
@@ -33,7 +33,7 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
         "training": training | {"best_step": checkpoint["step"]},
         "splits": {},
     }
-    for split in measured_splits(plan):
+    for split in measured_splits(plan, training["stopped_because"] == "interrupted"):
         rows = batches(
             plan.store.split(split), plan.protocol, plan.store.tokenizer.start_id, plan.config.validation.batch_size
         )
@@ -49,11 +49,15 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
     return results
 
 
-def measured_splits(plan: Any) -> list[str]:
-    """val, and test when asked: by default not in a multirun, where it would be looked at for choosing."""
+def measured_splits(plan: Any, interrupted: bool) -> list[str]:
+    """val, and test when asked: by default not in a multirun, where it would be looked at for choosing.
+
+    Never of an interrupted run: it is scored once, when the run is done.
+    """
     wanted = plan.config.test
     if wanted == "auto":
         wanted = not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
+    wanted = wanted and not interrupted
     return [s for s in ("val", "test") if s in plan.store.splits and (s == "val" or wanted)]
 
 

@@ -1,0 +1,172 @@
+"""One run from its first command to its last: stopped, continued, extended, refused."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmlab.errors import INTERRUPTED, TrainingFailed
+from lmlab.models.head import LinearHead
+from lmlab.run_directory import RunDirectory
+from lmlab.training.checkpoints import read, weights
+from lmlab.training.module import LMModule
+
+LSTM = ["model=lstm", "model.d_model=12", "model.n_layers=1", "batching=lanes", "batching.batch_size=4"]
+LSTM += ["batching.seq_len=16", "optimizer=adam", "optimizer.lr=0.01", "evaluation.lanes=2"]
+SHORT = [*LSTM, "trainer.max_steps=10", "trainer.val_check_interval=4"]
+
+
+def stamps(path: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in path.rglob("*")}
+
+
+def signalled_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """The signal arrives in the middle of a step."""
+    original = LMModule._backward
+
+    def backward(self, *args):
+        if self.step == step:
+            os.kill(os.getpid(), number)
+        return original(self, *args)
+
+    monkeypatch.setattr(LMModule, "_backward", backward)
+
+
+def test_a_finished_run_is_left_alone(train, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "lmlab")
+    first = train("run", *SHORT)
+    before = stamps(tmp_path / "run")
+    assert train("run", *SHORT) == first
+    assert "is finished; nothing to do" in caplog.text
+    assert stamps(tmp_path / "run") == before
+
+
+def test_the_last_step_is_validated_though_it_is_not_due(train, tmp_path):
+    train("run", *SHORT)
+    last = read(tmp_path / "run/checkpoints/last.ckpt")
+    assert last["lmlab"]["step"] == 10
+    assert [entry["step"] for entry in last["lmlab"]["history"]] == [4, 8, 10]
+
+
+def test_a_larger_budget_continues_and_states_the_new_horizon(train, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "lmlab")
+    train("run", *SHORT, "schedule=cosine")
+    assert "cosine over 10 steps" in caplog.text
+    caplog.clear()
+    results = train("run", *SHORT, "schedule=cosine", "trainer.max_steps=14")
+    assert results["training"]["steps"] == 14
+    assert "continuing after step 10" in caplog.text
+    assert "cosine over 14 steps" in caplog.text
+    assert "cosine over 14 steps" in (tmp_path / "run/train.log").read_text()
+    assert RunDirectory(tmp_path / "run").asked()["trainer"]["max_steps"] == 14
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [("trainer.max_steps=9", r"max_steps=9 is below the 10"), ("optimizer.lr=0.02", r"optimizer.lr: 0.01 .*0.02")],
+)
+def test_anything_but_a_larger_budget_is_refused_by_name(change, told, train, tmp_path):
+    train("run", *SHORT)
+    before = stamps(tmp_path / "run")
+    with pytest.raises(ValueError, match=told):
+        train("run", *SHORT, change)
+    assert stamps(tmp_path / "run") == before
+
+
+def test_a_run_is_not_trained_by_two_processes(train, tmp_path):
+    train("run", *SHORT)
+    held = RunDirectory(tmp_path / "run")
+    held.claim()
+    try:
+        with pytest.raises(ValueError, match="is being trained by another process"):
+            train("run", *SHORT, "trainer.max_steps=12")
+    finally:
+        held.release()
+
+
+def test_other_text_under_the_same_path_is_refused(train, tmp_path, text):
+    mine = tmp_path / "mine.txt"
+    mine.write_text(text.read_text())
+    train("run", *SHORT, f"corpus.path={mine}")
+    mine.write_text(text.read_text() + "one more sentence\n")
+    with pytest.raises(ValueError, match="was trained on other text"):
+        train("run", *SHORT, f"corpus.path={mine}", "trainer.max_steps=12")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_run_is_usable_and_goes_on_as_if_it_had_not_been(number, train, tmp_path, monkeypatch):
+    plateau = [*SHORT, "schedule=plateau", "optimizer.lr=0.1"]
+    train("whole", *plateau)
+    with monkeypatch.context() as patch:
+        signalled_at(patch, 5, number)
+        results = train("run", *plateau)
+    assert results["training"]["stopped_because"] == "interrupted"
+    assert results["training"]["steps"] == 6, "the step was finished"
+    assert list(results["splits"]) == ["val"], "the test split is scored once, at the end"
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["lmlab"]["step"] == 6
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert train("run", *plateau)["training"]["stopped_because"] == "budget"
+    ours, theirs = (read(tmp_path / name / "checkpoints/last.ckpt") for name in ("run", "whole"))
+    assert ours["lmlab"]["history"] == theirs["lmlab"]["history"]
+    assert all(torch.equal(weights(ours)[name], value) for name, value in weights(theirs).items())
+
+
+def test_a_second_interrupt_leaves_at_once(train, monkeypatch):
+    backward = LMModule._backward
+
+    def twice(self, *args):
+        for _ in range(2 if self.step == 5 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return backward(self, *args)
+
+    monkeypatch.setattr(LMModule, "_backward", twice)
+    with pytest.raises(KeyboardInterrupt):
+        train("run", *SHORT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_max_time_stops_and_counts_what_was_used_before(train, tmp_path, monkeypatch):
+    backward = LMModule._backward
+
+    def slow(self, *args):
+        time.sleep(0.15)
+        return backward(self, *args)
+
+    monkeypatch.setattr(LMModule, "_backward", slow)
+    timed = [*LSTM, "trainer.max_steps=1000", "trainer.val_check_interval=100", "validation.limit_tokens=50"]
+    results = train("run", *timed, "trainer.max_time=00:00:00:01")["training"]
+    assert results["stopped_because"] == "max_time"
+    assert 0 < results["steps"] <= 7
+    more = train("run", *timed, "trainer.max_time=00:00:00:02")["training"]
+    assert more["stopped_because"] == "max_time"
+    assert results["steps"] < more["steps"] <= 14, "one more second, not two"
+
+
+def test_debug_measures_the_first_loss_and_overfits_one_batch(train, caplog):
+    caplog.set_level(logging.INFO, "lmlab")
+    debug = [*LSTM, "trainer=debug", "trainer.accelerator=cpu", "trainer.max_steps=40", "trainer.val_check_interval=40"]
+    train("run", *debug)
+    start, expected = map(float, re.search(r"loss at the start (\S+), ln V (\S+)", caplog.text).groups())
+    assert expected == pytest.approx(5.549, abs=1e-3), "ln 257"
+    assert start == pytest.approx(expected, rel=0.2)
+    first, last = map(float, re.search(r"on one batch went from (\S+) to (\S+) in 40", caplog.text).groups())
+    assert last < 0.8 * first
+    with pytest.raises(TrainingFailed, match=r"the loss starts at \S+, more than 20% above ln V = 5.549"):
+        train("wild", *debug, "model.init_range=5.0")
+
+
+def test_debug_refuses_a_model_that_knows_its_targets(train, monkeypatch):
+    nll_of = LinearHead.nll_of
+    monkeypatch.setattr(LinearHead, "nll_of", lambda self, dropped, targets: nll_of(self, dropped, targets) / 2)
+    with pytest.raises(TrainingFailed, match=r"more than 20% below ln V"):
+        train("run", *LSTM, "trainer=debug", "trainer.accelerator=cpu")
+
+

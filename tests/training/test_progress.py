@@ -1,0 +1,49 @@
+"""How a run shows that it goes on: a bar in a terminal, lines elsewhere, all of it in train.log."""
+
+import io
+import logging
+import sys
+
+import pytest
+
+from lmlab.training.progress import clock
+
+TINY = ["model=lstm", "model.d_model=8", "model.n_layers=1", "batching.batch_size=4", "batching.seq_len=16"]
+TINY += ["evaluation.lanes=2", "callbacks.progress.every_n_steps=1", "training.log_every=1"]
+log = logging.getLogger("lmlab")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(params=[io.StringIO, Terminal], ids=["pipe", "terminal"])
+def shown(request, monkeypatch):
+    stream = request.param()
+    monkeypatch.setattr(sys, "stderr", stream)
+    handler = logging.StreamHandler(stream)
+    handler.setLevel(logging.INFO)
+    log.addHandler(handler)
+    level, _ = log.level, log.setLevel(logging.DEBUG)
+    yield stream, handler
+    log.removeHandler(handler)
+    log.setLevel(level)
+
+
+def test_loss_perplexity_speed_and_time_left_are_shown(shown, train, tmp_path):
+    stream, handler = shown
+    train("run", *TINY)
+    text = stream.getvalue()
+    for piece in ("loss ", "ppl ", " tokens/s", " left", "validation at step 14:   loss ", "bpb "):
+        assert piece in text
+    assert ("━" in text) == stream.isatty()
+    assert ("step 20/30" in text) != stream.isatty(), "a bar on the screen needs no lines beside it"
+    assert "step 20/30" in (tmp_path / "run/train.log").read_text()
+    # No line is written over the bar, and afterwards the log writes where it did before.
+    assert "leftvalidation" not in text
+    assert handler.stream is stream
+
+
+def test_clock():
+    assert [clock(s) for s in (0, 59.6, 725, 3723)] == ["0:00", "1:00", "12:05", "1:02:03"]

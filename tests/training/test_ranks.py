@@ -1,0 +1,68 @@
+"""Several processes train what one trains, and leave one run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lmlab.training import ranks
+from lmlab.training.checkpoints import read, weights
+
+TRANSFORMER = ["model=transformer", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_context=16"]
+TRANSFORMER += ["batching=windows", "batching.batch_size=4", "batching.seq_len=16", "optimizer=adam", "optimizer.eps=1e-3"]
+LSTM = ["model=lstm", "model.d_model=12", "model.n_layers=1", "batching=lanes", "batching.batch_size=4"]
+LSTM += ["batching.seq_len=16", "optimizer=adam", "optimizer.eps=1e-3", "evaluation.lanes=2"]
+LSTM += [f"model.dropout_{where}=0.0" for where in ("in", "between", "out")]
+DDP = ["trainer=ddp", "trainer.accelerator=cpu", "devices=2"]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(train, tmp_path):
+    with pytest.raises(ValueError, match=r"batching.batch_size=5 must be a multiple of devices=2"):
+        train("run", *TRANSFORMER, *DDP, "batching.batch_size=5")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("devices", "device", "told"),
+    [(0, "cpu", "at least 1"), ("two", "cpu", "must be a number"), (2, "mps", "trains with devices=1")],
+)
+def test_devices_that_mean_nothing_are_refused(devices, device, told):
+    with pytest.raises(ValueError, match=told):
+        ranks.count(devices, device)
+    assert ranks.count("2", "cpu") == 2
+    assert ranks.count("auto", "cpu") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(train, command_line, tmp_path):
+    """From the command line, with an automatic directory: made once, by rank 0."""
+    steps = ["trainer.max_steps=10", "trainer.val_check_interval=4"]
+    train("one", *TRANSFORMER, *steps)
+    words = command_line(*TRANSFORMER, *DDP, *steps, f"runs_root={tmp_path / 'runs'}")
+    made = subprocess.run(
+        [sys.executable, "-c", "from lmlab.cli import run; run()", *words], capture_output=True, text=True, timeout=300
+    )
+    assert made.returncode == 0, made.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    ours, theirs = (read(path / "checkpoints/last.ckpt") for path in (run, tmp_path / "one"))
+    for name, value in weights(theirs).items():
+        torch.testing.assert_close(weights(ours)[name], value, atol=1e-5, rtol=0, msg=name)
+    a, b = (json.loads((path / "results.json").read_text()) for path in (run, tmp_path / "one"))
+    assert a["training"]["tokens"] == b["training"]["tokens"]
+    assert a["splits"]["val"]["tokens"] == b["splits"]["val"]["tokens"]
+    assert a["splits"]["test"]["nll"] == pytest.approx(b["splits"]["test"]["nll"], abs=1e-4)
+    assert len((run / "train.log").read_text().split("10 steps on cpu")) == 2, "one process logs"
+
+
+@pytest.mark.slow
+def test_carried_state_of_all_processes_is_saved_and_can_be_continued_by_one(train, tmp_path):
+    train("one", *LSTM, "trainer.max_steps=9", "trainer.val_check_interval=3", "schedule=constant")
+    train("two", *LSTM, *DDP, "trainer.max_steps=6", "trainer.val_check_interval=3", "schedule=constant")
+    state = read(tmp_path / "two/checkpoints/last.ckpt")["lmlab"]["state"]
+    assert [len(part) for part in state] == [4, 4]
+    train("two", *LSTM, "trainer.max_steps=9", "trainer.val_check_interval=3", "schedule=constant")
+    ours, theirs = (weights(read(tmp_path / name / "checkpoints/last.ckpt")) for name in ("two", "one"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=0, msg=name)

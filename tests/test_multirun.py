@@ -7,16 +7,24 @@ import pytest
 from lmlab import runs
 from lmlab.cli import main
 
-WORDS = "the cat sees a red house and the dog hears it at night while we sleep under an old tree ".split()
-TINY = """corpus=files corpus.split_by=share corpus.val_share=0.2 tokenizer=byte trainer=cpu floors=false logger=none
-callbacks.samples=null model.d_model=12 model.n_layers=1 batching.batch_size=2 batching.seq_len=8
-trainer.max_steps=2 trainer.val_check_interval=2 validation.train_tokens=20 precision=32 compile=false""".split()
+TEXT = "the cat sees a red house and the dog hears it at night while we sleep under an old tree " * 6
+TINY = [
+    "corpus=files",
+    "corpus.split_by=share",
+    "corpus.val_share=0.2",
+    "tokenizer=byte",
+    "trainer=cpu",
+    "floors=false",
+]
+TINY += ["logger=none", "callbacks.samples=null", "model.d_model=12", "model.n_layers=1", "batching.batch_size=2"]
+TINY += ["batching.seq_len=8", "trainer.max_steps=2", "trainer.val_check_interval=2", "validation.train_tokens=20"]
+TINY += ["precision=32", "compile=false"]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text(" ".join(WORDS * 6))
+    (tmp_path / "text.txt").write_text(TEXT)
     return tmp_path
 
 
@@ -53,5 +61,5 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(here, capsys):
 
 def test_one_directory_for_many_runs_is_refused(here, capsys):
     assert main(["train", "-m", *TINY, "corpus.train=text.txt", "model=lstm", "seed=1,2", "run_dir=one"]) == 2
-    assert "run_dir=one" in capsys.readouterr().err
+    assert "run_dir=... cannot hold" in capsys.readouterr().err
     assert not (here / "one").exists()

@@ -136,6 +136,7 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self.release()
             raise ValueError(
                 f"run_dir={self.path} is being trained by another process; wait for it or name another"
             ) from error

@@ -13,7 +13,7 @@ from lmlab.data.batching import Windows
 from lmlab.experiment import Plan, plan
 
 from .reference import GPT, GPTLoop, LSTMLoop, TiedLSTM
-from .side_by_side import compare, machine, run, table
+from .side_by_side import compare, machine, run, summary
 
 
 def nanogpt_char_cpu(planned: Plan) -> GPTLoop:
@@ -47,7 +47,7 @@ def sampled_validation(planned: Plan, reference: GPTLoop, n_batches: int = 200) 
 
 # Recipe: its reference, steps and steps a segment by default.
 RECIPES: dict[str, tuple[Callable[[Plan], Any], int, int]] = {
-    "nanogpt_char_cpu": (nanogpt_char_cpu, 2000, 20),
+    "nanogpt_char_cpu": (nanogpt_char_cpu, 2000, 50),
     "examples_650_tied": (examples_650_tied, 200, 10),
 }
 
@@ -81,7 +81,7 @@ def benchmark(name: str, corpus_path: str | None, steps: int | None) -> dict[str
     print(f"{name}: {planned.decided['n_params']:,} parameters, fp32, {torch.get_num_threads()} threads", flush=True)
     result = {"name": name, "machine": machine()}
     result |= compare(*run(planned, reference, steps or own_steps, segment), segment)
-    print(table(result))
+    print(summary(result))
     if isinstance(reference, GPTLoop):
         result["sampled_val"] = sampled_validation(planned, reference)
         print("nats on val, sampled: ours {ours:.4f}, reference {reference:.4f}".format(**result["sampled_val"]))

@@ -34,7 +34,7 @@ class Trace:
 
 
 class Alternate(Callback):
-    """Records each step of ours; after every `segment` steps the reference takes the same ones.
+    """Records each step of ours; after every `segment` steps the reference takes the same ones, and a line is printed.
 
     A step of ours lasts from the end of the one before to its own: batches, Lightning and logging are in it. The
     reference's batches are given to it, which spares it some microseconds.
@@ -77,11 +77,24 @@ class Alternate(Callback):
             )
             self.theirs.seconds.append(time.perf_counter() - began)
         self._pending.clear()
+        print(_row(self.ours, self.theirs, self.segment), flush=True)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _row(ours: Trace, theirs: Trace, segment: int) -> str:
+    """Both losses, as means of the last segment."""
+    last = (len(ours.losses) - 1) // segment * segment
+    a, b = _mean(ours.losses[last:]), _mean(theirs.losses[last:])
+    return f"{len(ours.losses):>6} {a:>9.4f} {b:>9.4f} {a - b:>+11.1e}"
 
 
 def run(plan: Plan, reference: Loop, steps: int, segment: int) -> tuple[Trace, Trace]:
     """The first `steps` steps of the plan, ours and the reference's. Schedules keep the plan's own horizon."""
     quiet_lightning()
+    print(f"{'step':>6} {'ours':>9} {'reference':>9} {'difference':>11}")
     both = Alternate(reference, segment)
     # Cut short and never validated: training alone is compared.
     plan.total_steps = steps
@@ -96,46 +109,29 @@ def run(plan: Plan, reference: Loop, steps: int, segment: int) -> tuple[Trace, T
 
 
 def compare(ours: Trace, theirs: Trace, segment: int) -> dict[str, Any]:
-    """Losses per segment, milliseconds a step (medians, the first segment left out), and the median ratio."""
-    starts = range(0, len(ours.losses), segment)
-    warm = segment if len(ours.losses) > segment else 0
-
-    def mean(values: list[float], start: int) -> float:
-        part = values[start : start + segment]
-        return sum(part) / len(part)
-
-    def segment_at(start: int) -> dict[str, float]:
-        step = min(start + segment, len(ours.losses))
-        return {"step": step, "ours": mean(ours.losses, start), "reference": mean(theirs.losses, start)}
-
+    """Differences in loss, milliseconds a step (medians, the first segment left out), the median ratio of segments."""
+    n = len(ours.losses)
+    warm = segment if n > segment else 0
+    parts = [slice(start, start + segment) for start in range(warm, n, segment)]
     differences = [abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)]
-    marks = [n for n in (1, 10, 50, 100, len(differences)) if n <= len(differences)]
     return {
-        "steps": len(differences),
+        "steps": n,
         "segment": segment,
-        "largest_difference": {str(n): max(differences[:n]) for n in marks},
-        "segments": [segment_at(start) for start in starts],
+        "largest_difference": {str(m): max(differences[:m]) for m in (1, 10, 50, 100, n) if m <= n},
         "ms_per_step": {"ours": 1e3 * median(ours.seconds[warm:]), "reference": 1e3 * median(theirs.seconds[warm:])},
-        "ratio": median(mean(ours.seconds, s) / mean(theirs.seconds, s) for s in starts if s >= warm),
+        "ratio": median(_mean(ours.seconds[part]) / _mean(theirs.seconds[part]) for part in parts),
         "losses": {"ours": ours.losses, "reference": theirs.losses},
     }
 
 
-def table(result: dict[str, Any], rows: int = 25) -> str:
-    """Mean loss of segments, the two times, and their ratio."""
-    lines = [f"{'step':>6} {'ours':>9} {'reference':>9} {'difference':>11}"]
-    segments = result["segments"]
-    for row in reversed(segments[:: -max(1, len(segments) // rows)]):
-        lines.append(
-            f"{row['step']:>6} {row['ours']:>9.4f} {row['reference']:>9.4f} {row['ours'] - row['reference']:>+11.1e}"
-        )
-    largest = ", ".join(f"{n}: {value:.1e}" for n, value in result["largest_difference"].items())
+def summary(result: dict[str, Any]) -> str:
+    """What stands below the table of losses."""
+    largest = ", ".join(f"{steps}: {value:.1e}" for steps, value in result["largest_difference"].items())
     ms = result["ms_per_step"]
-    lines += [
-        f"(mean loss of the last {result['segment']} steps; largest difference of one step within the first {largest})",
-        f"ms a step: ours {ms['ours']:.1f}, reference {ms['reference']:.1f}, ratio {result['ratio']:.2f}",
-    ]
-    return "\n".join(lines)
+    return (
+        f"(means of {result['segment']} steps; largest difference of one step within the first {largest})\n"
+        f"ms a step: ours {ms['ours']:.1f}, reference {ms['reference']:.1f}, ratio {result['ratio']:.2f}"
+    )
 
 
 def machine() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from tests.benchmarks.reference import GPT, GPTLoop, LSTMLoop, TiedLSTM
-from tests.benchmarks.side_by_side import Trace, compare, run, table
+from tests.benchmarks.side_by_side import Trace, compare, run
 
 from lmlab.config import compose
 from lmlab.experiment import plan
@@ -53,6 +53,6 @@ def check(ours: Trace, theirs: Trace) -> None:
     assert ours.losses == pytest.approx(theirs.losses, abs=1e-5)
     assert ours.losses[-1] < ours.losses[0] - 0.1
     result = compare(ours, theirs, SEGMENT)
-    assert [row["step"] for row in result["segments"]] == [6, 12, 18, 20]
+    assert result["steps"] == STEPS
     assert result["largest_difference"]["20"] < 1e-5
-    assert "ratio" in table(result)
+    assert result["ratio"] > 0

@@ -35,7 +35,7 @@ def refused(capsys, directory, *arguments: str, status: int = 2) -> str:
         ("model.d_model=abc", "model.d_model=abc must be a whole number"),
         ("model.dropout=2", "model.dropout=2"),
         ("model/head=adaptive", "model.tie_embeddings=false"),
-        ("model._target_=lmlab.models.lstm.Nope", "model._target_=lmlab.models.lstm.Nope"),
+        ("model._target_=lmlab.models.lstm.Nope", "_target_=lmlab.models.lstm.Nope cannot be imported"),
         ("trainer.max_steps=-5", "trainer.max_steps=-5"),
         ("trainer.max_time=abc", "DD:HH:MM:SS"),
         ("trainer.accelerator=foo", "must be one of auto, cpu"),

@@ -36,7 +36,7 @@ def model(request):
 
 def measure(model, policy, precision="32", **how):
     limits = {"max_context": 6} if policy == "sliding" and model.max_context is None else {}
-    protocol = resolve(policy, precision, model, lanes=3 if policy == "carried" else None, **limits)
+    protocol = resolve(policy, precision, model, lanes=3 if policy != "documents" else None, **limits)
     return evaluate(model, batches(Text(), protocol, 0, **how), protocol.precision)
 
 

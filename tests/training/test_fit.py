@@ -1,19 +1,16 @@
 """One run from its first command to its last: stopped, continued, extended, refused."""
 
-import json
 import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from lmlab.errors import INTERRUPTED, TrainingFailed
+from lmlab.errors import TrainingFailed
 from lmlab.models.head import LinearHead
 from lmlab.run_directory import RunDirectory
 from lmlab.training.checkpoints import read, weights

@@ -14,6 +14,8 @@ log = logging.getLogger("lmlab")
 
 
 class Terminal(io.StringIO):
+    encoding = "utf-8"
+
     def isatty(self) -> bool:
         return True
 
@@ -22,6 +24,8 @@ class Terminal(io.StringIO):
 def shown(request, monkeypatch):
     stream = request.param()
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
     handler = logging.StreamHandler(stream)
     handler.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -46,4 +50,4 @@ def test_loss_perplexity_speed_and_time_left_are_shown(shown, train, tmp_path):
 
 
 def test_clock():
-    assert [clock(s) for s in (0, 59.6, 725, 3723)] == ["0:00", "1:00", "12:05", "1:02:03"]
+    assert [clock(s) for s in (0.0, 59.6, 725.0, 3723.0)] == ["0:00", "1:00", "12:05", "1:02:03"]

@@ -41,7 +41,7 @@ def stores(cache_dir: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: -entry.used)
 
 
-def prune(cache_dir: Path, unused_days: float | None, max_bytes: int | None, dry_run: bool) -> list[Entry]:
+def prune(cache_dir: Path, unused_days: float | int | None, max_bytes: int | None, dry_run: bool) -> list[Entry]:
     """Remove damaged stores, those not opened for `unused_days`, then the longest unused ones over `max_bytes`.
 
     None: that rule does not apply. What killed preparations left is removed too, and a store that is being made is

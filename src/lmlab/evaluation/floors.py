@@ -20,17 +20,18 @@ def floors(store: Store, splits: list[str]) -> dict[str, dict[str, Any]]:
     """{floor: {split: likelihood}}, fitted on the store's train split and kept beside it."""
     path = store.path / f"floors-{IDENTITY}.json"
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        known = {}
-    missing = [s for s in splits if any(s not in known.get(name, {}) for name in ORDERS)]
+        found = json.loads(path.read_text(encoding="utf-8"))
+        known = {name: dict(found[name]) for name in ORDERS}
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        known = {name: {} for name in ORDERS}
+    missing = [s for s in splits if any(s not in known[name] for name in ORDERS)]
     if missing:
         for name, order in ORDERS.items():
             model = NGramLM(vocab_size=store.tokenizer.vocab_size, order=order)
             model.fit(store.split("train").ids, store.tokenizer.start_id)
             for split in missing:
                 rows = batches(store.split(split), PROTOCOL, store.tokenizer.start_id, batch_size=1, chunk=4096)
-                known.setdefault(name, {})[split] = evaluate(model, rows, PROTOCOL.precision).as_dict()
+                known[name][split] = evaluate(model, rows, PROTOCOL.precision).as_dict()
         beside = path.with_name(f"{path.name}.{os.getpid()}")
         beside.write_text(json.dumps(known), encoding="utf-8")
         os.replace(beside, path)

@@ -31,7 +31,9 @@ class Samples(Callback):
         self, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, temperature: float, top_k: int | None
     ):
         if not prompts:
-            raise ValueError("callbacks.samples.prompts=[] leaves nothing to write; callbacks.samples=null switches it off")
+            raise ValueError(
+                "callbacks.samples.prompts=[] leaves nothing to continue; callbacks.samples=null writes none"
+            )
         self.tokenizer, self.prompts = tokenizer, list(prompts)
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
 

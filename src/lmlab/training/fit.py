@@ -104,7 +104,7 @@ def evaluation_batches(plan: Any) -> Any:
     def make(split: str, **which: Any) -> Any:
         start_id, part = plan.store.tokenizer.start_id, plan.store.split(split)
         if split == "train" and which["limit_tokens"] is not None:
-            # Its end: val comes next in the text, or is newer, so that the gap between them is over-fitting most of all.
+            # Its end: val comes next in the text, or is newer, so that the gap between them is mostly over-fitting.
             part = part.tail(which["limit_tokens"])
         return batches(part, plan.protocol, start_id, plan.config.validation.batch_size, **which)
 

@@ -160,7 +160,7 @@ class LMModule(LightningModule):
             return float(n_rows * length), float(max(n_rows * (length - 1), 1))
         counts = torch.stack((batch.mask.sum(), _pairs(batch.mask).sum()))
         if self.trainer.world_size > 1:
-            counts = self.all_gather(counts).sum(0) / self.trainer.world_size
+            counts = self._gather(counts).sum(0) / self.trainer.world_size
         n_targets, n_pairs = counts.tolist()
         return float(n_targets), float(max(n_pairs, 1))
 
@@ -179,10 +179,7 @@ class LMModule(LightningModule):
 
     def check_finite(self) -> None:
         """Raises TrainingFailed, on all ranks alike, where the loss or its gradient has not been finite."""
-        broken = self._broken.view(1)
-        if self.trainer.world_size > 1:
-            broken = self.all_gather(broken).flatten()
-        if steps := [step for step in broken.tolist() if step]:
+        if steps := [step for step in self._gather(self._broken).tolist() if step]:
             raise TrainingFailed(
                 f"the loss or its gradient is no longer finite at step {min(steps)}; the last good checkpoint is kept. "
                 "Try a lower optimizer.lr, more schedule.warmup or a smaller training.clip_norm"
@@ -255,7 +252,8 @@ class LMModule(LightningModule):
         if fixed.tokens:
             metrics |= {"train/eval_loss": fixed.nll, "val/gap": val.nll - fixed.nll}
         self.history.append({"step": self.step, "tokens": self.tokens, **metrics})
-        self.log_dict(metrics, logger=False)
+        # Summed over ranks already; Lightning asks all the same.
+        self.log_dict(metrics, logger=False, sync_dist=self.trainer.world_size > 1)
         self.write(metrics)
         self.schedule.observe(metrics[self.monitor])
         if hasattr(optimizer := self.trainer.optimizers[0], "observe"):
@@ -293,7 +291,11 @@ class LMModule(LightningModule):
 
     def _gather(self, value: Tensor) -> Tensor:
         """(ranks, *value.shape)"""
-        return value[None] if self.trainer.world_size == 1 else self.all_gather(value)
+        if self.trainer.world_size == 1:
+            return value[None]
+        parts = [torch.empty_like(value) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(parts, value.contiguous())
+        return torch.stack(parts)
 
     def load_progress(self, checkpoint: dict[str, Any]) -> None:
         """How far a checkpoint of `last.ckpt`'s kind has come: all of ours but the weights."""

@@ -57,6 +57,7 @@ def launched(plan: Any, run_dir: Path) -> Iterator[None]:
             for process in ranks:
                 process.kill()
                 process.wait()
+                process.stdin.close()
 
 
 def rank_environment(world_size: int) -> dict[str, str]:

@@ -92,5 +92,5 @@ def hyper_parameters(plan: Any) -> dict[str, Any]:
 
 
 def final_metrics(results: dict[str, Any]) -> dict[str, float]:
-    """Names of their own: under val/bpb they would be one more point of that curve. The page's first metrics by name."""
+    """The page's first metrics, by name. Under val/bpb they would be one more point of that curve."""
     return {f"final/{split}_{name}": sums[name] for split, sums in results["splits"].items() for name in ("bpb", "ppl")}

@@ -1,0 +1,342 @@
+"""The verbs on finished tiny runs, as a person would call them, and what a mistake gets."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from lmlab.cli import main
+
+FAMILIES = ("lstm", "transformer", "ngram")
+
+
+def call(capsys, *arguments) -> str:
+    assert main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line on standard error of a call that must exit with 2."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("lmlab: ")
+    return shown.err
+
+
+# evaluate
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evaluate_gives_the_numbers_of_results_json_exactly(family: str, trained, capsys):
+    stored = json.loads((trained[family] / "results.json").read_text())
+    for split in ("val", "test"):
+        told = json.loads(call(capsys, "evaluate", f"run_dir={trained[family]}", f"split={split}", "format=json"))
+        assert told == {"protocol": stored["protocol"], split: stored["splits"][split]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evaluate_measures_any_text_under_the_runs_tokenizer(family: str, trained, text_file, capsys):
+    corpus = ["corpus=files", f"corpus.test={text_file}"]
+    told = json.loads(call(capsys, "evaluate", f"run_dir={trained[family]}", *corpus, "format=json"))
+    assert told["test"]["bytes"] == text_file.stat().st_size
+
+
+def test_evaluate_under_another_protocol_says_so(trained, capsys):
+    told = call(capsys, "evaluate", f"run_dir={trained['transformer']}", "evaluation=documents", "evaluation.stride=3")
+    assert "each document alone" in told
+    assert "stride 3" in told
+
+
+def test_evaluate_refuses_text_that_changed_since_training(small, tmp_path, capsys):
+    text = tmp_path / "own.txt"
+    text.write_text("a b c d e f g.\n" * 200)
+    where = [f"corpus.train={text}", f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]
+    call(capsys, "train", *small["ngram"], *where)
+    text.write_text("quite another text.\n" * 200)
+    shutil.rmtree(tmp_path / "cache")
+    capsys.readouterr()
+    assert main(["evaluate", f"run_dir={tmp_path / 'run'}"]) == 2
+    assert "has changed" in capsys.readouterr().err
+
+
+# score
+
+
+def test_score_as_json_sums_its_tokens(trained, capsys):
+    text = 'It\'s, "quoted" [a,b]=${x} \\ 第一\n!'
+    told = json.loads(call(capsys, "score", f"run_dir={trained['lstm']}", f"text={text}", "format=json"))
+    assert told["text"] == text
+    assert told["bytes"] == len(text.encode())
+    assert told["log_prob"] == pytest.approx(sum(token["log_prob"] for token in told["tokens"]))
+
+
+def test_score_shows_a_table_and_reads_files(trained, tmp_path, capsys):
+    assert "ln P(W) = " in call(capsys, "score", f"run_dir={trained['ngram']}", "text=the cat")
+    (tmp_path / "a b.txt").write_text("the cat\n\nthe dog\n")
+    told = json.loads(
+        call(capsys, "score", f"run_dir={trained['ngram']}", f"file={tmp_path / 'a b.txt'}", "format=json")
+    )
+    assert [score["text"] for score in told] == ["the cat", "the dog"]
+
+
+def test_the_score_of_no_text_is_valid_json(trained, capsys):
+    told = json.loads(call(capsys, "score", f"run_dir={trained['lstm']}", "text=", "format=json"))
+    assert told["log_prob"] == 0
+    assert told["nll"] is None
+
+
+# generate
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_streams_after_the_prompt(family: str, trained, capsys):
+    arguments = ["generate", f"run_dir={trained[family]}", "prompt=the", "max_new_tokens=5"]
+    told = call(capsys, *arguments)
+    assert told.startswith("the")
+    assert told == call(capsys, *arguments)
+
+
+def test_beams_need_no_more_than_their_number(trained, capsys):
+    told = call(capsys, "generate", f"run_dir={trained['ngram']}", "prompt=the cat", "max_new_tokens=5", "num_beams=4")
+    assert told.startswith("the cat sat on the mat")
+
+
+def test_generate_reads_prompts_from_a_file(trained, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("the\na cat\n")
+    prompts = [f"prompts_file={tmp_path / 'p.txt'}", "max_new_tokens=3", "num_samples=2"]
+    told = json.loads(call(capsys, "generate", f"run_dir={trained['lstm']}", *prompts, "format=json"))
+    assert [(entry["prompt"], len(entry["samples"])) for entry in told] == [("the", 2), ("a cat", 2)]
+
+
+def test_generate_stops_at_a_string(trained, capsys):
+    base = ["generate", f"run_dir={trained['ngram']}", "prompt=the cat", "max_new_tokens=20", "temperature=0"]
+    assert call(capsys, *base, "stop= on the") == "the cat sat\n"
+    assert call(capsys, *base, r"stop=[\n,' on']") == "the cat sat\n"
+
+
+def test_a_prompt_that_the_vocabulary_lacks_is_read_and_said(small, tmp_path, capsys):
+    kept = [o for o in small["ngram"] if not o.startswith("tokenizer")]
+    assert main(["train", f"run_dir={tmp_path}/run", *kept, "tokenizer=char"]) == 0
+    capsys.readouterr()
+    assert main(["generate", f"run_dir={tmp_path}/run", "prompt=the Ω", "max_new_tokens=3"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("the Ω")
+    assert shown.err == "the vocabulary lacks 'Ω': read as <unk>\n"
+
+
+# prepare, runs, board
+
+
+def test_prepare_reports_and_the_cache_is_listed_and_pruned(text_file, tmp_path, capsys):
+    where = f"cache_dir={tmp_path / 'c d'}"
+    corpus = ["corpus=files", f"corpus.train={text_file}", "tokenizer=char", where]
+    report = json.loads(call(capsys, "prepare", *corpus, "format=json"))
+    assert sum(split["bytes"] for split in report["splits"].values()) == text_file.stat().st_size
+    assert "bytes/token" in call(capsys, "prepare", *corpus)
+    assert "char" in call(capsys, "prepare", "cache=list", where)
+    assert "removed 0" in call(capsys, "prepare", "cache=prune", where)
+    assert "removed 1" in call(capsys, "prepare", "cache=prune", "unused_days=0", where)
+
+
+def test_runs_are_listed_best_first(trained, capsys):
+    root = trained["lstm"].parent
+    told = json.loads(call(capsys, "runs", f"root={root}", "format=json"))
+    assert [run["run"] for run in told] == ["ngram", "transformer", "lstm"]
+    assert [run["val/bpb"] for run in told] == sorted(run["val/bpb"] for run in told)
+    assert call(capsys, "runs", f"root={root}", "format=csv").count("\n") == 4
+    assert call(capsys, "runs", f"root={root}", "columns=[run,steps]", "sort=steps").split()[:4] == [
+        "run",
+        "steps",
+        "ngram",
+        "1",
+    ]
+    assert "more columns" in call(capsys, "runs", f"root={root}")
+
+
+def test_prune_says_before_it_does(trained, tmp_path, capsys):
+    shutil.copytree(trained["lstm"], tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert str(last) in call(capsys, "runs", "prune", f"root={tmp_path}")
+    assert last.exists()
+    call(capsys, "runs", "prune", f"root={tmp_path}", "yes=true")
+    assert not last.exists()
+    call(capsys, "evaluate", f"run_dir={tmp_path / 'run'}")
+
+
+def test_the_board_is_for_this_machine_only(trained, monkeypatch, capsys):
+    import subprocess
+
+    called = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(command) or done)
+    call(capsys, "board", f"root={trained['lstm']}", "port=0")
+    (command,) = called
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--logdir") + 1] == str(trained["lstm"])
+    assert command[command.index("--port") + 1] == "0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("evaluate split=foo", "split=foo must be one of train, val, test"),
+        ("evaluate corpus=fles", "did you mean files?"),
+        ("evaluate corpus=files", "corpus.train="),
+        ("evaluate corpus=files corpus.test=/nope", "corpus.test=/nope does not exist"),
+        ("evaluate evaluation=foo", "there are auto, carried, documents, sliding"),
+        ("evaluate batch_size=0", "batch_size=0"),
+        ("evaluate format=foo", "format=foo"),
+        ("evaluate checkpoint=foo", "checkpoint=foo must be one of best, last"),
+        ("score", "text=... and file=..."),
+        ("score text=a top=x", "top=x must be a whole number"),
+        ("score file=/nope", "/nope is no file"),
+        ("generate temperature=-1", "temperature=-1"),
+        ("generate promt=x", "did you mean prompt?"),
+        ("generate +foo=1", "no key 'foo'"),
+        ("generate num_samples=2.5", "num_samples=2.5 must be a whole number"),
+        ("generate num_beams=4 temperature=1", "temperature=0"),
+        ("generate device=foo", "device=foo"),
+        ("generate prompts_file=/nope", "/nope"),
+    ],
+)
+def test_a_mistake_on_a_run_is_one_line(arguments: str, told: str, trained, capsys):
+    verb, *rest = arguments.split()
+    assert told in refused(capsys, verb, f"run_dir={trained['ngram']}", *rest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("generate", "run_dir=... is needed"),
+        ("evaluate run_dir=/nope", "/nope is no run"),
+        ("prepare cache=foo", "cache=foo must be one of list, prune"),
+        ("prepare corpus=files", "corpus.train="),
+        ("runs root=/nope", "train a run first"),
+        ("board root=/nope", "train a run first"),
+        ("board port=99999", "port=99999"),
+    ],
+)
+def test_a_mistake_without_a_run_is_one_line(arguments: str, told: str, capsys):
+    assert told in refused(capsys, *arguments.split())
+
+
+# damaged and hostile runs
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    shutil.copytree(trained["transformer"], tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["checkpoints/best.ckpt", "tokenizer.json", "config.yaml"])
+def test_a_truncated_file_is_named(name: str, copied, capsys):
+    path = copied / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert str(path) in refused(capsys, "generate", f"run_dir={copied}", "max_new_tokens=2")
+
+
+def test_a_missing_checkpoint_is_named(copied, capsys):
+    (copied / "checkpoints" / "best.ckpt").unlink()
+    assert "best.ckpt" in refused(capsys, "generate", f"run_dir={copied}")
+
+
+def test_damaged_results_do_not_hide_the_other_runs(copied, trained, capsys):
+    shutil.copytree(trained["ngram"], copied.parent / "whole")
+    (copied / "results.json").write_text('{"splits": ')
+    told = json.loads(call(capsys, "runs", f"root={copied.parent}", "format=json"))
+    assert {run["run"]: run["state"].split(":")[0] for run in told} == {"run": "damaged", "whole": "counted"}
+
+
+def test_a_tokenizer_of_another_run_is_refused(copied, trained, capsys):
+    shutil.copy(trained["lstm"] / "tokenizer.json", copied / "tokenizer.json")
+    assert "put the run's own tokenizer.json back" in refused(capsys, "score", f"run_dir={copied}", "text=a")
+
+
+def test_a_damaged_store_is_made_again(trained, tmp_path, small, capsys):
+    where = [f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]
+    call(capsys, "train", *small["ngram"], *where)
+    before = call(capsys, "evaluate", where[1], "format=json")
+    for ids in (tmp_path / "cache").rglob("*.ids"):
+        ids.write_bytes(b"xx")
+    assert call(capsys, "evaluate", where[1], "format=json") == before
+
+
+def edit_config(run, change) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    change(config)
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def evil(path) -> dict:
+    return {"_target_": "os.system", "command": f"touch {path}"}
+
+
+HOSTILE = {
+    "model": lambda config, bad: config.update(model=bad),
+    "model._partial_": lambda config, bad: config.update(model=bad | {"_partial_": True}),
+    "model.head": lambda config, bad: config["model"].update(head=bad),
+    "model.extra": lambda config, bad: config["model"].update(dropout=[bad]),
+    "corpus": lambda config, bad: config.update(corpus=bad),
+    "tokenizer": lambda config, bad: config.update(tokenizer=bad),
+    "evaluation": lambda config, bad: config.update(evaluation=bad),
+    "training": lambda config, bad: config.update(training=bad),
+    "resolver": lambda config, bad: config["model"].update(
+        head=f"${{oc.create:'{{_target_: {bad['_target_']}, command: {bad['command']}}}'}}"
+    ),
+    "interpolated target": lambda config, bad: config["model"].update(
+        head={"_target_": "${.name}", "name": bad["_target_"], "command": bad["command"]}
+    ),
+    "another module": lambda config, bad: config["model"].update(head={"_target_": "lmlab.cli.main"}),
+}
+
+
+@pytest.mark.parametrize("place", HOSTILE)
+def test_a_strangers_config_executes_nothing(place: str, copied, tmp_path, capsys):
+    mark = tmp_path / "executed"
+    edit_config(copied, lambda config: HOSTILE[place](config, evil(mark)))
+    verbs = [("generate", "max_new_tokens=2"), ("evaluate", "split=val"), ("score", "text=a")]
+    for verb, more in verbs:
+        status = main([verb, f"run_dir={copied}", more])
+        assert status in (0, 1 if place == "resolver" else 2, 2), (verb, capsys.readouterr().err)
+    main(["train", f"run_dir={tmp_path / 'new'}", f"init_from={copied}"])
+    assert not mark.exists()
+
+
+def test_a_pickled_checkpoint_executes_nothing(copied, tmp_path, capsys):
+    import os
+    import pickle
+
+    import torch
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    best = copied / "checkpoints" / "best.ckpt"
+    for save in (torch.save, lambda tree, path: path.write_bytes(pickle.dumps(tree))):
+        save({"state_dict": Evil(), "lmlab_format": 1}, best)
+        assert "best.ckpt" in refused(capsys, "generate", f"run_dir={copied}")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!python/object/apply:os.system ['touch {mark}']\n",
+        "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n",
+        "format: 1\nmodel: &m\n  again: *m\n",
+        "[" * 5000,
+        "- a list\n",
+        "format: 1\n",
+        "format: 99\n",
+    ],
+    ids=["tag", "bomb", "loop", "deep", "list", "empty", "format"],
+)
+def test_a_strangers_yaml_is_refused(text: str, copied, tmp_path, capsys):
+    (copied / "config.yaml").write_text(text.format(mark=tmp_path / "executed") if "{mark}" in text else text)
+    assert str(copied) in refused(capsys, "generate", f"run_dir={copied}")
+    assert not (tmp_path / "executed").exists()

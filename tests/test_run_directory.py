@@ -48,7 +48,9 @@ def test_budgets_of_all_kinds_can_be_compared(value, size):
 
 
 def test_a_start_that_was_killed_at_once_can_be_repeated(tmp_path):
-    RunDirectory(tmp_path).claim()
+    killed = RunDirectory(tmp_path)
+    killed.claim()
+    killed.release()
     (tmp_path / "asked.yaml.tmp").write_text("tr")
     assert RunDirectory(tmp_path).check(ASKED) == "new"
 
@@ -61,8 +63,8 @@ def test_a_directory_of_other_things_is_no_run(tmp_path):
 
 def test_the_lock_of_another_process_is_respected_until_it_dies(tmp_path):
     script = (
-        "import sys; from lmlab.run_directory import RunDirectory; RunDirectory(sys.argv[1]).claim(); print(flush=True);"
-        "sys.stdin.read()"
+        "import sys; from lmlab.run_directory import RunDirectory; run = RunDirectory(sys.argv[1]); run.claim();"
+        "print(flush=True); sys.stdin.read()"
     )
     words = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

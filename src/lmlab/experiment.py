@@ -175,8 +175,8 @@ def plan(config: DictConfig) -> Plan:
     devices = count_ranks(config.trainer.devices, device)
     if batching.batch_size % devices:
         raise ValueError(
-            f"batching.batch_size={batching.batch_size} must be a multiple of devices={devices}: it is global, and each "
-            "process takes an equal share of its rows"
+            f"batching.batch_size={batching.batch_size} must be a multiple of devices={devices}: it is global, and "
+            "each process takes an equal share of its rows"
         )
     if config.trainer.get("overfit_batches"):
         from lmlab.data.datamodule import RepeatedBatch

@@ -9,7 +9,23 @@ import pytest
 
 from lmlab.config import compose
 
-WORDS = "the a cat dog sees hears old red house tree and or under over then runs sleeps every day night".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sees",
+    "hears",
+    "old",
+    "red",
+    "house",
+    "tree",
+    "and",
+    "or",
+    "under",
+    "then",
+    "night",
+]
 QUIET = [
     "corpus=files",
     "corpus.split_by=share",

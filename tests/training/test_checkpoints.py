@@ -42,7 +42,8 @@ def fill_the_disk(monkeypatch, room: int) -> None:
 
 def test_a_checkpoint_comes_back_as_it_was_written(tmp_path):
     write(STATE, tmp_path / "new/last.ckpt")
-    assert torch.equal(read(tmp_path / "new/last.ckpt")["state_dict"]["model.weight"], STATE["state_dict"]["model.weight"])
+    back = read(tmp_path / "new/last.ckpt")
+    assert torch.equal(back["state_dict"]["model.weight"], STATE["state_dict"]["model.weight"])
 
 
 @pytest.mark.parametrize("room", [0, 100, 100_000])

@@ -165,5 +165,3 @@ def test_debug_refuses_a_model_that_knows_its_targets(train, monkeypatch):
     monkeypatch.setattr(LinearHead, "nll_of", lambda self, dropped, targets: nll_of(self, dropped, targets) / 2)
     with pytest.raises(TrainingFailed, match=r"more than 20% below ln V"):
         train("run", *LSTM, "trainer=debug", "trainer.accelerator=cpu")
-
-

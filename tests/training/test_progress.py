@@ -23,7 +23,6 @@ class Terminal(io.StringIO):
 @pytest.fixture(params=[io.StringIO, Terminal], ids=["pipe", "terminal"])
 def shown(request, monkeypatch):
     stream = request.param()
-    monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     handler = logging.StreamHandler(stream)
@@ -35,8 +34,10 @@ def shown(request, monkeypatch):
     log.setLevel(level)
 
 
-def test_loss_perplexity_speed_and_time_left_are_shown(shown, train, tmp_path):
+def test_loss_perplexity_speed_and_time_left_are_shown(shown, train, tmp_path, monkeypatch):
     stream, handler = shown
+    # Here: between a fixture and its test pytest puts its own in place.
+    monkeypatch.setattr(sys, "stderr", stream)
     train("run", *TINY)
     text = stream.getvalue()
     for piece in ("loss ", "ppl ", " tokens/s", " left", "validation at step 14:   loss ", "bpb "):

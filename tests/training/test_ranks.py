@@ -11,7 +11,8 @@ from lmlab.training import ranks
 from lmlab.training.checkpoints import read, weights
 
 TRANSFORMER = ["model=transformer", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_context=16"]
-TRANSFORMER += ["batching=windows", "batching.batch_size=4", "batching.seq_len=16", "optimizer=adam", "optimizer.eps=1e-3"]
+TRANSFORMER += ["batching=windows", "batching.batch_size=4", "batching.seq_len=16"]
+TRANSFORMER += ["optimizer=adam", "optimizer.eps=1e-3"]
 LSTM = ["model=lstm", "model.d_model=12", "model.n_layers=1", "batching=lanes", "batching.batch_size=4"]
 LSTM += ["batching.seq_len=16", "optimizer=adam", "optimizer.eps=1e-3", "evaluation.lanes=2"]
 LSTM += [f"model.dropout_{where}=0.0" for where in ("in", "between", "out")]

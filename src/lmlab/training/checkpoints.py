@@ -22,10 +22,11 @@ FORMAT = 1
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint, as tensors and plain data. Raises FileNotFoundError, or ValueError where it is damaged."""
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}; train the run first: lmlab train run_dir={path.parent.parent}")
-    remedy = "take checkpoint=last, or train anew under another run_dir" if path.name == "best.ckpt" else (
-        "delete it, and the same lmlab train starts this run again from step 0"
-    )
+        run_dir = path.parent.parent
+        raise FileNotFoundError(f"no checkpoint at {path}; train the run first: lmlab train run_dir={run_dir}")
+    remedy = "delete it, and the same lmlab train starts this run again from step 0"
+    if path.name == "best.ckpt":
+        remedy = "take checkpoint=last, or train anew under another run_dir"
     try:
         with zipfile.ZipFile(path) as archive:
             # torch reads weights without looking at their checksums.
@@ -145,7 +146,7 @@ class Checkpoints(Callback):
 
     Never between a step and the validation that is due after it: whoever resumes would miss that validation. One that
     is not due, where training was told to stop, may find a better `best.ckpt`, but is otherwise forgotten by whoever
-    resumes: the run goes on as if it had never been stopped. The last of all callbacks: it saves what the others decided.
+    resumes: the run goes on as if it had never been stopped. The last of all callbacks: it saves what others decided.
     """
 
     def __init__(self, dirpath: Path, monitor: str, every_n_steps: int | None, every_minutes: float | None):
@@ -199,6 +200,9 @@ class Checkpoints(Callback):
                 f"the weights are no longer finite after step {pl_module.step}; the last good checkpoint is kept. "
                 "Try a lower optimizer.lr, or training.clip_norm=1.0"
             )
+        for logger in trainer.loggers:
+            # First: a curve that lacked what lies before the checkpoint would never be filled.
+            logger.save()
         checkpoint = trainer._checkpoint_connector.dump_checkpoint()
         self._write(trainer, checkpoint, "last.ckpt")
         self._saved_at = time.monotonic()
@@ -209,7 +213,8 @@ class Checkpoints(Callback):
     def _save_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The weights that were just measured: averaged ones where training averages."""
         with pl_module.measured_weights():
-            checkpoint = {"state_dict": pl_module.state_dict(), "step": pl_module.step, "metrics": pl_module.history[-1]}
+            metrics = pl_module.history[-1]
+            checkpoint = {"state_dict": pl_module.state_dict(), "step": pl_module.step, "metrics": metrics}
             for callback in trainer.callbacks:
                 if callback is not self:
                     callback.on_save_checkpoint(trainer, pl_module, checkpoint)

@@ -65,8 +65,8 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise TrainingFailed(
-            f"the disk is full ({error.filename or error}) after step {module.step}; the last checkpoint that was whole "
-            "is kept: free some space, and the same command goes on from it"
+            f"the disk is full ({error.filename or error}) after step {module.step}; the last checkpoint that was "
+            "whole is kept: free some space, and the same command goes on from it"
         ) from error
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -135,28 +135,24 @@ def build_trainer(plan: Any, path: Path, callbacks: list[Callback], step: int) -
     """Steps, batches, checkpoints and validation are counted by us; Lightning runs the loop, devices and precision."""
     config = plan.config
     options = {k: v for k, v in plain(config.trainer).items() if k not in ("overfit_batches", "max_epochs")}
-    node = (
-        options
-        | {
-            "max_steps": plan.total_steps,
-            "max_epochs": -1,
-            "precision": plan.decided["precision"],
-            "val_check_interval": plan.decided["val_check_interval"],
-            "check_val_every_n_epoch": None,
-            "num_sanity_val_steps": 0,
-            "enable_progress_bar": False,
-            "enable_checkpointing": False,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            "default_root_dir": str(path),
-        }
-    )
+    node = options | {
+        "max_steps": plan.total_steps,
+        "max_epochs": -1,
+        "precision": plan.decided["precision"],
+        "val_check_interval": plan.decided["val_check_interval"],
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "default_root_dir": str(path),
+    }
+    several = {}
     if plan.decided["devices"] > 1:
-        # Ours, whatever scheduler or launcher this shell runs under.
-        options_of_ours = {"devices": plan.decided["devices"], "plugins": [LightningEnvironment()]}
-    else:
-        options_of_ours = {}
-    return instantiate(node, callbacks=callbacks, logger=build_logger(config, path, step), **options_of_ours)
+        # Our own processes, whatever scheduler or launcher this shell runs under.
+        several = {"devices": plan.decided["devices"], "plugins": [LightningEnvironment()]}
+    return instantiate(node, callbacks=callbacks, logger=build_logger(config, path, step), **several)
 
 
 def build_logger(config: DictConfig, path: Path, step: int) -> Any:

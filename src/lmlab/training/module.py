@@ -98,9 +98,12 @@ class LMModule(LightningModule):
 
         n_targets, n_pairs = self._denominators(batch)
         loss = self._backward(batch, n_targets, n_pairs)
+        shown = (step + 1) % self.log_every == 0 or step == 0 or step + 1 >= self.total_steps
         norm = None
         if self.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        elif shown:
+            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self._watch_for_nan(loss if norm is None else loss + norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -109,7 +112,7 @@ class LMModule(LightningModule):
         if self.step >= self.total_steps:
             # Told to stop, Lightning validates first, also between two regular validations.
             self.trainer.should_stop = True
-        if self.step % self.log_every == 0 or self.step == 1 or self.step >= self.total_steps:
+        if shown:
             self._log_training(norm)
 
     def _seed(self, seed: int) -> None:
@@ -185,7 +188,7 @@ class LMModule(LightningModule):
                 "Try a lower optimizer.lr, more schedule.warmup or a smaller training.clip_norm"
             )
 
-    def _log_training(self, norm: Tensor | None) -> None:
+    def _log_training(self, norm: Tensor) -> None:
         self.check_finite()
         likelihood = self.window.likelihood()
         self.window.reset()
@@ -199,13 +202,12 @@ class LMModule(LightningModule):
             "train/ppl": likelihood.ppl,
             "train/bpb": likelihood.bpb,
             "optim/lr": self.optimizers().param_groups[0]["lr"],
+            "optim/grad_norm": float(norm),
             "perf/tokens_per_s": likelihood.tokens / spent if spent else 0.0,
             "perf/data_share": waited / spent if spent else 0.0,
             "progress/epoch": self.trainer.datamodule.batching.progress(self.step),
             "progress/tokens": float(self.tokens),
         }
-        if norm is not None:
-            self.latest["optim/grad_norm"] = float(norm)
         self.write(self.latest)
 
     def write(self, metrics: dict[str, float]) -> None:

@@ -163,7 +163,7 @@ def load_run(config: dict[str, Any]) -> Any:
     """The run that a verb's config names."""
     if config["run_dir"] in (None, "", "???"):
         raise ValueError("run_dir=... is needed; lmlab runs lists them")
-    from lmlab.experiment import choose_device
+    from lmlab.decisions import choose_device
     from lmlab.runs import load
 
     device = choose_device(config["device"], "device")

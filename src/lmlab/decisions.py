@@ -12,7 +12,7 @@ from lmlab.config import BUDGETS, parse_count
 
 
 def choose_precision(asked_precision: str | int, device: str) -> str:
-    """bf16-mixed where the hardware multiplies bf16 fast, else 32. Emulated bf16 is a hundred times slower than fp32."""
+    """bf16-mixed where the hardware multiplies bf16 fast, else 32: emulated, it is a hundred times slower than fp32."""
     if str(asked_precision) != "auto":
         return str(asked_precision)
     if device == "cuda":

@@ -1,0 +1,52 @@
+"""Starting from another run's weights."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from lmlab.config import compose
+from lmlab.experiment import train
+from lmlab.initial import read_initial
+from lmlab.training.checkpoints import read, weights
+
+
+def started(small, trained, path, *more: str):
+    overrides = [o for o in small["lstm"] if not o.startswith(("tokenizer", "model"))]
+    return train(compose([f"run_dir={path}", f"init_from={trained['lstm']}", *overrides, *more]))
+
+
+def test_a_run_starts_from_anothers_model_tokenizer_and_weights(small, trained, tmp_path):
+    results = started(small, trained, tmp_path / "run", "optimizer.lr=0.0", "optimizer.weight_decay=0.0")
+    before = json.loads((trained["lstm"] / "results.json").read_text())
+    assert results["splits"]["test"]["nats"] == pytest.approx(before["splits"]["test"]["nats"])
+    ours, theirs = (weights(read(p / "checkpoints" / "best.ckpt")) for p in (tmp_path / "run", trained["lstm"]))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"]["d_model"] == 16
+
+
+def test_the_tokenizer_is_the_other_runs(small, trained, tmp_path):
+    from lmlab.runs import load
+
+    started(small, trained, tmp_path / "run", "trainer.max_steps=1")
+    ours, theirs = load(tmp_path / "run").tokenizer, load(trained["lstm"]).tokenizer
+    text = "the cat 第一"
+    assert ours.encode(text).ids.tolist() == theirs.encode(text).ids.tolist()
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no run"):
+        read_initial(str(tmp_path))
+    with pytest.raises((FileNotFoundError, ValueError), match="nowhere"):
+        read_initial(f"hf:{tmp_path / 'nowhere'}")
+
+
+def test_a_run_of_somebodys_class_needs_leave(trained, tmp_path):
+    shutil.copytree(trained["lstm"], tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("lmlab.models.lstm.LSTMLM", "mine.LM"))
+    with pytest.raises(PermissionError, match=r"mine\.LM"):
+        read_initial(str(tmp_path / "run"))
+    assert read_initial(str(tmp_path / "run"), ["mine.LM"]).node["_target_"] == "mine.LM"

@@ -7,10 +7,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import sys
+from types import ModuleType
+
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
+# A whole number is a float, as PEP 484 has it and YAML writes it: weight_decay: 0.
+checker = sys.modules["numeric_tower"] = ModuleType("numeric_tower")
+checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 # Before anything of ours is imported: jaxtyping's shapes are checked by beartype in every call.
-install_import_hook("lmlab", "beartype.beartype")
+install_import_hook("lmlab", "numeric_tower.check")
 
 import pytest
 import torch

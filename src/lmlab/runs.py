@@ -92,7 +92,11 @@ class Run:
         path = self.directory.checkpoints / f"{self.checkpoint}.ckpt"
         state = weights(read(path))
         # A head that sorts its words by frequency keeps the order in its buffers: any counts will do here.
-        model = build_model(self.config["model"], vocab_size, torch.ones(vocab_size, dtype=torch.long))
+        counts = torch.ones(vocab_size, dtype=torch.long)
+        try:
+            model = build_model(self.config["model"], vocab_size, counts)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path / 'config.yaml'} is damaged: its model cannot be built: {error}") from error
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

@@ -114,7 +114,7 @@ def test_generate_reads_prompts_from_a_file(trained, tmp_path, capsys):
 def test_generate_stops_at_a_string(trained, capsys):
     base = ["generate", f"run_dir={trained['ngram']}", "prompt=the cat", "max_new_tokens=20", "temperature=0"]
     assert call(capsys, *base, "stop= on the") == "the cat sat\n"
-    assert call(capsys, *base, r"stop=[\n,' on']") == "the cat sat\n"
+    assert call(capsys, *base, r'stop=["\n"," on"]') == "the cat sat\n"
 
 
 def test_a_prompt_that_the_vocabulary_lacks_is_read_and_said(small, tmp_path, capsys):
@@ -295,14 +295,15 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("place", HOSTILE)
-def test_a_strangers_config_executes_nothing(place: str, copied, tmp_path, capsys):
+def test_a_strangers_config_executes_nothing(place: str, copied, small, tmp_path, capsys):
     mark = tmp_path / "executed"
     edit_config(copied, lambda config: HOSTILE[place](config, evil(mark)))
     verbs = [("generate", "max_new_tokens=2"), ("evaluate", "split=val"), ("score", "text=a")]
     for verb, more in verbs:
         status = main([verb, f"run_dir={copied}", more])
-        assert status in (0, 1 if place == "resolver" else 2, 2), (verb, capsys.readouterr().err)
-    main(["train", f"run_dir={tmp_path / 'new'}", f"init_from={copied}"])
+        assert status in (0, 2), (verb, capsys.readouterr().err)
+    own = [o for o in small["transformer"] if not o.startswith(("model", "tokenizer"))]
+    main(["train", f"run_dir={tmp_path / 'new'}", f"init_from={copied}", *own, "trainer.max_steps=1"])
     assert not mark.exists()
 
 

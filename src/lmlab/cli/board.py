@@ -12,11 +12,11 @@ def main(arguments: list[str]) -> int:
     config = options("board", arguments)
     if config is None:
         return 0
+    if not 0 <= config["port"] <= 65535:
+        raise ValueError(f"port={config['port']} must be from 0 to 65535; 0 takes a free one")
     root = Path(config["root"])
     if not root.is_dir():
         raise FileNotFoundError(f"root={root} is no directory; train a run first: lmlab train")
-    if not 0 <= config["port"] <= 65535:
-        raise ValueError(f"port={config['port']} must be from 0 to 65535; 0 takes a free one")
     # The data server in Rust reads many runs at once; the loopback address keeps others out.
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(root), "--host", "127.0.0.1"]
     done = subprocess.run([*command, "--port", str(config["port"])], check=False)

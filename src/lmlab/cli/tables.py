@@ -20,7 +20,7 @@ def console() -> Console:
 
 
 def show_results(results: Mapping[str, Any], alone: bool) -> None:
-    """A run's numbers beside the floors on the same tokens; of a run that was alone also samples and what to do next."""
+    """A run's numbers beside the floors on the same tokens; of one that was alone also samples and what to do next."""
     from lmlab.evaluation.protocol import Protocol
 
     training, model, splits = results["training"], results["model"], results["splits"]

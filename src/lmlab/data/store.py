@@ -82,7 +82,8 @@ class Split:
 class Store:
     """A prepared corpus: open it with its path, make it with `prepare`.
 
-    fingerprint: the corpus's. report: vocabulary, seconds, and per split tokens, bytes, chars, words, documents, bytes_per_token, unk_share.
+    fingerprint: the corpus's.
+    report: vocabulary, seconds, and per split tokens, bytes, chars, words, documents, bytes_per_token, unk_share.
     Raises DamagedStore when files are missing, cut off or changed.
     """
 

@@ -1,0 +1,170 @@
+"""The house stands: imports point down, every option has its class and test, no room is called 'misc'."""
+
+import ast
+import inspect
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmlab.config import ALLOWED_TARGETS, conf_dir
+from lmlab.instantiate import find
+
+SOURCE = Path(__file__).parents[1] / "src" / "lmlab"
+TESTS = Path(__file__).parent
+
+# Room: the rooms that it may import, besides itself. What is not in the table has no place in the house yet.
+FOUNDATION = {"errors", "types", "metrics"}
+ROOMS = {
+    "errors": set(),
+    "types": set(),
+    "metrics": {"types"},
+    "config": set(),
+    "decisions": {"config"},
+    "instantiate": {"config"},
+    "schema": {"config", "instantiate"},
+    "run_directory": {"config"},
+    "sizes": set(),
+    "tokenizers": set(),
+    "models": {"types"},
+    "data": {"tokenizers", "types"},
+    "scoring": {"models", "tokenizers", "metrics"},
+    "generation": {"models", "tokenizers"},
+    "interop": {"models", "tokenizers"},
+    "evaluation": {"scoring", "generation", "data", "models", *FOUNDATION},
+    "interpret": {"scoring", "models", "tokenizers", *FOUNDATION},
+    "training": {
+        *("config", "instantiate", "run_directory", "sizes", "tokenizers", "models", "data", "scoring", "generation"),
+        *("evaluation", *FOUNDATION),
+    },
+    "initial": {"config", "run_directory", "interop", "training"},
+    "plots": set(),
+}
+ROOMS["experiment"] = set(ROOMS)
+ROOMS["runs"] = set(ROOMS)
+ROOMS["sweeps"] = {"config", "decisions", "run_directory", "runs", *FOUNDATION}
+ROOMS["cli"] = set(ROOMS)
+# (file, room): why the arrow points up.
+EXCEPTIONS = {
+    # A launched rank is a process of its own: it begins where `lmlab train` begins.
+    ("training/ranks.py", "experiment"),
+}
+
+# Who may import what costs seconds, or is optional.
+HEAVY = {
+    "lightning": ("training/", "data/datamodule.py", "experiment.py"),
+    "transformers": ("interop/", "tokenizers/pretrained.py"),
+    "matplotlib": ("plots.py",),
+    "datasets": ("data/corpora/hf.py",),
+    "rich": ("cli/", "data/progress.py", "scoring/display.py", "training/progress.py"),
+    "tensorboard": ("training/",),
+}
+# Where configuration becomes objects.
+BUILDERS = ("experiment.py", "runs.py", "training/fit.py", "training/rehearsal.py", "training/results.py")
+
+
+@cache
+def imports() -> list[tuple[str, str]]:
+    """(file, imported module), wherever in the file it stands."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        file = path.relative_to(SOURCE).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "lmlab":
+                found += [(file, f"lmlab.{alias.name}") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file} has a relative import"
+                found.append((file, str(node.module)))
+            elif isinstance(node, ast.Import):
+                found += [(file, alias.name) for alias in node.names]
+    return found
+
+
+def room(file: str) -> str:
+    return file.partition("/")[0].removesuffix(".py")
+
+
+def test_every_file_stands_in_a_room():
+    standing = {room(path.relative_to(SOURCE).as_posix()) for path in SOURCE.rglob("*.py")} - {"__init__"}
+    assert standing <= set(ROOMS)
+
+
+def test_imports_point_down():
+    wrong = [
+        f"{file} imports {module}"
+        for file, module in imports()
+        if module.startswith("lmlab.")
+        and module != "lmlab.__version__"
+        and room(file) not in ("__init__", (other := module.split(".")[1]))
+        and other not in ROOMS[room(file)]
+        and (file, other) not in EXCEPTIONS
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("library", HEAVY)
+def test_a_heavy_library_is_imported_in_its_places_only(library: str):
+    users = {file for file, module in imports() if module.partition(".")[0] == library}
+    assert {file for file in users if not file.startswith(HEAVY[library])} == set()
+
+
+def test_tokenizers_need_no_torch():
+    assert not [file for file, module in imports() if file.startswith("tokenizers/") and module.startswith("torch")]
+
+
+def test_configuration_becomes_objects_in_few_places():
+    users = {file for file, module in imports() if module in ("lmlab.instantiate", "hydra.utils")}
+    calling = {file for file in users if "instantiate(" in (SOURCE / file).read_text(encoding="utf-8")}
+    assert calling <= set(BUILDERS)
+    assert not {file for file, module in imports() if module == "hydra.utils"}
+
+
+def test_no_room_is_for_what_has_no_name():
+    names = {part.removesuffix(".py") for path in SOURCE.rglob("*.py") for part in path.relative_to(SOURCE).parts}
+    assert not names & {"utils", "util", "helpers", "common", "components", "misc"}
+
+
+def nodes(tree):
+    if isinstance(tree, dict):
+        if "_target_" in tree:
+            yield tree["_target_"]
+        for value in tree.values():
+            yield from nodes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from nodes(value)
+
+
+@cache
+def targets() -> dict[str, set[str]]:
+    """Target: the options that name it."""
+    found: dict[str, set[str]] = {}
+    for path in conf_dir().rglob("*.yaml"):
+        for target in nodes(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            found.setdefault(target, set()).add(path.relative_to(conf_dir()).as_posix())
+    return found
+
+
+@pytest.mark.parametrize("target", sorted(t for t in targets() if t.startswith("lmlab.")))
+def test_every_option_has_its_class_and_test(target: str):
+    function = find(target)
+    _, *parts = inspect.unwrap(getattr(function, "__init__", function)).__module__.split(".")
+    parts = function.__module__.split(".")[1:] or parts
+    folder, name = parts[0], "_".join(parts[1:])
+    if (TESTS / folder / f"test_{name}.py").exists():
+        return
+    naming = [
+        p for p in (TESTS / folder).glob("test_*.py") if target.rpartition(".")[2] in p.read_text(encoding="utf-8")
+    ]
+    assert naming, f"no tests/{folder}/test_{name}.py, and no test there names {target}"
+
+
+def test_a_stored_run_may_name_all_that_our_options_name():
+    """Of the groups that loading a run builds."""
+    needed = {
+        t
+        for t, options in targets().items()
+        if {o.partition("/")[0] for o in options} & {"model", "corpus", "tokenizer"}
+    }
+    assert needed <= ALLOWED_TARGETS

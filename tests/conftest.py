@@ -32,7 +32,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 TEXT = "the cat sat on the mat. the dog ate the cat's food, said it's good.\n" * 60 + "一二三四五\n" * 5
-QUICK = ["trainer.max_steps=3", "floors=false", "logger=none", "callbacks.samples=null", "compile=false", "validation.train_tokens=500"]
+QUICK = [
+    "trainer.max_steps=3",
+    "floors=false",
+    "logger=none",
+    "callbacks.samples=null",
+    "compile=false",
+    "validation.train_tokens=500",
+]
 SMALL = {
     "lstm": "tokenizer=byte model=lstm model.d_model=16 model.n_layers=1 batching=lanes batching.batch_size=2 "
     "batching.seq_len=16 optimizer=adamw schedule=constant",

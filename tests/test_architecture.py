@@ -1,7 +1,6 @@
 """The house stands: imports point down, every option has its class and test, no room is called 'misc'."""
 
 import ast
-import inspect
 from functools import cache
 from pathlib import Path
 
@@ -149,8 +148,7 @@ def targets() -> dict[str, set[str]]:
 @pytest.mark.parametrize("target", sorted(t for t in targets() if t.startswith("lmlab.")))
 def test_every_option_has_its_class_and_test(target: str):
     function = find(target)
-    _, *parts = inspect.unwrap(getattr(function, "__init__", function)).__module__.split(".")
-    parts = function.__module__.split(".")[1:] or parts
+    parts = function.__module__.split(".")[1:]
     folder, name = parts[0], "_".join(parts[1:])
     if (TESTS / folder / f"test_{name}.py").exists():
         return

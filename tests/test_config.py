@@ -149,7 +149,7 @@ def test_a_string_in_plain_data_means_itself(text: str):
 
 
 def test_a_target_that_is_missing_or_takes_other_arguments_is_a_users_error():
-    with pytest.raises(ValueError, match="no.such.Class"):
+    with pytest.raises(ValueError, match=r"no\.such\.Class"):
         instantiate({"_target_": "no.such.Class"})
     with pytest.raises(ValueError, match="does not fit its config"):
         instantiate({"_target_": "lmlab.models.ngram.NGramLM", "order": 2})

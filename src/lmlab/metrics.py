@@ -78,9 +78,7 @@ class TokenNLL(Metric):
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(
-        self, nll: NLL, mask: Mask | None = None, counts: Int[Tensor, "B 3"] | None = None
-    ) -> None:
+    def update(self, nll: NLL, mask: Mask | None = None, counts: Int[Tensor, "B 3"] | None = None) -> None:
         """nll: (B, T) nats, unreduced; mask: which positions count; counts: per row, as in `Batch`."""
         if mask is not None:
             # where, not a product: a padded position may hold nan or inf.

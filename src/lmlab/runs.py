@@ -252,7 +252,7 @@ def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing_keys(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What may tell runs apart: leaves by dotted key, and which class each group is; the model and seed have columns."""
+    """What may tell runs apart: leaves by dotted key, and each group's class; the model and seed have columns."""
     told = {}
     for key, value in flatten(asked).items():
         group, _, leaf = key.rpartition(".")

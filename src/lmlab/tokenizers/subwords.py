@@ -8,8 +8,8 @@ from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
-import tokenizers
 
+import tokenizers
 from lmlab.tokenizers import document
 from lmlab.tokenizers.codepoints import byte_ends, code_points
 from lmlab.tokenizers.protocol import Encoding

@@ -62,7 +62,7 @@ def test_nodes_are_checked_all_the_way_down():
 
 def test_keys_that_nobody_reads_are_refused():
     check_known({"a": 1}, ["a"])
-    with pytest.raises(ValueError, match="no key 'colums'.*columns"):
+    with pytest.raises(ValueError, match=r"no key 'colums'.*columns"):
         check_known({"colums": 1}, ["columns"])
 
 

@@ -12,7 +12,7 @@ TARGETS = {
     "lstm free embeddings": ["model=lstm", "model.tie_embeddings=false", "model.n_layers=3"],
     "lstm with a projection": ["model=lstm", "model.d_embed=64", "model.d_hidden=512"],
     "transformer": ["model=transformer"],
-    "gpt2": ["model=gpt2"],
+    "gpt2": ["model=gpt2", "model.n_layers=3"],
     "grouped heads": ["model=transformer", "model.n_heads=8", "model.n_kv_heads=2"],
     "free embeddings": ["model=transformer", "model.tie_embeddings=false", "model.mlp=relu2", "model.positions=alibi"],
 }

@@ -1,6 +1,6 @@
 """Seeded steps on the CPU against stored curves: a change of the numbers is seen, and made on purpose or not at all.
 
-`python tests/training/test_golden.py` stores new curves; raise IDENTITY in lmlab.training.module with them.
+`python tests/training/test_golden.py` stores new curves; raise IDENTITY in lmlab.config with them.
 """
 
 import csv
@@ -50,7 +50,7 @@ def curve(overrides: str, folder: Path) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("name", CURVES)
 def test_seeded_steps_follow_the_stored_curve(name: str, tmp_path: Path):
-    from lmlab.training.module import IDENTITY
+    from lmlab.config import IDENTITY
 
     golden = json.loads(GOLDEN.read_text())
     assert golden["identity"] == IDENTITY, "new curves and a new IDENTITY belong together"
@@ -62,7 +62,7 @@ def test_seeded_steps_follow_the_stored_curve(name: str, tmp_path: Path):
 
 
 if __name__ == "__main__":
-    from lmlab.training.module import IDENTITY
+    from lmlab.config import IDENTITY
 
     curves: dict[str, object] = {"identity": IDENTITY}
     for each, asked in CURVES.items():

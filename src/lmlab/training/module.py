@@ -20,8 +20,6 @@ from lmlab.types import Batch, Hidden, Mask, State, Tokens, detach, map_state, r
 
 # The names of the validation loaders, in order: held-out text, and a fixed slice of train without dropout.
 VALIDATIONS = ("val", "train_eval")
-# Raised when the same config trains otherwise: with tests/training/golden.json.
-IDENTITY = 1
 
 
 class LMModule(LightningModule):

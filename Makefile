@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
-	$(BIN)/lmlab train
+	$(BIN)/lmlab train experiment=demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

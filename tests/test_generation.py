@@ -571,7 +571,8 @@ SHIPPED = {
     "lstm": "+model=lstm model.d_model=16",
     "gru with a mixture": "+model=lstm model/head=mixture model.cell=gru model.d_model=16",
     "transformer": f"+model=transformer {SMALL} model.max_context=8 model.init_std=0.3",
-    "alibi in a window": f"+model=transformer {SMALL} model.max_context=64 model.positions=alibi model.window=5 model.init_std=0.3",
+    "alibi in a window": f"+model=transformer {SMALL} model.positions=alibi model.window=5 model.init_std=0.3"
+    " model.max_context=64",
     "summed tokens": f"+model=transformer {SMALL} model.max_context=8 model.embed_ngram=3 model.init_std=0.3",
     "gpt2": f"+model=gpt2 {SMALL} model.max_context=8 model.init_std=0.3",
     "ngram": "+model=ngram model.order=3",

@@ -37,15 +37,17 @@ def test_a_transformer_step_is_nanogpts_step(text):
 
 
 def test_an_lstm_step_is_the_examples_step(text):
-    """Without dropout: that two implementations draw the same masks is no promise."""
+    """Without dropout: that two implementations draw the same masks is no promise. At a tenth of the recipe's learning
+    rate, which multiplies a difference of one rounding by ten in five steps.
+    """
     ours = planned(
         text, "examples_650_tied", "model.d_model=12", "batching.batch_size=4", "batching.seq_len=16",
-        "model.dropout_in=0.0", "model.dropout_between=0.0", "model.dropout_out=0.0",
+        "model.dropout_in=0.0", "model.dropout_between=0.0", "model.dropout_out=0.0", "optimizer.lr=2.0",
     )  # fmt: skip
     assert ours.batching.steps_per_epoch < STEPS, "the text starts anew, and with it the state"
     model = TiedLSTM(ours.model.vocab_size, d_model=12, n_layers=2, dropout=0.0)
     model.load(ours.model.state_dict())
-    check(*run(ours, LSTMLoop(model, lr=20.0, clip=0.25), STEPS, SEGMENT))
+    check(*run(ours, LSTMLoop(model, lr=2.0, clip=0.25), STEPS, SEGMENT))
 
 
 def check(ours: Trace, theirs: Trace) -> None:

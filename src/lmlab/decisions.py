@@ -22,6 +22,15 @@ def choose_precision(asked_precision: str | int, device: str) -> str:
     return "32-true"
 
 
+def check_precision(precision: str, devices: int) -> None:
+    """Refuse what would train each process on its own."""
+    if precision == "bf16" and devices > 1:
+        raise ValueError(
+            f"precision=bf16 with devices={devices}: gradients arrive at bf16 copies of the weights, which processes "
+            "do not add up; use precision=bf16-mixed"
+        )
+
+
 def choose_compile(asked_compile: str | bool, device: str) -> bool:
     """On a GPU; on a processor compiling costs more than most runs win."""
     return device == "cuda" if asked_compile == "auto" else bool(asked_compile)

@@ -22,6 +22,7 @@ from lmlab.data.store import Store, prepare
 from lmlab.decisions import (
     check_interval,
     check_pairing,
+    check_precision,
     choose_compile,
     choose_device,
     choose_precision,
@@ -151,6 +152,7 @@ def plan(config: DictConfig) -> Plan:
         "steps_per_epoch": batching.steps_per_epoch,
         "val_check_interval": check_interval(config.trainer.val_check_interval, steps, batching.steps_per_epoch),
     }
+    check_precision(decided["precision"], devices)
     return Plan(config, store, model, batching, protocol, steps, schedule, decided)
 
 

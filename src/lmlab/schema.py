@@ -58,7 +58,7 @@ TYPES: dict[str, Any] = {
     "trainer.max_epochs": float | None,
 }
 CHOICES: dict[str, tuple] = {
-    "precision": ("auto", "32", "32-true", "bf16-mixed"),
+    "precision": ("auto", "32", "32-true", "bf16", "bf16-mixed"),
     "compile": ("auto", "True", "False"),
     "test": ("auto", "True", "False"),
     "split": ("train", "val", "test"),

@@ -123,12 +123,17 @@ def linear_nll(
 ) -> Float[Tensor, " N"]:
     """Cross entropy of softmax(hidden weight' + bias), in nats, fp32, one per row.
 
-    With many logits it works in blocks: in the backward pass it holds one exponential per logit (in autocast's
-    type) as long as those fit KEPT_BYTES, and one block else. Only once differentiable there.
+    With many logits it works in blocks: in the backward pass it holds one exponential per logit (in the products'
+    type, which is autocast's or hidden's) as long as those fit KEPT_BYTES, and one block else. Only once
+    differentiable there.
     """
     kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    mixed = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if mixed else hidden.dtype
     if len(hidden) * len(weight) <= SMALL:
+        if not mixed:
+            # A matrix shared with the embedding stays fp32 when the layers' weights are bf16.
+            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         logits = F.linear(hidden, weight, bias)
         return F.cross_entropy(cap(logits, softcap).float(), targets, reduction="none")
     keep = torch.is_grad_enabled() and softcap is None

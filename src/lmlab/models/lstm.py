@@ -132,6 +132,7 @@ class LSTMLM(nn.Module):
             weights[1] = drop_weights(weights[1], self.weight_drop)
             weights = _flatten(weights)
         _, kernel = CELLS[self.cell]
+        before = [part.to(x.dtype) for part in before]
         hx = before if self.cell == "lstm" else before[0]
         with _kernel_precision(x.device.type):
             # has_biases, layers, dropout, train, bidirectional, batch_first

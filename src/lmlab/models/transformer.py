@@ -132,7 +132,8 @@ class TransformerLM(nn.Module):
         x, recent = self.embed(tokens, recent)
         if self.position_embed is not None:
             x = x + self.position_embed(self._positions(T, count, tokens.device))
-        x, caches = self.dropout(x), []
+        # Embedding tables stay fp32 where the layers have bf16 weights (precision=bf16).
+        x, caches = self.dropout(x.to(self.norm.weight.dtype)), []
         for block, past in zip(self.blocks, layers, strict=True):
             x, kv = block(x, place, past)
             caches.append(kv)

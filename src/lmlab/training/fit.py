@@ -93,6 +93,7 @@ def build_module(plan: Any) -> LMModule:
         seed=config.seed,
         total_steps=plan.total_steps,
         compiled=plan.decided["compile"],
+        halved=plan.decided["precision"] == "bf16",
         monitor=config.callbacks.checkpoints.monitor,
         evaluation_precision=plan.protocol.precision,
     )
@@ -138,7 +139,8 @@ def build_trainer(plan: Any, path: Path, callbacks: list[Callback], step: int) -
     node = options | {
         "max_steps": plan.total_steps,
         "max_epochs": -1,
-        "precision": plan.decided["precision"],
+        # With weights held twice all that Lightning sees is fp32.
+        "precision": "32-true" if plan.decided["precision"] == "bf16" else plan.decided["precision"],
         "val_check_interval": plan.decided["val_check_interval"],
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": 0,

@@ -14,6 +14,7 @@ from lmlab.errors import TrainingFailed
 from lmlab.evaluation.evaluate import score_batch
 from lmlab.metrics import TokenNLL
 from lmlab.training import optim
+from lmlab.training.master_weights import MasterWeights
 from lmlab.training.progress import Stopwatch
 from lmlab.training.schedule import Schedule
 from lmlab.types import Batch, Hidden, Mask, State, Tokens, detach, map_state, reset
@@ -26,6 +27,7 @@ class LMModule(LightningModule):
     """Trains `model` on batches that are a pure function of (seed, step).
 
     Steps are counted here. Dropout is reseeded from (seed, step, rank), so a resumed run repeats an uninterrupted one.
+    halved: forward and backward use bf16 copies of the weights (precision=bf16).
     make_optimizer: parameter groups -> optimizer. decay: which parameters decay, as in `optim.parameter_groups`.
     """
 
@@ -37,6 +39,7 @@ class LMModule(LightningModule):
         seed: int,
         total_steps: int,
         compiled: bool,
+        halved: bool,
         monitor: str,
         evaluation_precision: str,
         micro_batch_size: int | None,
@@ -53,7 +56,9 @@ class LMModule(LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.make_optimizer, self.decay, self.schedule = make_optimizer, decay, schedule
-        self.seed, self.total_steps, self.monitor = seed, total_steps, monitor
+        self.seed, self.total_steps, self.monitor, self.halved = seed, total_steps, monitor, halved
+        # Made when training starts: by then the model is where it stays.
+        self.masters: MasterWeights | None = None
         self.evaluation_precision = evaluation_precision
         self.micro_batch_size, self.clip_norm, self.ar, self.tar = micro_batch_size, clip_norm, ar, tar
         self.log_every, self.histograms = log_every, histograms
@@ -95,7 +100,8 @@ class LMModule(LightningModule):
             group["lr"] = group["initial_lr"] * factor
 
         n_targets, n_pairs = self._denominators(batch)
-        loss = self._backward(batch, n_targets, n_pairs)
+        with nullcontext() if self.masters is None else self.masters.halved():
+            loss = self._backward(batch, n_targets, n_pairs)
         shown = (step + 1) % self.log_every == 0 or step == 0 or step + 1 >= self.total_steps
         norm = None
         if self.clip_norm is not None:
@@ -148,6 +154,8 @@ class LMModule(LightningModule):
             change = (hidden[:, 1:] - hidden[:, :-1]).float().pow(2).mean(-1)
             loss = loss + self.tar * _sum(change, _pairs(batch.mask)) / n_pairs
         self.manual_backward(loss)
+        if self.masters is not None:
+            self.masters.collect()
         return loss.detach(), state
 
     def _denominators(self, batch: Batch) -> tuple[float, float]:
@@ -267,6 +275,7 @@ class LMModule(LightningModule):
 
     def on_train_start(self) -> None:
         self._broken = self._broken.to(self.device)
+        self.masters = MasterWeights(self.model) if self.halved else None
         self.watch.start()
         self._logged_at = self.watch.seconds
 

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -12,6 +13,7 @@ from lmlab.evaluation.evaluate import evaluate
 from lmlab.instantiate import instantiate
 from lmlab.training import optim
 from lmlab.training.fit import evaluation_batches
+from lmlab.training.master_weights import MasterWeights
 from lmlab.training.progress import clock
 from lmlab.training.results import measured_splits
 
@@ -66,19 +68,23 @@ def _step_seconds(plan: Any) -> float:
     model = plan.model.to(device).train()
     optimizer = optim.build(instantiate(config.optimizer), config.training.decay, model)
     size = config.training.micro_batch_size or plan.batching.batch_size
-    enabled = plan.decided["precision"].startswith("bf16")
+    precision = plan.decided["precision"]
+    masters = MasterWeights(model) if precision == "bf16" else None
     times: list[float] = []
     for step in range(1 + STEPS):
         if sum(times[1:]) > SECONDS:
             break
         began = time.perf_counter()
         batch = plan.batching.batch(step)
-        for start in range(0, len(batch.inputs), size):
-            micro = batch.rows(start, start + size).to(device)
-            with torch.autocast(device, torch.bfloat16, enabled=enabled):
-                hidden, _ = model(micro.inputs, None)
-                loss = model.head.nll(hidden, micro.targets).mean()
-            loss.backward()
+        with nullcontext() if masters is None else masters.halved():
+            for start in range(0, len(batch.inputs), size):
+                micro = batch.rows(start, start + size).to(device)
+                with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
+                    hidden, _ = model(micro.inputs, None)
+                    loss = model.head.nll(hidden, micro.targets).mean()
+                loss.backward()
+                if masters is not None:
+                    masters.collect()
         if config.training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.clip_norm)
         optimizer.step()

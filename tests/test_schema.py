@@ -54,6 +54,8 @@ def test_nodes_are_checked_all_the_way_down():
         (LSTM | {"d_modle": 3}, r"model.d_modle is no argument .*did you mean d_model"),
         (LSTM | {"head": LSTM | {"n_layers": "two"}}, "model.head.n_layers=two"),
         (LSTM | {"n_layers": "???"}, "model.n_layers=... is needed"),
+        (LSTM | {"n_heads": 0}, "model.n_heads=0 must be at least 1"),
+        (LSTM | {"head": {"n_experts": -1}}, "model.head.n_experts=-1 must be at least 1"),
         ({"_target_": "lmlab.nope.X"}, "lmlab.nope.X"),
     ]:
         with pytest.raises(ValueError, match=told):

@@ -127,7 +127,10 @@ def plan(config: DictConfig) -> Plan:
     batching = instantiate(config.batching)(split=store.split("train"), start_id=start_id, seed=config.seed)
     check_pairing(model, batching)
     if "val" not in store.splits or not len(store.split("val")):
-        raise ValueError("the corpus has no text for val, by which training chooses its best checkpoint: give it some")
+        raise ValueError(
+            "the corpus has no text for val, by which training chooses its best checkpoint: name some with "
+            "corpus.val=..., or give val a share with corpus.val_share=0.05"
+        )
     # Built only to be refused before there is a directory: training builds its own.
     optim.build(instantiate(config.optimizer), config.training.decay, model)
     protocol = instantiate(config.evaluation)(model=model, **trained_context(config, model, batching))

@@ -84,6 +84,11 @@ LEAST: dict[str, float] = {
     "callbacks.progress.every_n_steps": 1,
     "trainer.max_epochs": 0,
 }
+# Arguments of nodes that count or measure something: none of it is no model, and no batch.
+SIZES = (
+    *("d_model", "d_embed", "d_hidden", "d_head", "d_ff", "d_latent", "n_layers", "n_heads", "n_kv_heads", "n_experts"),
+    *("max_context", "window", "embed_ngram", "order", "batch_size", "seq_len"),
+)
 # How a type is called when a value is not of it.
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
@@ -135,6 +140,8 @@ def check_node(node: Any, where: str) -> None:
     for key, value in node.items():
         if key.startswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
             raise ValueError(f"{where}.{key}={value} must be from 0 on and below 1")
+        if key in SIZES and isinstance(value, int | float) and value < 1:
+            raise ValueError(f"{where}.{key}={value} must be at least 1")
         # A mandatory value is missing.
         if value == "???":
             raise ValueError(f"{where}.{key}=... is needed")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -117,7 +118,7 @@ def test_generate_stops_at_a_string(trained, capsys):
     assert call(capsys, *base, r'stop=["\n"," on"]') == "the cat sat\n"
 
 
-def test_a_prompt_that_the_vocabulary_lacks_is_read_and_said(small, tmp_path, capsys):
+def test_a_prompt_that_the_vocabulary_lacks_is_read_and_said(small, tmp_path, monkeypatch, capsys):
     kept = [o for o in small["ngram"] if not o.startswith("tokenizer")]
     assert main(["train", f"run_dir={tmp_path}/run", *kept, "tokenizer=char"]) == 0
     capsys.readouterr()
@@ -125,6 +126,31 @@ def test_a_prompt_that_the_vocabulary_lacks_is_read_and_said(small, tmp_path, ca
     shown = capsys.readouterr()
     assert shown.out.startswith("the Ω")
     assert shown.err == "the vocabulary lacks 'Ω': read as <unk>\n"
+    # Below the streamed text, not in its midst.
+    monkeypatch.setattr("sys.stderr", sys.stdout)
+    assert main(["generate", f"run_dir={tmp_path}/run", "prompt=the Ω", "max_new_tokens=3"]) == 0
+    assert capsys.readouterr().out == shown.out + shown.err
+
+
+def test_a_damaged_run_is_told_on_a_line_of_its_own(trained, tmp_path, capsys):
+    shutil.copytree(trained["lstm"], tmp_path / "run")
+    best = tmp_path / "run/checkpoints/best.ckpt"
+    whole = best.read_bytes()
+    best.write_bytes(whole[: len(whole) // 2])
+    assert main(["generate", f"run_dir={tmp_path / 'run'}", "prompt=the"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"lmlab: {best} is damaged or truncated")
+
+
+def test_a_checkpoint_that_is_gone_is_told_with_what_there_is(trained, tmp_path, capsys):
+    shutil.copytree(trained["lstm"], tmp_path / "run")
+    call = ("generate", f"run_dir={tmp_path / 'run'}", "prompt=the", "max_new_tokens=2")
+    (tmp_path / "run/checkpoints/best.ckpt").unlink()
+    assert "take checkpoint=last" in refused(capsys, *call)
+    assert main([*call, "checkpoint=last"]) == 0
+    (tmp_path / "run/checkpoints/last.ckpt").unlink()
+    assert "train the same again under another run_dir" in refused(capsys, *call)
 
 
 # prepare, runs, board

@@ -160,7 +160,7 @@ def test_interrupts_failures_and_refusals_have_their_exit_status(command_line, t
 
     last = tmp_path / "run/checkpoints/last.ckpt"
     for what, status, said in (
-        (float("nan"), 3, "at step 6; the last good checkpoint is kept"),
+        (float("nan"), 3, "last.ckpt is kept"),
         (signal.SIGINT, 130, "stopping after this step"),
     ):
         with monkeypatch.context() as patch:

@@ -77,11 +77,24 @@ def show_help(verb: str) -> None:
     """The verb's keys with their defaults: its YAML, which says what each is for."""
     print(f"lmlab {verb} [key=value ...]: {VERBS[verb]}\n")
     print((conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8").rstrip())
-    if verb == "train":
+    if shown := groups(verb):
         print("\ngroups and their options (group=option; group.key=value):")
-        for group in sorted(p for p in conf_dir().iterdir() if p.is_dir() and p.name != "hydra"):
-            print(f"  {group.name:12}{' '.join(sorted(p.stem for p in group.glob('*.yaml')))}")
-        print("\n--cfg job prints the whole composed config; -m runs every combination of comma-separated values")
+        width = 2 + max(map(len, shown))
+        for group, names in shown.items():
+            print(f"  {group:{width}}{' '.join(names)}")
+    several = "; -m runs every combination of comma-separated values" if verb == "train" else ""
+    print(f"\n--cfg job prints the whole composed config{several}")
+
+
+def groups(verb: str) -> dict[str, list[str]]:
+    """The groups of options that a verb takes, `model/head` within `model`, each with its options."""
+    top = {"train": None, "evaluate": ("corpus", "evaluation"), "prepare": ("corpus", "tokenizer")}.get(verb, ())
+    found = {}
+    for folder in sorted(p for p in conf_dir().rglob("*") if p.is_dir()):
+        group = folder.relative_to(conf_dir())
+        if group.parts[0] != "hydra" and (top is None or group.parts[0] in top):
+            found[group.as_posix()] = sorted(p.stem for p in folder.glob("*.yaml"))
+    return found
 
 
 def options(verb: str, arguments: Sequence[str]) -> dict[str, Any] | None:

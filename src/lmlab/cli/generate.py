@@ -1,9 +1,12 @@
 """lmlab generate: text from a run, shown as it is written."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
 from lmlab.cli.command import load_run, one_of, options, read_lines, show_json
+
+log = logging.getLogger("lmlab")
 
 
 def main(arguments: list[str]) -> int:
@@ -26,11 +29,15 @@ def main(arguments: list[str]) -> int:
     run = load_run(config)
     alone = len(prompts) == 1 and config["num_samples"] == 1 and config["format"] == "text"
     if alone:
+        # Read before the prompt is shown: a damaged run is told on a line of its own.
+        _ = run.model
         print(prompts[0], end="", flush=True)
         settings["on_text"] = lambda piece: print(piece, end="", flush=True)
     written = run.generate(prompts, **settings)
     if alone:
         print()
+        for note in written[0][0].notes:
+            log.info(note)
     elif config["format"] == "json":
         shown = [
             {"prompt": p, "samples": [asdict(s) for s in samples]} for p, samples in zip(prompts, written, strict=True)

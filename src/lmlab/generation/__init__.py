@@ -73,8 +73,10 @@ def _generate(model, tokenizer, prompts, decoding, on_text, batch_size) -> list[
     results = [[] for _ in prompts]
     for (number, _), row in sorted(rows.items(), key=lambda item: item[0]):
         results[number].append(row.finish(_notes(model, tokenizer, prompts[number], ids[number], row)))
-    for note in dict.fromkeys(note for texts in results for text in texts for note in text.notes):
-        log.info(note)
+    if on_text is None:
+        # Who streams a text has its notes with the result: in between they would stand in the middle of it.
+        for note in dict.fromkeys(note for texts in results for text in texts for note in text.notes):
+            log.info(note)
     return results
 
 

@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from lmlab.errors import TrainingFailed
+from lmlab.errors import NotFinite
 
 # Raised when the layout of a checkpoint changes.
 FORMAT = 1
@@ -22,8 +22,7 @@ FORMAT = 1
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint, as tensors and plain data. Raises FileNotFoundError, or ValueError where it is damaged."""
     if not path.exists():
-        run_dir = path.parent.parent
-        raise FileNotFoundError(f"no checkpoint at {path}; train the run first: lmlab train run_dir={run_dir}")
+        raise FileNotFoundError(f"no checkpoint at {path}; {_instead(path)}")
     remedy = "delete it, and the same lmlab train starts this run again from step 0"
     if path.name == "best.ckpt":
         remedy = "take checkpoint=last, or train anew under another run_dir"
@@ -44,6 +43,17 @@ def read(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise ValueError(f"{path} has checkpoint format {found}, this version reads {FORMAT}; {remedy}")
     return checkpoint
+
+
+def _instead(path: Path) -> str:
+    """What to do about a checkpoint that is not there."""
+    run_dir = path.parent.parent
+    other = path.with_name("last.ckpt" if path.name == "best.ckpt" else "best.ckpt")
+    if other.exists():
+        return f"take checkpoint={other.stem}"
+    if (run_dir / "results.json").exists():
+        return "it was removed after the run had finished; train the same again under another run_dir"
+    return f"train the run first: lmlab train run_dir={run_dir}"
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
@@ -191,14 +201,14 @@ class Checkpoints(Callback):
         self._before = None
 
     def save_last(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Everything that continuing needs. Raises TrainingFailed rather than replace good weights by bad ones."""
+        """Everything that continuing needs. Raises NotFinite rather than replace good weights by bad ones."""
         running = pl_module.watch.running
         pl_module.watch.stop()
         pl_module.check_finite()
         if not all(bool(torch.isfinite(p).all()) for p in pl_module.parameters()):
-            raise TrainingFailed(
-                f"the weights are no longer finite after step {pl_module.step}; the last good checkpoint is kept. "
-                "Try a lower optimizer.lr, or training.clip_norm=1.0"
+            raise NotFinite(
+                f"the weights are no longer finite after step {pl_module.step}: try a lower optimizer.lr, or "
+                "training.clip_norm=1.0"
             )
         for logger in trainer.loggers:
             # First: a curve that lacked what lies before the checkpoint would never be filled.

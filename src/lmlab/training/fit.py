@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from lmlab.config import plain
 from lmlab.data.datamodule import TextDataModule
-from lmlab.errors import TrainingFailed
+from lmlab.errors import NotFinite, TrainingFailed
 from lmlab.evaluation.protocol import batches
 from lmlab.instantiate import instantiate
 from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
@@ -56,6 +56,9 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
         # Lightning's answer to the second Ctrl-C; it also leaves the signal ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from error
+    except NotFinite as error:
+        kept = f"{directory.last} is kept" if directory.last.exists() else "no checkpoint had been saved by then"
+        raise TrainingFailed(f"{error}; {kept}") from error
     except torch.OutOfMemoryError as error:
         raise TrainingFailed(
             f"out of memory at step {module.step}: halve training.micro_batch_size "

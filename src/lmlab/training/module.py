@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from lmlab.errors import TrainingFailed
+from lmlab.errors import NotFinite
 from lmlab.evaluation.evaluate import score_batch
 from lmlab.metrics import TokenNLL
 from lmlab.training import optim
@@ -187,11 +187,11 @@ class LMModule(LightningModule):
             self.check_finite()
 
     def check_finite(self) -> None:
-        """Raises TrainingFailed, on all ranks alike, where the loss or its gradient has not been finite."""
+        """Raises NotFinite, on all ranks alike, where the loss or its gradient has not been finite."""
         if steps := [step for step in self._gather(self._broken).tolist() if step]:
-            raise TrainingFailed(
-                f"the loss or its gradient is no longer finite at step {min(steps)}; the last good checkpoint is kept. "
-                "Try a lower optimizer.lr, more schedule.warmup or a smaller training.clip_norm"
+            raise NotFinite(
+                f"the loss or its gradient is no longer finite at step {min(steps)}: try a lower optimizer.lr, more "
+                "schedule.warmup or a smaller training.clip_norm"
             )
 
     def _log_training(self, norm: Tensor) -> None:
@@ -252,9 +252,9 @@ class LMModule(LightningModule):
             metric.reset()
         self.validation_state = None
         if not math.isfinite(val.nll):
-            raise TrainingFailed(
-                f"the validation loss is {val.nll} after step {self.step}; the last good checkpoint is kept. "
-                "Try a lower optimizer.lr or more schedule.warmup"
+            raise NotFinite(
+                f"the validation loss is {val.nll} after step {self.step}: try a lower optimizer.lr or more "
+                "schedule.warmup"
             )
         metrics = {"val/loss": val.nll, "val/ppl": val.ppl, "val/bpb": val.bpb}
         if fixed.tokens:

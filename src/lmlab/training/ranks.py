@@ -128,7 +128,9 @@ def main(path: str) -> int:
 
 def _leave_with_rank_zero() -> None:
     """Rank 0 holds the other end of our input: it ends when rank 0 does, however that happens."""
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock Python wants at its end and, finding it taken, dies of.
+    while os.read(0, 1):
+        pass
     os._exit(OUR_FAULT)
 
 

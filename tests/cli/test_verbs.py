@@ -130,6 +130,9 @@ def test_a_prompt_that_the_vocabulary_lacks_is_read_and_said(small, tmp_path, mo
     monkeypatch.setattr("sys.stderr", sys.stdout)
     assert main(["generate", f"run_dir={tmp_path}/run", "prompt=the Ω", "max_new_tokens=3"]) == 0
     assert capsys.readouterr().out == shown.out + shown.err
+    monkeypatch.undo()
+    assert main(["score", f"run_dir={tmp_path}/run", "text=the Ω"]) == 0
+    assert capsys.readouterr().err == shown.err
 
 
 def test_a_damaged_run_is_told_on_a_line_of_its_own(trained, tmp_path, capsys):

@@ -1,9 +1,12 @@
 """lmlab score: every token's log-probability, coloured by surprisal."""
 
+import logging
 from pathlib import Path
 
 from lmlab.cli.command import load_run, one_of, options, read_lines, show_json
 from lmlab.cli.tables import console
+
+log = logging.getLogger("lmlab")
 
 
 def main(arguments: list[str]) -> int:
@@ -15,8 +18,11 @@ def main(arguments: list[str]) -> int:
         raise ValueError("give one of text=... and file=... (one text a line)")
     texts = [config["text"]] if config["text"] is not None else read_lines(Path(config["file"]))
     run = load_run(config)
+    from lmlab.generation.decoding import unknown_note
     from lmlab.scoring import as_json, as_table
 
+    for note in dict.fromkeys(filter(None, (unknown_note(run.tokenizer, text) for text in texts))):
+        log.info(note)
     scores = [run.score(text, top=config["top"], eos=config["eos"]) for text in texts]
     if config["format"] == "json":
         shown = [as_json(score) for score in scores]

@@ -30,19 +30,19 @@ def here(tmp_path, monkeypatch):
 
 def test_every_combination_is_a_run_of_its_own(here, capsys):
     assert main(["train", "-m", *TINY, "corpus.train=text.txt", "model=lstm,transformer", "seed=1,2"]) == 0
-    names = sorted(path.name.split("_", 2)[2] for path in (here / "outputs/runs").iterdir())
+    names = sorted(path.name.split("_", 2)[2] for path in (here / "outputs/runs").glob("[!.]*"))
     assert names == [f"files_byte_{model}_seed{seed}" for model in ("lstm", "transformer") for seed in (1, 2)]
     table = runs.table(here / "outputs")
     assert sorted(zip(table["model"], table["seed"], strict=True)) == [
         ("LSTMLM", 1), ("LSTMLM", 2), ("TransformerLM", 1), ("TransformerLM", 2)
     ]  # fmt: skip
     assert table["val/bpb"].nunique() == 4
-    for path in (here / "outputs/runs").iterdir():
+    for path in (here / "outputs/runs").glob("[!.]*"):
         # Whoever chooses between runs must not have looked at test.
         assert list(json.loads((path / "results.json").read_text())["splits"]) == ["val"]
     left = {path.relative_to(here).parts[0] for path in here.rglob("*") if path.is_file()}
     assert left == {"text.txt", "outputs"}
-    assert {path.name for path in (here / "outputs/multiruns").rglob("*") if path.is_file()} <= {"multirun.yaml"}
+    assert {path.name for path in (here / "outputs/runs/.multiruns").rglob("*") if path.is_file()} <= {"multirun.yaml"}
     capsys.readouterr()
     assert main(["runs", f"root={here / 'outputs'}", "format=json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 4
@@ -51,7 +51,7 @@ def test_every_combination_is_a_run_of_its_own(here, capsys):
 def test_a_job_that_fails_is_told_and_the_others_go_on(here, capsys):
     overrides = [*TINY, "corpus.train=text.txt", "model=lstm", "batching.seq_len=99999,8", "test=true"]
     assert main(["train", "-m", *overrides]) == 2
-    (run,) = (here / "outputs/runs").iterdir()
+    (run,) = (here / "outputs/runs").glob("[!.]*")
     assert run.name.endswith("_files_byte_lstm_seed0_seq_len=8")
     assert list(json.loads((run / "results.json").read_text())["splits"]) == ["val", "test"]
     errors = capsys.readouterr().err

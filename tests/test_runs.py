@@ -36,6 +36,27 @@ def test_a_moved_run_is_the_same_run(trained, tmp_path):
     assert moved.score("the cat").log_prob == lmlab.load(trained["transformer"]).score("the cat").log_prob
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), lambda path: path.unlink()])
+def test_a_damaged_tokenizer_is_made_again_from_the_cache(trained, tmp_path, damage):
+    shutil.copytree(trained["transformer"], tmp_path / "run")
+    whole = (tmp_path / "run" / "tokenizer.json").read_bytes()
+    damage(tmp_path / "run" / "tokenizer.json")
+    assert (
+        lmlab.load(tmp_path / "run").score("the cat").log_prob
+        == lmlab.load(trained["transformer"]).score("the cat").log_prob
+    )
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == whole
+
+
+def test_a_damaged_tokenizer_of_which_there_is_no_copy_is_named(trained, tmp_path):
+    shutil.copytree(trained["transformer"], tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").write_text("{")
+    run = lmlab.load(tmp_path / "run")
+    run.config["cache_dir"] = str(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged or missing, and .* has no copy"):
+        run.score("the cat")
+
+
 def test_the_number_of_beams_decides_what_null_means():
     drawn = {"num_beams": 1, "temperature": None, "top_p": None}
     assert settle(drawn) == drawn | {"temperature": 0.8, "top_p": 0.95}

@@ -76,7 +76,23 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(self.directory.tokenizer)
+        """The run's own. Where its file is damaged or gone it is made again from the cache, whose store has a copy."""
+        path = self.directory.tokenizer
+        try:
+            return load_tokenizer(path)
+        except (ValueError, FileNotFoundError) as error:
+            # The name alone: a stranger's config leads nowhere else.
+            store = cache_dir(self.config.get("cache_dir")) / "stores" / Path(self.config["decided"]["store"]).name
+            try:
+                found = load_tokenizer(store / path.name)
+            except (ValueError, FileNotFoundError):
+                raise ValueError(
+                    f"{path} is damaged or missing, and {store} has no copy: bring it again from where the run came, "
+                    "or train the run anew under another run_dir"
+                ) from error
+        found.save(path)
+        log.warning("%s was damaged or missing; it is made again from %s", path, store)
+        return found
 
     @cached_property
     def model(self) -> nn.Module:

@@ -76,11 +76,14 @@ def _last_bpb(numbers: Mapping[str, Any]) -> float:
 
 
 def show_plan(planned: Mapping[str, Any]) -> None:
+    from lmlab.evaluation.protocol import Protocol
+
     out = console()
     for key, value in planned.items():
-        out.print(
-            f"{key:20} {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{key:20} {value}"
-        )
+        if key == "protocol":
+            value = Protocol(**value).describe()
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        out.print(f"{key:20} {shown}", highlight=False, soft_wrap=True)
 
 
 def show_likelihoods(rows: Mapping[str, Mapping[str, float]]) -> None:

@@ -58,7 +58,7 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
         raise KeyboardInterrupt from error
     except NotFinite as error:
         kept = f"{directory.last} is kept" if directory.last.exists() else "no checkpoint had been saved by then"
-        raise TrainingFailed(f"{error}; {kept}") from error
+        raise TrainingFailed(f"{error}; {kept} (other settings are another run: name another run_dir)") from error
     except torch.OutOfMemoryError as error:
         raise TrainingFailed(
             f"out of memory at step {module.step}: halve training.micro_batch_size "

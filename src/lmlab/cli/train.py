@@ -3,7 +3,7 @@
 import sys
 
 from lmlab.cli import report
-from lmlab.cli.command import parse, show_help, show_log
+from lmlab.cli.command import look_for_garbage, parse, show_help, show_log
 from lmlab.config import conf_dir
 from lmlab.errors import DONE, INTERRUPTED
 
@@ -75,6 +75,7 @@ def run(config, sweep: dict[str, str] | None) -> dict:
     from lmlab.cli.tables import show_plan, show_results
     from lmlab.experiment import train
 
+    look_for_garbage()
     show_log()
     results = train(config, sweep)
     show_plan(results) if config.dry_run else show_results(results, alone=sweep is None)

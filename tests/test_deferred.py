@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-SEEN = "transformers scipy matplotlib PIL pandas sympy torch._inductor torch.distributed.tensor".split()
+SEEN = ["transformers", "scipy", "matplotlib", "PIL", "pandas", "sympy", "torch._inductor", "torch.distributed.tensor"]
 
 
 def python(code: str) -> str:

@@ -79,3 +79,27 @@ def test_output_that_nobody_takes_is_told_as_python_tells_it():
             for end in ("", "leave(0)")
         )
     assert ours == plain == 120
+
+
+def test_a_whole_training_from_the_console_script(small: dict[str, list[str]], tmp_path: Path):
+    """Its files are whole, its status is right, and it has imported nothing that it did not need."""
+    script = f"""
+        import atexit, sys
+        from lmlab.cli import run
+        heavy = ["transformers", "scipy", "matplotlib", "PIL", "pandas", "sympy", "torch._inductor", "hydra.main"]
+        atexit.register(lambda: print("imported", [name for name in heavy if name in sys.modules]))
+        sys.argv = ["lmlab", "train", {f"run_dir={tmp_path / 'run'}"!r}, *{small["transformer"]}, "logger=tensorboard"]
+        run()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported []"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = EventAccumulator(str(tmp_path / "run"))
+    curves.Reload()
+    assert [event.step for event in curves.Scalars("train/loss")] == [1, 3]
+    assert "validation at step 3" in (tmp_path / "run" / "train.log").read_text()
+    assert (tmp_path / "run" / "results.json").read_text().endswith("}\n")

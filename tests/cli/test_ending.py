@@ -86,7 +86,7 @@ def test_a_whole_training_from_the_console_script(small: dict[str, list[str]], t
     script = f"""
         import atexit, sys
         from lmlab.cli import run
-        heavy = ["transformers", "scipy", "matplotlib", "PIL", "pandas", "sympy", "torch._inductor", "hydra.main"]
+        heavy = ["transformers", "scipy", "matplotlib", "PIL", "pandas", "sympy", "torch._inductor"]
         atexit.register(lambda: print("imported", [name for name in heavy if name in sys.modules]))
         sys.argv = ["lmlab", "train", {f"run_dir={tmp_path / 'run'}"!r}, *{small["transformer"]}, "logger=tensorboard"]
         run()

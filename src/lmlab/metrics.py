@@ -83,12 +83,15 @@ class TokenNLL(Metric):
 
     def update(self, nll: NLL, mask: Mask | None = None, counts: Int[Tensor, "B 3"] | None = None) -> None:
         """nll: (B, T) nats, unreduced; mask: which positions count; counts: per row, as in `Batch`."""
-        self.add(nll, mask, counts)
+        self._add(nll, mask, counts)
 
     def add(self, nll: NLL, mask: Mask | None = None, counts: Int[Tensor, "B 3"] | None = None) -> None:
         """The same without what torchmetrics wraps an update in, and in place: it runs at every training step."""
         vars(self)["_computed"] = None
         vars(self)["_update_count"] += 1
+        self._add(nll, mask, counts)
+
+    def _add(self, nll: NLL, mask: Mask | None, counts: Int[Tensor, "B 3"] | None) -> None:
         if mask is not None:
             # where, not a product: a padded position may hold nan or inf.
             nll = torch.where(mask, nll, 0.0)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -22,8 +22,20 @@ FORMAT = 1
 
 log = logging.getLogger("lmlab")
 
+
 # The one in C: a table of a thousand runs is read in a second.
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Safe, and looks up a value's type once: a thousand runs say mostly the same."""
+
+    _resolved: ClassVar[dict[tuple, str]] = {}
+
+    def resolve(self, kind: type, value: Any, implicit: Any) -> str:
+        if kind is not yaml.ScalarNode or len(value) > 40:
+            return super().resolve(kind, value, implicit)
+        key = (value, implicit)
+        if (tag := self._resolved.get(key)) is None:
+            tag = self._resolved[key] = super().resolve(kind, value, implicit)
+        return tag
 
 
 class Dumper(yaml.SafeDumper):

@@ -1,10 +1,12 @@
 """Runs on disk: load one to use it, or many as a table."""
 
+import gc
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -224,6 +226,18 @@ def find(root: str | os.PathLike) -> Iterator[RunDirectory]:
             yield RunDirectory(folder)
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Reading makes a million objects and no cycles: looking for garbage among them takes a third of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
 def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     """One row a run: where, state, seed, sizes, best numbers, and every key in which the runs differ.
 
@@ -231,13 +245,14 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    rows = [row(directory, root) for directory in find(root)]
+    with no_collection():
+        rows = [row(directory, root) for directory in find(root)]
     # Plain dicts: a thousand runs have a hundred keys each, most of them the same everywhere.
     asked = [told.pop("asked") for told in rows]
     keys = dict.fromkeys(key for told in asked for key in told)
     known = [told for told in asked if told]
     for key in keys:
-        if len({json.dumps(told.get(key)) for told in known}) > 1:
+        if len({repr(told.get(key)) for told in known}) > 1:
             for told, wanted in zip(rows, asked, strict=True):
                 told[key] = wanted.get(key)
     return pd.DataFrame(rows)
@@ -288,7 +303,14 @@ def class_name(node: Mapping[str, Any]) -> str:
 
 def size(path: Path) -> int:
     """Bytes below a directory."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+    total = 0
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                total += size(Path(entry.path))
+            elif entry.is_file(follow_symlinks=False):
+                total += entry.stat(follow_symlinks=False).st_size
+    return total
 
 
 def prune(root: str | os.PathLike, keep: str, do_it: bool) -> list[tuple[Path, int]]:

@@ -78,10 +78,14 @@ class Batch:
         return replace(self, **{n: f(t) for n in names if (t := getattr(self, n)) is not None})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        if self.inputs.device == torch.device(device):
+            return self
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows [start, stop): how ranks and micro-batches share one global batch."""
+        if start == 0 and stop >= len(self.inputs):
+            return self
         return self._map(lambda t: t[start:stop])
 
     @property

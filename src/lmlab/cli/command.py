@@ -1,5 +1,6 @@
 """What the verbs share: help from a verb's own YAML, its composed config, and a log on the terminal."""
 
+import gc
 import json
 import logging
 import math
@@ -109,6 +110,7 @@ def options(verb: str, arguments: Sequence[str]) -> dict[str, Any] | None:
 
         print(OmegaConf.to_yaml(config).rstrip())
         return None
+    look_for_garbage()
     show_log()
     values = plain(config)
     from lmlab.schema import check_keys, check_known, check_node
@@ -120,6 +122,13 @@ def options(verb: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     for group in ("corpus", "tokenizer", "evaluation"):
         check_node(values.get(group), group)
     return values
+
+
+def look_for_garbage() -> None:
+    """Where the console script has put it off: what was imported by now stays, and need not be looked at again."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def show_log() -> None:

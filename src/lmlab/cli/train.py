@@ -1,10 +1,10 @@
-"""lmlab train: the one verb that runs under Hydra itself, so that -m works."""
+"""lmlab train: the one verb that can run under Hydra itself, so that -m works."""
 
 import sys
 
 from lmlab.cli import report
-from lmlab.cli.command import parse, show_help, show_log
-from lmlab.config import conf_dir
+from lmlab.cli.command import look_for_garbage, parse, show_help, show_log
+from lmlab.config import compose, conf_dir
 from lmlab.errors import DONE, INTERRUPTED
 
 
@@ -15,6 +15,10 @@ def main(arguments: list[str]) -> int:
     if line.help:
         show_help("train")
         return DONE
+    if not line.flags and not any(o.lstrip("+~").startswith("hydra") for o in line.overrides):
+        # One run and nothing of Hydra's own asked for: Hydra's main would compose everything a second time.
+        results = run(compose(line.overrides), None)
+        return INTERRUPTED if stopped(results) else DONE
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -37,7 +41,7 @@ def main(arguments: list[str]) -> int:
             if where:
                 report(error, "train", where)
             return None
-        interrupted |= results.get("training", {}).get("stopped_because") == "interrupted"
+        interrupted |= stopped(results)
         if interrupted and multirun:
             # Who interrupts means the whole multirun.
             raise KeyboardInterrupt
@@ -61,6 +65,11 @@ def main(arguments: list[str]) -> int:
     return max(classify(error, "train")[0] for error, _ in failures)
 
 
+def stopped(results: dict) -> bool:
+    """Whether somebody interrupted the run."""
+    return results.get("training", {}).get("stopped_because") == "interrupted"
+
+
 def swept(typed: list[str], job: list[str]) -> dict[str, str]:
     """Which of the typed overrides have several values, and which value each has in this job."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -75,6 +84,7 @@ def run(config, sweep: dict[str, str] | None) -> dict:
     from lmlab.cli.tables import show_plan, show_results
     from lmlab.experiment import train
 
+    look_for_garbage()
     show_log()
     results = train(config, sweep)
     show_plan(results) if config.dry_run else show_results(results, alone=sweep is None)

@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
 
+import lmlab.deferred  # noqa: F401  before Lightning is imported: it takes half as long
 from lmlab.data.store import Store
 from lmlab.types import Batch
+
+# isort: split
+from lightning import LightningDataModule
 
 
 class StepLoader:

@@ -147,7 +147,7 @@ class LMModule(LightningModule):
         nll, hidden, dropped, state = self._forward(batch.inputs, batch.targets, state)
         # Summed and divided by all the step's targets: the same gradient however the batch is cut.
         loss = _sum(nll, batch.mask) / n_targets
-        self.window.update(nll.detach(), batch.mask, batch.counts)
+        self.window.add(nll.detach(), batch.mask, batch.counts)
         if self.ar:
             loss = loss + self.ar * _sum(dropped.float().pow(2).mean(-1), batch.mask) / n_targets
         if self.tar:
@@ -181,10 +181,13 @@ class LMModule(LightningModule):
 
     def _watch_for_nan(self, value: Tensor) -> None:
         """Note the first step whose value is not finite. A GPU is not asked before something is logged or saved."""
+        if self.device.type == "cpu" and self.trainer.world_size == 1:
+            if not math.isfinite(value.item()):
+                self._broken.fill_(self.step + 1)
+                self.check_finite()
+            return
         first = (self._broken == 0) & ~torch.isfinite(value.detach())
         self._broken = torch.where(first, self.step + 1, self._broken)
-        if self.device.type == "cpu" and self.trainer.world_size == 1:
-            self.check_finite()
 
     def check_finite(self) -> None:
         """Raises NotFinite, on all ranks alike, where the loss or its gradient has not been finite."""

@@ -24,6 +24,8 @@ TYPES: dict[str, Any] = {
     "precision": str | int,
     "compile": bool | str,
     "devices": int,
+    "threads": int | None,
+    "profile": bool,
     "test": bool | str,
     "floors": bool,
     "dry_run": bool,
@@ -70,6 +72,7 @@ CHOICES: dict[str, tuple] = {
 LEAST: dict[str, float] = {
     "seed": 0,
     "devices": 1,
+    "threads": 1,
     "validation.batch_size": 1,
     "validation.limit_tokens": 1,
     "validation.train_tokens": 0,

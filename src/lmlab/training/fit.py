@@ -83,6 +83,8 @@ def announce(plan: Any) -> None:
     where = f"{decided['device']}, precision {decided['precision']}" + (", compiled" if decided["compile"] else "")
     where += f", {decided['devices']} processes" if decided["devices"] > 1 else ""
     log.info("%s parameters, %s steps on %s", f"{decided['n_params']:,}", f"{plan.total_steps:,}", where)
+    for reason in filter(None, plan.reasons.values()):
+        log.info("%s", reason)
     log.info("%s", plan.batching.describe())
     log.info("schedule: %s", plan.schedule.describe())
 

@@ -27,7 +27,8 @@ def choose_precision(
 ) -> tuple[str, str | None]:
     """The precision and why; bf16 where a layer of the model's width trains in it faster by a margin.
 
-    autocast: bf16 means casts in each product, not weights held twice. gain: how many times as fast in bf16 as in fp32, None where bf16 is emulated; measured only where it decides.
+    autocast: whether bf16 means casts in each product, or weights held twice. gain: how many times as fast in bf16 as
+    in fp32, None where bf16 is emulated; measured only where it decides.
     """
     if str(asked_precision) != "auto":
         return str(asked_precision), None

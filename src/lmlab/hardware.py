@@ -3,6 +3,8 @@
 import json
 import logging
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -193,3 +195,59 @@ def _name(device: str) -> str:
         lines = []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return f"{device} {model or platform.processor() or platform.machine()}"
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that this process has held so far: of the GPU's memory, else of the machine's."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # Linux counts kilobytes, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Energy:
+    """Joules since the first reading, by source, of everything that runs on it; empty where none may be read.
+
+    Processor packages count in /sys/class/powercap (RAPL, often root's alone), NVIDIA's GPUs through pynvml, which is
+    used where it is installed. RAPL's counters start again after some minutes: read more often than that.
+    """
+
+    def __init__(self, device: str, powercap: Path = Path("/sys/class/powercap")):
+        self._packages = [p for p in powercap.glob("intel-rapl:*") if p.name.count(":") == 1]
+        self._gpu = _nvml_energy() if device == "cuda" else None
+        self._last: dict[str, float] = {}
+        self._joules: dict[str, float] = {}
+
+    @property
+    def joules(self) -> dict[str, float] | None:
+        return {name: round(value, 1) for name, value in self._joules.items()} or None
+
+    def read(self) -> None:
+        try:
+            for package in self._packages:
+                used = int((package / "energy_uj").read_text()) / 1e6
+                self._add("processor", package.name, used, int((package / "max_energy_range_uj").read_text()) / 1e6)
+        except (OSError, ValueError):
+            self._packages = []
+        if self._gpu is not None:
+            self._add("gpu", "gpu", self._gpu() / 1e3, 0.0)
+
+    def _add(self, source: str, counter: str, now: float, wraps_at: float) -> None:
+        before = self._last.get(counter, now)
+        self._last[counter] = now
+        self._joules[source] = self._joules.get(source, 0.0) + (
+            now - before if now >= before else now - before + wraps_at
+        )
+
+
+def _nvml_energy() -> Callable[[], int] | None:
+    """Millijoules that the current GPU has used since its driver was loaded."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # not installed, another kind of GPU, or one that does not count
+        return None
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)

@@ -71,7 +71,7 @@ def _alone(plan: Any, steps: int, changes: dict[str, Any]) -> Any:
         config.trainer.update(
             {"devices": 1, "strategy": "auto", "max_time": None, "limit_val_batches": 0, "profiler": None}
         )
-        config.training.histograms = False
+        config.training.histograms = config.profile = False
     decided = plan.decided | changes | {"devices": 1, "val_check_interval": steps}
     return dataclasses.replace(plan, config=config, model=copy.deepcopy(plan.model), decided=decided, total_steps=steps)
 

@@ -44,6 +44,7 @@ ROOMS = {
     "plots": set(),
 }
 ROOMS["experiment"] = set(ROOMS)
+ROOMS["tuning"] = set(ROOMS)
 ROOMS["runs"] = set(ROOMS)
 ROOMS["sweeps"] = {"config", "decisions", "run_directory", "runs", *FOUNDATION}
 ROOMS["cli"] = set(ROOMS)

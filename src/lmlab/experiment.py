@@ -166,13 +166,17 @@ def plan(config: DictConfig) -> Plan:
     return Plan(config, store, model, batching, protocol, steps, schedule, decided, reasons)
 
 
+def weights_may_be_held_twice(model: nn.Module, devices: int) -> bool:
+    """precision=bf16 needs a model that casts what it looks up, as ours do, and one process: see `check_precision`."""
+    return devices == 1 and type(model).__module__.startswith("lmlab.models.")
+
+
 def choose_speed(
     config: DictConfig, model: nn.Module, batching: Any, steps: int, device: str, devices: int
 ) -> tuple[dict[str, Any], dict[str, str | None]]:
     """Precision and compilation by what was measured of this machine, and the reasons for what was left to us."""
     machine = Machine(device, cache_dir(config.cache_dir))
-    # Weights held twice need models that cast what they look up: ours do. Several processes would not add up gradients.
-    autocast = devices > 1 or not type(model).__module__.startswith("lmlab.models.")
+    autocast = not weights_may_be_held_twice(model, devices)
     chosen, reasons, seconds = {}, {}, 0.0
     chosen["precision"], reasons["precision"] = choose_precision(
         config.precision, device, autocast, lambda: machine.bf16_gain(model.d_model, autocast)

@@ -133,7 +133,7 @@ def build_callbacks(plan: Any, directory: Any) -> list[Callback]:
     for name in sorted((n for n in nodes if nodes[n]), key="checkpoints".__eq__):
         callback = instantiate(nodes[name])
         built.append(callback(**facts.get(name, {})) if nodes[name].get("_partial_") else callback)
-    if plan.config.profile and not os.environ.get("LOCAL_RANK", "0").strip("0"):
+    if plan.config.profile:
         built.insert(0, Profile(directory.path / "profile"))
     if plan.config.training.histograms:
         built.insert(0, Histograms(tokenizer))

@@ -50,10 +50,9 @@ class Performance(Callback):
     def take(self, tokens: int, spent: float, waited: float) -> dict[str, float]:
         """perf/* of what was trained since the last call: tokens in `spent` seconds, `waited` of them for data."""
         self._collect()
-        window = self.phases | Counter({"data": waited})
-        self.totals.update(window)
-        self.totals.update({"spent": spent, "tokens": tokens})
-        self.phases.clear()
+        window, self.phases = self.phases, Counter()
+        window["data"] = waited
+        self.totals.update({**window, "spent": spent, "tokens": tokens})
         self.energy.read()
         if not spent:
             return {}

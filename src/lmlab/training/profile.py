@@ -34,7 +34,7 @@ class Profile(Callback):
         self.first = max(pl_module.step, min(pl_module.step + WARM_UP, pl_module.total_steps - STEPS))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if pl_module.step != self.first or self.done:
+        if pl_module.step != self.first or self.done or not trainer.is_global_zero:
             return
         pl_module.watch.stop()
         self.profiler = profile(activities=supported_activities(), record_shapes=True)

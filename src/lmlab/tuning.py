@@ -57,8 +57,9 @@ class Tuner:
             raise ValueError("this model is counted in one pass: there is nothing to tune")
         self.device = self.plan.decided["device"]
         self.machine = Machine(self.device, cache_dir(config.cache_dir))
+        decided = self.plan.decided["precision"]
         self.start = Setting(
-            self.plan.decided["precision"],
+            "32-true" if decided == "32" else decided,
             torch.get_num_threads(),
             config.training.micro_batch_size,
             False,

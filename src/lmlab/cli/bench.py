@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from lmlab.cli import quote
 from lmlab.cli.command import one_of, parse, show_help, show_json, show_log
 from lmlab.config import compose, plain, short_name
 
@@ -28,7 +29,9 @@ def main(arguments: list[str]) -> int:
     one_of("format", options["format"], ("table", "json"))
     check_config(config)
     show_log()
-    return bench(config, options, recipe, line.config_dir)
+    # As it was typed: what Hydra gets is quoted for it.
+    typed = [word for word in arguments if quote(word) in recipe]
+    return bench(config, options, typed, line.config_dir)
 
 
 def bench(config, options: dict, recipe: list[str], config_dir: str | None) -> int:

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def attempt(plan: Any, steps: int, seconds: float, warm_up: int, **changes: Any)
     fault = None
     with _signals_kept():
         try:
-            build_trainer(plan, ".", [timer], 0).fit(module, datamodule=data)
+            build_trainer(plan, Path(), [timer], 0).fit(module, datamodule=data)
         except torch.OutOfMemoryError:
             fault = "out of memory"
         except TrainingFailed:

@@ -1,6 +1,7 @@
 """profile=true: what a few steps do, operator by operator, for a browser, for TensorBoard and as a plain table."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class Profile(Callback):
         if pl_module.step != self.first or self.done or not trainer.is_global_zero:
             return
         pl_module.watch.stop()
+        # Or its library tells the terminal that it starts.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
         self.profiler = profile(activities=supported_activities(), record_shapes=True)
         self.profiler.start()
         pl_module.watch.start()

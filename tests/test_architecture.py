@@ -22,10 +22,11 @@ ROOMS = {
     "metrics": {"types", "deferred"},
     "config": set(),
     "decisions": {"config"},
+    "hardware": {"data"},
     "instantiate": {"config"},
     "schema": {"config", "instantiate"},
     "run_directory": {"config"},
-    "sizes": set(),
+    "sizes": {"models"},
     "tokenizers": set(),
     "models": {"types"},
     "data": {"tokenizers", "types", "deferred"},
@@ -36,12 +37,14 @@ ROOMS = {
     "interpret": {"scoring", "models", "tokenizers", *FOUNDATION},
     "training": {
         *("config", "instantiate", "run_directory", "sizes", "tokenizers", "models", "data", "scoring", "generation"),
+        *("decisions", "hardware"),
         *("evaluation", *FOUNDATION),
     },
     "initial": {"config", "run_directory", "interop", "training"},
     "plots": set(),
 }
 ROOMS["experiment"] = set(ROOMS)
+ROOMS["tuning"] = set(ROOMS)
 ROOMS["runs"] = set(ROOMS)
 ROOMS["sweeps"] = {"config", "decisions", "run_directory", "runs", *FOUNDATION}
 ROOMS["cli"] = set(ROOMS)

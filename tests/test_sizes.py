@@ -4,7 +4,7 @@ import pytest
 
 from lmlab.config import compose, plain
 from lmlab.experiment import build_model
-from lmlab.sizes import count_parameters, embedding_share, solve_width
+from lmlab.sizes import count_parameters, embedding_share, flops_per_token, solve_width
 
 VOCABULARY = 300
 TARGETS = {
@@ -53,3 +53,23 @@ def test_a_tied_matrix_counts_once():
     assert count_parameters(tied) == 2400 + 512 + 64 + 300
     assert embedding_share(tied) == pytest.approx(2400 / 3276)
     assert embedding_share(free) == pytest.approx(4800 / 5676)
+
+
+def test_operations_of_a_tiny_transformer_by_hand():
+    words = "model.d_model=4 model.n_layers=2 model.n_heads=2 model.d_ff=8 model.mlp=gelu model.max_context=6"
+    node = plain(compose(["model=transformer", *words.split()]).model)
+    # A layer: qkv 4 x 12, out 4 x 4, up and down 4 x 8 each, two norms of 4, query and key norm of 2 each: 140.
+    # Twice that, the last norm of 4, and the table of 7 x 4, which the head multiplies by: 312.
+    # Attention: 12 x 2 layers x 2 heads x 2 wide x 6 positions.
+    assert flops_per_token(build_model(node, 7, None), 6) == 6 * 312 + 576
+    assert flops_per_token(build_model({**node, "window": 3}, 7, None), 6) == 6 * 312 + 288
+    # Three more tables that are only looked up cost nothing.
+    assert flops_per_token(build_model({**node, "embed_ngram": 4}, 7, None), 6) == 6 * 312 + 576
+
+
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_operations_of_a_tiny_lstm_by_hand(tied: str):
+    words = f"model.d_model=3 model.n_layers=1 model.tie_embeddings={tied}"
+    node = plain(compose(["model=lstm", *words.split()]).model)
+    # Four gates of 3 x (3 + 3), their two biases of 3 each: 96; the head's 5 x 3 and bias of 5. No lookup.
+    assert flops_per_token(build_model(node, 5, None), 16) == 6 * (96 + 20)

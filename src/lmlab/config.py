@@ -28,6 +28,8 @@ _NOT_IDENTITY = [
     "logger",
     "dry_run",
     "devices",
+    "threads",
+    "profile",
     "floors",
     "test",
     "callbacks.progress",

@@ -1,6 +1,9 @@
 """What is decided before the first step: device, precision, compilation, steps, and which pairings make sense."""
 
-from collections.abc import Mapping
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,16 +13,34 @@ from torch import nn
 
 from lmlab.config import BUDGETS, parse_count
 
+# Least gain for which bf16 is taken: its rounding is not free.
+MARGIN = 1.1
+# Seconds of training from which compiling is worth its wait. On two cores a Transformer's step gained 10 to 14 % for 21
+# to 31 s of compiling, an LSTM's nothing (its kernels are fused already); on a GPU a third is usual.
+COMPILE_FROM = {"cpu": 600.0, "cuda": 120.0}
+# Share of the measured peak that a step reaches, for an estimate of a run's time: between a quarter and a half here.
+USUAL_MFU = 0.3
 
-def choose_precision(asked_precision: str | int, device: str) -> str:
-    """bf16-mixed where the hardware multiplies bf16 fast, else 32: emulated, it is a hundred times slower than fp32."""
+
+def choose_precision(
+    asked_precision: str | int, device: str, autocast: bool, gain: Callable[[], float | None]
+) -> tuple[str, str | None]:
+    """The precision and why; bf16 where a layer of the model's width trains in it faster by a margin.
+
+    autocast: whether bf16 means casts in each product, or weights held twice. gain: how many times as fast in bf16 as
+    in fp32, None where bf16 is emulated; measured only where it decides.
+    """
     if str(asked_precision) != "auto":
-        return str(asked_precision)
-    if device == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if device == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
-        return "bf16-mixed"
-    return "32-true"
+        return str(asked_precision), None
+    if device not in ("cpu", "cuda"):
+        return "32-true", f"fp32: bf16 is not tried on {device}"
+    times = gain()
+    if times is None:
+        return "32-true", "fp32: this machine has no units for bf16"
+    if times < MARGIN:
+        return "32-true", f"fp32: a layer of this width runs only {times:.2f} times as fast in bf16 here"
+    name = "bf16-mixed" if autocast else "bf16"
+    return name, f"{name}: a layer of this width runs {times:.1f} times as fast as in fp32 here"
 
 
 def check_precision(precision: str, devices: int) -> None:
@@ -31,9 +52,34 @@ def check_precision(precision: str, devices: int) -> None:
         )
 
 
-def choose_compile(asked_compile: str | bool, device: str) -> bool:
-    """On a GPU; on a processor compiling costs more than most runs win."""
-    return device == "cuda" if asked_compile == "auto" else bool(asked_compile)
+def choose_compile(
+    asked_compile: str | bool, device: str, recurrent: bool, seconds: float, compiler: bool
+) -> tuple[bool, str | None]:
+    """Whether to compile, and why; where the run is so long (`seconds`, estimated) that the wait pays."""
+    if asked_compile != "auto":
+        return bool(asked_compile), None
+    if device not in COMPILE_FROM:
+        return False, f"not compiled: it is not tried on {device}"
+    if device == "cpu" and recurrent:
+        return False, "not compiled: on a processor a recurrent model gains nothing"
+    if seconds < COMPILE_FROM[device]:
+        return False, f"not compiled: compiling pays from about {COMPILE_FROM[device] / 60:.0f} minutes of training on"
+    if not compiler:
+        return False, "not compiled: there is no C++ compiler here"
+    return True, f"compiled: about {seconds / 60:.0f} minutes of training repay the wait"
+
+
+def find_compiler(device: str) -> bool:
+    """Whether what torch.compile calls is there; on a GPU that is Triton, which calls a C compiler."""
+    named = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
+    if not any(shutil.which(name) for name in named if name):
+        return False
+    return device != "cuda" or importlib.util.find_spec("triton") is not None
+
+
+def estimated_seconds(flops: float, peak: float) -> float:
+    """Of training that takes so many floating-point operations, where the device's products reach `peak` a second."""
+    return flops / (USUAL_MFU * peak)
 
 
 def choose_device(accelerator: str, key: str = "trainer.accelerator") -> str:

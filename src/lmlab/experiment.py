@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,17 @@ from lmlab.decisions import (
     choose_compile,
     choose_device,
     choose_precision,
+    estimated_seconds,
+    find_compiler,
     total_steps,
     trained_context,
 )
 from lmlab.errors import TrainingFailed
+from lmlab.hardware import Machine, threads
 from lmlab.initial import read_initial
 from lmlab.instantiate import find, instantiate
 from lmlab.schema import check_keys, check_known, check_node
-from lmlab.sizes import count_parameters, solve_width
+from lmlab.sizes import count_parameters, flops_per_token, solve_width
 from lmlab.training import optim
 from lmlab.training.ranks import count as count_ranks
 
@@ -46,7 +49,10 @@ TRAINER_NODES = ("training", "trainer", "callbacks", "logger")
 
 @dataclass
 class Plan:
-    """Everything that is decided before the first step: what `dry_run` shows and `config.yaml` records."""
+    """Everything that is decided before the first step: what `dry_run` shows and `config.yaml` records.
+
+    reasons: why, for what was left to us; the log says it.
+    """
 
     config: DictConfig
     store: Store
@@ -56,6 +62,7 @@ class Plan:
     total_steps: int
     schedule: Any
     decided: dict[str, Any]
+    reasons: dict[str, str | None] = field(default_factory=dict)
 
 
 def build_store(config: Mapping[str, Any], progress: bool = True) -> Store:
@@ -147,16 +154,41 @@ def plan(config: DictConfig) -> Plan:
         batching = RepeatedBatch(batching)
     steps = total_steps(config, batching)
     schedule = instantiate(config.schedule)(total_steps=steps, steps_per_epoch=batching.steps_per_epoch)
+    chosen, reasons = choose_speed(config, model, batching, steps, device, devices)
     decided |= {
         "devices": devices,
-        "precision": choose_precision(config.precision, device),
-        "compile": choose_compile(config.compile, device),
+        **chosen,
         "total_steps": steps,
         "steps_per_epoch": batching.steps_per_epoch,
         "val_check_interval": check_interval(config.trainer.val_check_interval, steps, batching.steps_per_epoch),
     }
     check_precision(decided["precision"], devices)
-    return Plan(config, store, model, batching, protocol, steps, schedule, decided)
+    return Plan(config, store, model, batching, protocol, steps, schedule, decided, reasons)
+
+
+def weights_may_be_held_twice(model: nn.Module, devices: int) -> bool:
+    """precision=bf16 needs a model that casts what it looks up, as ours do, and one process: see `check_precision`."""
+    return devices == 1 and type(model).__module__.startswith("lmlab.models.")
+
+
+def choose_speed(
+    config: DictConfig, model: nn.Module, batching: Any, steps: int, device: str, devices: int
+) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """Precision and compilation by what was measured of this machine, and the reasons for what was left to us."""
+    machine = Machine(device, cache_dir(config.cache_dir))
+    autocast = not weights_may_be_held_twice(model, devices)
+    chosen, reasons, seconds = {}, {}, 0.0
+    chosen["precision"], reasons["precision"] = choose_precision(
+        config.precision, device, autocast, lambda: machine.bf16_gain(model.d_model, autocast)
+    )
+    if config.compile == "auto":
+        peak = machine.products()["bf16" if chosen["precision"].startswith("bf16") else "fp32"]
+        flops = flops_per_token(model, batching.seq_len) * batching.tokens_per_step * steps
+        seconds = estimated_seconds(flops, peak)
+    chosen["compile"], reasons["compile"] = choose_compile(
+        config.compile, device, model.recurrent, seconds, find_compiler(device)
+    )
+    return chosen, reasons
 
 
 def recorded(plan: Plan, format_number: int) -> dict[str, Any]:
@@ -170,7 +202,7 @@ def train(config: DictConfig, swept: Mapping[str, str] | None = None) -> dict[st
     A finished run is reported and left alone; an unfinished one continues. swept: the keys that a sweep varies, with
     this run's values; they become part of its directory's name.
     """
-    from lmlab.run_directory import RunDirectory, fresh
+    from lmlab.run_directory import RunDirectory
 
     check_config(config)
     what = asked(with_budget(config))
@@ -179,11 +211,20 @@ def train(config: DictConfig, swept: Mapping[str, str] | None = None) -> dict[st
     if verdict == "finished":
         log.info("%s is finished; nothing to do (a larger budget continues it)", directory.path)
         return directory.results() | {"run_dir": str(directory.path)}
+    with threads(config.threads):
+        return _planned(config, what, directory, verdict, swept or {})
+
+
+def _planned(
+    config: DictConfig, what: dict[str, Any], directory: Any, verdict: str, swept: Mapping[str, str]
+) -> dict[str, Any]:
+    from lmlab.run_directory import RunDirectory, fresh
+
     planned = plan(config)
     if config.dry_run:
         return dry_run(planned)
     if directory is None:
-        directory = RunDirectory(fresh(config.runs_root, run_name(config, swept or {})))
+        directory = RunDirectory(fresh(config.runs_root, run_name(config, swept)))
     check_continuation(planned, directory)
     directory.claim()
     try:
@@ -200,7 +241,7 @@ def train(config: DictConfig, swept: Mapping[str, str] | None = None) -> dict[st
 
 
 def check_continuation(planned: Plan, directory: Any) -> None:
-    """Refuse to continue a run on other text, or to fewer steps than it was to have."""
+    """Refuse to continue a run on other text, or to fewer steps than it was to have; keep the precision it has."""
     # Killed before config.yaml was written, it has decided nothing yet.
     if not (directory.path / "config.yaml").exists():
         return
@@ -214,6 +255,19 @@ def check_continuation(planned: Plan, directory: Any) -> None:
             f"the budget of {planned.total_steps} steps is below the {before['total_steps']} of {directory.path}; "
             "a budget can only grow"
         )
+    keep_decisions(planned, before)
+
+
+def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:
+    """What `auto` became when the run began holds to its end, on another machine too: else it were another run."""
+    for key in ("precision", "compile"):
+        was, now = before.get(key), planned.decided.get(key)
+        if planned.config[key] != "auto" or was in (None, now):
+            continue
+        if key == "compile" and was and not find_compiler(planned.decided["device"]):
+            continue
+        planned.decided[key] = was
+        planned.reasons[key] = f"{key} {was}, as this run began (here it would be {now})"
 
 
 def check_config(config: DictConfig) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lmlab.models.attention import Attention
+
 
 def count_parameters(model: nn.Module) -> int:
     """Trained numbers, a tied matrix once."""
@@ -16,6 +18,20 @@ def embedding_share(model: nn.Module) -> float:
     """Share of the parameters that stand in tables of V rows: embeddings and an output layer."""
     tables = [p for p in model.parameters() if p.ndim == 2 and p.shape[0] >= model.vocab_size]
     return sum(p.numel() for p in tables) / max(count_parameters(model), 1)
+
+
+def flops_per_token(model: nn.Module, length: int) -> int:
+    """Floating-point operations to train on one token of a row of `length`: 6 N + 12 L H Q T.
+
+    Chowdhery et al. 2022 (PaLM), appendix B. N: parameters without tables that are only looked up; a table that the
+    head shares is multiplied by, and counts. L H Q: layers, heads and their width, summed over the attention layers.
+    T: positions attended to, the causal half that is masked included; at most the window.
+    """
+    head = {id(p) for p in model.head.parameters()}
+    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()} - head
+    multiplied = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+    widths = sum(m.n_heads * m.d_head for m in model.modules() if isinstance(m, Attention))
+    return 6 * multiplied + 12 * widths * min(length, getattr(model, "band", length))
 
 
 def solve_width(

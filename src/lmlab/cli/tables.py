@@ -168,3 +168,38 @@ def show_stores(entries: Any) -> None:
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
         table.add_row(entry.corpus or "damaged", entry.tokenizer, f"{entry.bytes / 1e6:,.1f}", used, str(entry.path))
     console().print(table)
+
+
+def show_bench(found: Mapping[str, Any]) -> None:
+    """Settings, fastest first, and how to train with the best of them."""
+    out, table = console(), Table(box=None, pad_edge=False)
+    names = ("precision", "threads", "micro batch", "compile", "batch", "ms/step", "tokens/s", "MFU", "start s", "loss")
+    for name in names:
+        table.add_column(name, justify="left" if name == "precision" else "right")
+    for row in sorted(found["settings"], key=lambda row: -row["tokens_per_s"]):
+        words = (
+            row["precision"],
+            row["threads"],
+            row["micro_batch_size"] or "whole",
+            "yes" if row["compile"] else "no",
+        )
+        numbers = (f"{row['ms_per_step']:,.1f}", f"{row['tokens_per_s']:,.0f}", _percent(row["mfu"]))
+        numbers += (f"{row['starting_s']:.1f}", f"{row['loss']:.3f}")
+        table.add_row(*map(str, words), str(row["batch_size"]), *((row["fault"],) if row["fault"] else numbers))
+    out.print(table)
+    peaks = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in found["machine"]["products"].items())
+    out.print(f"\npeak of matrix products here, GFLOP/s: {peaks}", highlight=False)
+    out.print(f"{found['gain']:.2f} times as fast as without: {found['overrides']}", highlight=False, soft_wrap=True)
+    sizes = found["batch_size"]
+    if sizes["fastest"] != sizes["recipe"]:
+        out.print(
+            f"batching.batch_size={sizes['fastest']} has more tokens a second than {sizes['recipe']}, but trains "
+            "something else: adopt it with a learning rate of its own",
+            highlight=False,
+        )
+    out.print(f"\nwritten: {found['file']}", highlight=False, soft_wrap=True)
+    out.print(f"  {found['command'] or found['overrides']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"

@@ -20,9 +20,11 @@ from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import NotFinite, TrainingFailed
 from lmlab.evaluation.protocol import batches
 from lmlab.instantiate import instantiate
+from lmlab.training import performance
 from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
 from lmlab.training.checkpoints import Resume, stopped_early, write
 from lmlab.training.module import LMModule
+from lmlab.training.profile import Profile
 from lmlab.training.ranks import launched
 
 log = logging.getLogger("lmlab")
@@ -45,11 +47,12 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
         restore(module, checkpoint, directory.last)
         if plan.total_steps <= module.step:
             log.info("all %d steps are done", module.step)
-            return summary(module, None, None)
-    stop = GracefulStop()
+            return summary(module, None, None, None)
+    stop, meter = GracefulStop(), performance.build(plan)
     quiet_lightning()
     first: list[Callback] = [Resume(checkpoint)] if checkpoint is not None else []
-    trainer = build_trainer(plan, directory.path, [*first, stop, *build_callbacks(plan, directory)], module.step)
+    callbacks = [*first, stop, meter, *build_callbacks(plan, directory)]
+    trainer = build_trainer(plan, directory.path, callbacks, module.step)
     try:
         trainer.fit(module, datamodule=data)
     except SystemExit as error:
@@ -75,7 +78,7 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # What follows is rank 0's alone.
             torch.distributed.destroy_process_group()
-    return summary(module, trainer, stop)
+    return summary(module, trainer, stop, meter)
 
 
 def announce(plan: Any) -> None:
@@ -83,6 +86,8 @@ def announce(plan: Any) -> None:
     where = f"{decided['device']}, precision {decided['precision']}" + (", compiled" if decided["compile"] else "")
     where += f", {decided['devices']} processes" if decided["devices"] > 1 else ""
     log.info("%s parameters, %s steps on %s", f"{decided['n_params']:,}", f"{plan.total_steps:,}", where)
+    for reason in filter(None, plan.reasons.values()):
+        log.info("%s", reason)
     log.info("%s", plan.batching.describe())
     log.info("schedule: %s", plan.schedule.describe())
 
@@ -128,6 +133,8 @@ def build_callbacks(plan: Any, directory: Any) -> list[Callback]:
     for name in sorted((n for n in nodes if nodes[n]), key="checkpoints".__eq__):
         callback = instantiate(nodes[name])
         built.append(callback(**facts.get(name, {})) if nodes[name].get("_partial_") else callback)
+    if plan.config.profile:
+        built.insert(0, Profile(directory.path / "profile"))
     if plan.config.training.histograms:
         built.insert(0, Histograms(tokenizer))
     if plan.config.trainer.get("overfit_batches"):
@@ -179,7 +186,9 @@ def restore(module: LMModule, checkpoint: dict[str, Any], path: Path) -> None:
     log.info("continuing after step %d of %s", module.step, path)
 
 
-def summary(module: LMModule, trainer: Trainer | None, stop: GracefulStop | None) -> dict[str, Any]:
+def summary(
+    module: LMModule, trainer: Trainer | None, stop: GracefulStop | None, meter: performance.Performance | None
+) -> dict[str, Any]:
     seconds = module.watch.seconds
     return {
         "steps": module.step,
@@ -188,6 +197,7 @@ def summary(module: LMModule, trainer: Trainer | None, stop: GracefulStop | None
         "tokens_per_s": round(module.tokens / seconds, 1) if seconds else None,
         "stopped_because": stopped_because(module, trainer, stop),
         "first_loss": module.first_loss,
+        "performance": None if meter is None else meter.summary(),
         "history": module.history,
     }
 

@@ -15,6 +15,7 @@ from lmlab.evaluation.evaluate import score_batch
 from lmlab.metrics import TokenNLL
 from lmlab.training import optim
 from lmlab.training.master_weights import MasterWeights
+from lmlab.training.performance import Performance
 from lmlab.training.progress import Stopwatch
 from lmlab.training.schedule import Schedule
 from lmlab.types import Batch, Hidden, Mask, State, Tokens, detach, map_state, reset
@@ -213,10 +214,11 @@ class LMModule(LightningModule):
             "optim/lr": self.optimizers().param_groups[0]["lr"],
             "optim/grad_norm": float(norm),
             "perf/tokens_per_s": likelihood.tokens / spent if spent else 0.0,
-            "perf/data_share": waited / spent if spent else 0.0,
             "progress/epoch": self.trainer.datamodule.batching.progress(self.step),
             "progress/tokens": float(self.tokens),
         }
+        for meter in (c for c in self.trainer.callbacks if isinstance(c, Performance)):
+            self.latest |= meter.take(likelihood.tokens, spent, waited)
         self.write(self.latest)
 
     def write(self, metrics: dict[str, float]) -> None:

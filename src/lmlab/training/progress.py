@@ -96,6 +96,7 @@ class Progress(Callback):
             if isinstance(callback, Timer):
                 left = min(left, callback.time_remaining())
         speed = f"{latest['perf/tokens_per_s']:,.0f} tokens/s"
+        speed += f" ({latest['perf/mfu']:.0%} MFU)" if "perf/mfu" in latest else ""
         return f"loss {latest['train/loss']:.3f}   ppl {latest['train/ppl']:,.1f}   {speed}   {clock(left)} left"
 
     def line(self, module: LightningModule) -> str:

@@ -38,8 +38,11 @@ def launched(plan: Any, run_dir: Path) -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory() as folder, _environment(rank_environment(world_size)):
         config = Path(folder) / "config.yaml"
-        # The width is solved already; the directory is ours, also where it was named by the second.
-        config.write_text(OmegaConf.to_yaml(plain(plan.config) | {"n_params": None, "run_dir": str(run_dir)}))
+        # The width is solved already, precision and compilation are the same for all; the directory is ours, also
+        # where it was named by the second.
+        decided = {key: plan.decided[key] for key in ("precision", "compile")}
+        asked = plain(plan.config) | decided | {"n_params": None, "run_dir": str(run_dir)}
+        config.write_text(OmegaConf.to_yaml(asked))
         ranks = [_start(rank, config) for rank in range(1, world_size)]
         watching = threading.Thread(target=_watch, args=(ranks, done := threading.Event()), daemon=True)
         watching.start()

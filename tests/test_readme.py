@@ -65,8 +65,8 @@ def run(command: str, monkeypatch) -> int:
         return 0 if f"VENV := {Path(words[1]).parts[0]}\n" in (ROOT / "Makefile").read_text() else 1
     if words[0] != "lmlab":
         return subprocess.run(["bash", "-ec", command]).returncode
-    if words[1:2] == ["train"] and "--help" not in words:
-        words += small(words)
+    if words[1:2] and words[1] in ("train", "bench") and "--help" not in words:
+        words += small(words) + ["seconds=1"] * (words[1] == "bench")
     with monkeypatch.context() as patched:
         if words[1:2] == ["board"]:
             patched.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
@@ -85,7 +85,8 @@ def test_every_command_of_the_readme_works_in_its_order(workspace, monkeypatch, 
                 assert status == 0, f"{command}\n{said.out}\n{said.err}"
     made = {path.parent.name for path in Path("outputs").rglob("results.json")}
     assert {"first", "mine", "poems", "small_gru", "from_python"} <= made
-    assert len(made) == 9, "four more of the multirun"
+    assert {"fast", "profiled"} <= made
+    assert len(made) == 11, "four more of the multirun"
 
 
 def test_the_readme_has_commands_and_each_make_target_exists():

@@ -28,6 +28,11 @@ def test_a_trace_and_a_table_are_left(steps, profiled, train, tmp_path, caplog):
     assert sorted(p.name for p in trace.parent.iterdir()) == ["operators.txt", trace.name]
 
 
+def test_starting_the_profiler_is_no_part_of_a_step(train):
+    told = train("run", *TINY, "trainer.max_steps=20", "profile=true")["training"]["performance"]
+    assert sum(told["shares"].values()) < 1
+
+
 def test_a_profiled_run_is_the_same_run(train, tmp_path):
     train("plain", *TINY, "trainer.max_steps=14")
     assert not (tmp_path / "plain/profile").exists()

@@ -51,7 +51,8 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
     stop, meter = GracefulStop(), performance.build(plan)
     quiet_lightning()
     first: list[Callback] = [Resume(checkpoint)] if checkpoint is not None else []
-    callbacks = [*first, stop, meter, *build_callbacks(plan, directory)]
+    # The meter comes last: what others do before a step is no part of it.
+    callbacks = [*first, stop, *build_callbacks(plan, directory), meter]
     trainer = build_trainer(plan, directory.path, callbacks, module.step)
     try:
         trainer.fit(module, datamodule=data)

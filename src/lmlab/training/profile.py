@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile, supported_activities
@@ -38,6 +39,8 @@ class Profile(Callback):
         if pl_module.step != self.first or self.done or not trainer.is_global_zero:
             return
         pl_module.watch.stop()
+        # The profiler asks for the compiler, whose parts import each other: deferred, it has to be whole before.
+        _ = torch._dynamo.config
         # Or its library tells the terminal that it starts.
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")
         self.profiler = profile(activities=supported_activities(), record_shapes=True)

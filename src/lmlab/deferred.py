@@ -65,7 +65,8 @@ def place(name: str, spec: ModuleSpec | None, undo: Callable[[], None] | None = 
     module = module_from_spec(spec)
     path = vars(module).pop("__path__", None)
 
-    def begin(module: Deferred) -> None:
+    # No longer a Deferred when it is done, and shapes are checked then, too.
+    def begin(module: ModuleType) -> None:
         if undo is not None:
             undo()
         for key in stand_ins:

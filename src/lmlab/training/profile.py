@@ -1,7 +1,6 @@
 """profile=true: what a few steps do, operator by operator, for a browser, for TensorBoard and as a plain table."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,6 @@ class Profile(Callback):
         pl_module.watch.stop()
         # The profiler asks for the compiler, whose parts import each other: deferred, it has to be whole before.
         _ = torch._dynamo.config
-        # Or its library tells the terminal that it starts.
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
         self.profiler = profile(activities=supported_activities(), record_shapes=True)
         self.profiler.start()
         pl_module.watch.start()

@@ -1,0 +1,130 @@
+"""Stretches of text that were met before, each encoded once: text repeats its words, and Rust need not."""
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+# ids, their sizes in bytes, tokens per text; the texts one after the other.
+Ragged = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+# Unicode's White_Space, which is what \s means in Rust; Python's \s has four control characters more.
+SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# White space that str.split(" ") would cut in two, with the word after it.
+_RUNS = re.compile(f"([{SPACES}]+ [{SPACES}]*[^{SPACES}]*)")
+_JOINS = re.compile(f"(?s:[{SPACES}].*[^{SPACES}])")
+# Characters that are remembered at most (some 150 bytes of memory for each word of five), and that Rust gets as one
+# text: it spends ten times as long on a text as on a word.
+REMEMBERED, JOINED = 4_000_000, 4_096
+
+
+class Lexicon:
+    """Encodes texts by their units: stretches that begin with white space (the text's first one perhaps not).
+
+    For a tokenizer of which no token holds a non-space followed by white space and none looks across such a place.
+    encode: texts -> Ragged, each by itself. Safe to share between threads.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], Ragged]):
+        self._encode = encode
+        self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._new: list[str] = []
+        # The usual unit is a word with one space before it: not having to put it there saves half the time.
+        self._spaced, self._bare = _Rows(" ", self._row), _Rows("", self._row)
+        self._ids, self._sizes = np.zeros(0, np.int32), np.zeros(0, np.int32)
+        self._starts, self._counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._remembered = 0
+
+    def _row(self, unit: str) -> int:
+        self._new.append(unit)
+        return len(self._counts) + len(self._new) - 1
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids, sizes in bytes) of each text."""
+        with self._lock:
+            try:
+                rows, bounds = self._look_up(texts)
+                self._learn()
+            except BaseException:
+                self._forget()
+                raise
+            ids, sizes, before = self._gather(rows)
+            if self._remembered > REMEMBERED:
+                self._forget()
+        ends = before[bounds].tolist()
+        return [(ids[a:b], sizes[a:b]) for a, b in pairwise(ends)]
+
+    def _look_up(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of all units, and where each text's begin, the end of the last one too."""
+        spaced, bare = self._spaced.__getitem__, self._bare.__getitem__
+        found: list[int] = []
+        bounds = [0]
+        for text in texts:
+            for i, part in enumerate(_RUNS.split(text)):
+                if i % 2:
+                    found.append(bare(part))
+                elif part:
+                    first, *words = part.split(" ")
+                    if first:
+                        found.append(bare(first))
+                    found.extend(map(spaced, words))
+            bounds.append(len(found))
+        return np.array(found, np.int64), np.array(bounds)
+
+    def _learn(self) -> None:
+        """Encode the new units, many as one text where they join."""
+        units, self._new = self._new, []
+        if not units:
+            return
+        joins = [_JOINS.fullmatch(unit) is not None for unit in units]
+        texts: list[list[str]] = []
+        length = JOINED
+        for unit, joined, before in zip(units, joins, [False, *joins], strict=False):
+            if length >= JOINED or not (joined and before):
+                texts.append([])
+                length = 0
+            texts[-1].append(unit)
+            length += len(unit)
+        ids, sizes, _ = self._encode(list(map("".join, texts)))
+        ends = np.cumsum(np.fromiter(map(n_bytes, units), np.int64, len(units)))
+        token_ends = np.cumsum(sizes, dtype=np.int64)
+        last = np.searchsorted(token_ends, ends, side="right")
+        if not np.array_equal(np.append(0, token_ends)[last], ends):
+            ids, sizes, counts = self._encode(units)
+        else:
+            counts = np.diff(last, prepend=0)
+        self._starts = np.append(self._starts, len(self._ids) + np.cumsum(counts) - counts)
+        self._counts = np.append(self._counts, counts)
+        self._ids, self._sizes = np.append(self._ids, ids), np.append(self._sizes, sizes)
+        self._remembered += int(ends[-1])
+
+    def _gather(self, rows: np.ndarray) -> Ragged:
+        """ids, sizes, and how many tokens come before each row and after all, (rows + 1,)."""
+        n = self._counts[rows]
+        before = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(n, out=before[1:])
+        at = np.repeat(self._starts[rows] - before[:-1], n)
+        at += np.arange(len(at))
+        return self._ids[at], self._sizes[at], before
+
+
+class _Rows(dict[str, int]):
+    """Unit -> its row; a new unit gets the next row and waits to be encoded."""
+
+    def __init__(self, prefix: str, new: Callable[[str], int]):
+        super().__init__()
+        self._prefix, self._row = prefix, new
+
+    def __missing__(self, unit: str) -> int:
+        row = self[unit] = self._row(self._prefix + unit)
+        return row
+
+
+def n_bytes(text: str) -> int:
+    """Of its UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())

@@ -2,19 +2,24 @@
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
+
+from lmlab.tokenizers.codepoints import code_points
 
 # ids, their sizes in bytes, tokens per text; the texts one after the other.
 Ragged = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # Unicode's White_Space, which is what \s means in Rust; Python's \s has four control characters more.
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# White space that str.split(" ") would cut in two, with the word after it.
-_RUNS = re.compile(f"([{SPACES}]+ [{SPACES}]*[^{SPACES}]*)")
+_RUN = re.compile(f"[{SPACES}]+[^{SPACES}]*")
 _JOINS = re.compile(f"(?s:[{SPACES}].*[^{SPACES}])")
+_LIST = re.sub("(.)-(.)", lambda m: "".join(map(chr, range(ord(m[1]), ord(m[2]) + 1))), SPACES)
+# The entry after the last white space stands for all other characters.
+_IS_SPACE = np.zeros(max(map(ord, _LIST)) + 2, bool)
+_IS_SPACE[list(map(ord, _LIST))] = True
 # Characters that are remembered at most (some 150 bytes of memory for each word of five), and that Rust gets as one
 # text: it spends ten times as long on a text as on a word.
 REMEMBERED, JOINED = 4_000_000, 4_096
@@ -65,14 +70,14 @@ class Lexicon:
         found: list[int] = []
         bounds = [0]
         for text in texts:
-            for i, part in enumerate(_RUNS.split(text)):
-                if i % 2:
+            for run, part in _parts(text):
+                if run:
                     found.append(bare(part))
-                elif part:
-                    first, *words = part.split(" ")
-                    if first:
-                        found.append(bare(first))
-                    found.extend(map(spaced, words))
+                    continue
+                first, *words = part.split(" ")
+                if first:
+                    found.append(bare(first))
+                found.extend(map(spaced, words))
             bounds.append(len(found))
         return np.array(found, np.int64), np.array(bounds)
 
@@ -123,6 +128,29 @@ class _Rows(dict[str, int]):
     def __missing__(self, unit: str) -> int:
         row = self[unit] = self._row(self._prefix + unit)
         return row
+
+
+def _parts(text: str) -> Iterator[tuple[bool, str]]:
+    """(False, text in which every space follows a non-space), (True, a run of white space and the word after it)."""
+    start = 0
+    for at in _spaces_after_space(text):
+        if at < start:
+            continue
+        if plain := text[start:at].rstrip(_LIST):
+            yield False, plain
+        run = _RUN.match(text, start + len(plain))
+        yield True, run[0]
+        start = run.end()
+    if start < len(text):
+        yield False, text[start:]
+
+
+def _spaces_after_space(text: str) -> list[int]:
+    """Where " " has other white space before it: there str.split(" ") would cut white space in two."""
+    points = code_points(text)
+    if points.dtype != np.uint8:
+        points = np.minimum(points, len(_IS_SPACE) - 1)
+    return (np.flatnonzero(_IS_SPACE[points[:-1]] & (points[1:] == ord(" "))) + 1).tolist()
 
 
 def n_bytes(text: str) -> int:

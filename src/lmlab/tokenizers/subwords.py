@@ -84,7 +84,11 @@ class Subwords(Vocabulary):
         covered = total[ends] - total[ends - counts]
         source = np.fromiter(map(n_bytes, units), np.int64, len(units))
         # Normalised, unknown or prefixed text: the pieces do not spell the source, so ask Rust where they come from.
-        for i in np.flatnonzero(covered != source).tolist():
+        asked = covered != source
+        if self.unk_id is not None:
+            # <unk> has no length of its own: several may add up to the right sum.
+            asked[np.repeat(np.arange(len(units)), counts)[ids == self.unk_id]] = True
+        for i in np.flatnonzero(asked).tolist():
             sizes[ends[i] - counts[i] : ends[i]] = self._sizes_by_offset(units[i])
         return ids, sizes, counts
 

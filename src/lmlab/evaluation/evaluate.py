@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmlab.metrics import Likelihood, TokenNLL
-from lmlab.types import NLL, Batch, Hidden, State, reset
+from lmlab.types import NLL, Batch, State, reset
 
 
 def score_batch(model: nn.Module, batch: Batch, state: State, precision: str) -> tuple[NLL, State]:
@@ -22,7 +22,7 @@ def score_batch(model: nn.Module, batch: Batch, state: State, precision: str) ->
     return nll, state if batch.reset is not None else None
 
 
-def _nll(model: nn.Module, hidden: Hidden, batch: Batch) -> NLL:
+def _nll(model: nn.Module, hidden: Tensor, batch: Batch) -> NLL:
     """Of the targets that count; 0 where they do not.
 
     Windows that slide have as much context as targets, and a large vocabulary's head costs more than the model.

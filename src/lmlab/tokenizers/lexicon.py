@@ -39,8 +39,7 @@ class Lexicon:
 
     def _forget(self) -> None:
         self._new: list[str] = []
-        # The usual unit is a word with one space before it: not having to put it there saves half the time.
-        self._spaced, self._bare = _Rows(" ", self._row), _Rows("", self._row)
+        self._rows = _Rows(self._row)
         self._ids, self._sizes = np.zeros(0, np.int32), np.zeros(0, np.int32)
         self._starts, self._counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._remembered = 0
@@ -66,20 +65,21 @@ class Lexicon:
 
     def _look_up(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Rows of all units, and where each text's begin, the end of the last one too."""
-        spaced, bare = self._spaced.__getitem__, self._bare.__getitem__
-        found: list[int] = []
+        keys: list[str] = []
         bounds = [0]
         for text in texts:
             for run, part in _parts(text):
                 if run:
-                    found.append(bare(part))
+                    keys.append(" " + part)
                     continue
-                first, *words = part.split(" ")
-                if first:
-                    found.append(bare(first))
-                found.extend(map(spaced, words))
-            bounds.append(len(found))
-        return np.array(found, np.int64), np.array(bounds)
+                words = part.split(" ")
+                if words[0]:
+                    words[0] = " " + words[0]
+                else:
+                    del words[0]
+                keys += words
+            bounds.append(len(keys))
+        return np.fromiter(map(self._rows.__getitem__, keys), np.int64, len(keys)), np.array(bounds)
 
     def _learn(self) -> None:
         """Encode the new units, many as one text where they join."""
@@ -119,14 +119,18 @@ class Lexicon:
 
 
 class _Rows(dict[str, int]):
-    """Unit -> its row; a new unit gets the next row and waits to be encoded."""
+    """Key of a unit -> its row; a new unit gets the next row and waits to be encoded.
 
-    def __init__(self, prefix: str, new: Callable[[str], int]):
+    The usual unit is a space and a word, and its key is the word: not having to put the space there saves half the
+    time. A word has no space, so the keys of all other units, which are a space and the unit, are none of these.
+    """
+
+    def __init__(self, row: Callable[[str], int]):
         super().__init__()
-        self._prefix, self._row = prefix, new
+        self._row = row
 
-    def __missing__(self, unit: str) -> int:
-        row = self[unit] = self._row(self._prefix + unit)
+    def __missing__(self, key: str) -> int:
+        row = self[key] = self._row(key[1:] if " " in key else " " + key)
         return row
 
 

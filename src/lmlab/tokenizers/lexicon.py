@@ -135,9 +135,9 @@ class _Rows(dict[str, int]):
 
 
 def _parts(text: str) -> Iterator[tuple[bool, str]]:
-    """(False, text in which every space follows a non-space), (True, a run of white space and the word after it)."""
+    """(False, text whose white space is single spaces), (True, other white space and the word after it)."""
     start = 0
-    for at in _spaces_after_space(text):
+    for at in _other_spaces(text):
         if at < start:
             continue
         if plain := text[start:at].rstrip(_LIST):
@@ -149,12 +149,18 @@ def _parts(text: str) -> Iterator[tuple[bool, str]]:
         yield False, text[start:]
 
 
-def _spaces_after_space(text: str) -> list[int]:
-    """Where " " has other white space before it: there str.split(" ") would cut white space in two."""
+def _other_spaces(text: str) -> list[int]:
+    """Where white space is no single " " after a non-space.
+
+    There str.split(" ") would cut white space in two, or leave a line's last word and the next one's first in one unit.
+    """
     points = code_points(text)
+    blank = points == ord(" ")
     if points.dtype != np.uint8:
         points = np.minimum(points, len(_IS_SPACE) - 1)
-    return (np.flatnonzero(_IS_SPACE[points[:-1]] & (points[1:] == ord(" "))) + 1).tolist()
+    space = _IS_SPACE[points]
+    blank[1:] &= ~space[:-1]
+    return np.flatnonzero(space > blank).tolist()
 
 
 def n_bytes(text: str) -> int:

@@ -59,7 +59,7 @@ class Subwords(Vocabulary):
         size = sum(map(len, texts))
         if not self.cuts_at_space or size < REPEATS:
             found = self._one_by_one([[text] if text else [] for text in texts])
-        elif sum(text.count(" ") for text in texts) * WORD < size:
+        elif sum(text.count(space) for text in texts for space in " \t") * WORD < size:
             # In stretches, so that all of Rust's threads have something to do.
             found = self._one_by_one([_STRETCHES.findall(text) for text in texts])
         else:

@@ -224,6 +224,25 @@ def test_draw_inverts_the_cumulative_distribution_and_never_takes_an_impossible_
 # --- decoding
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("banned", [(), (0, 3), tuple(range(36))])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"),
+    [*itertools.product([0.7, 1.0], [None, 1, 5, 39, 40, 100], [None, 0.6], [None, 0.2])],
+)
+def test_drawing_among_the_top_k_alone_takes_the_same_tokens(temperature, top_k, top_p, min_p, banned, ties):
+    draws = torch.Generator().manual_seed(3)
+    scores = torch.randn(200, 40, generator=draws) * 2
+    scores = scores.round() if ties and top_p is None else scores
+    scores[:, list(banned)] = -math.inf
+    uniforms = torch.rand(200, generator=draws, dtype=torch.float64)
+    settings = (temperature, top_k, top_p, min_p)
+    expected = filters.draw(filters.warp(scores, *settings), uniforms)
+    assert torch.equal(filters.sample(scores, uniforms, *settings), expected)
+    for row in range(20):
+        assert filters.sample(scores[row : row + 1], uniforms[row : row + 1], *settings) == expected[row]
+
+
 def test_greedy_follows_the_likeliest_token():
     uniform = [1 / 7] * 7
     rows = [

@@ -256,6 +256,34 @@ def test_a_full_disk_surfaces_and_leaves_nothing(tmp_path, monkeypatch):
     assert leftovers(tmp_path) == []
 
 
+def test_what_fails_while_a_batch_is_being_written_surfaces_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "BATCH", 5)
+
+    def pieces():
+        yield from ["some text ", "and more ", "of it "]
+        raise ValueError("damaged here")
+
+    corpus = Texts(train=["x"])
+    corpus.documents = lambda split: iter([Document("one", pieces())])
+    with pytest.raises(ValueError, match="damaged here"):
+        prepare(corpus, byte, {}, tmp_path, progress=False)
+    assert leftovers(tmp_path) == []
+
+
+def test_batches_are_written_in_the_order_of_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "BATCH", 7)
+    slow = encode.SplitWriter._write
+
+    def _write(self, batch, encodings):
+        time.sleep(0.002 * (len(batch[0][0]) % 3))
+        return slow(self, batch, encodings)
+
+    monkeypatch.setattr(encode.SplitWriter, "_write", _write)
+    texts = [[f"{i} " * (i % 5 + 1) for i in range(40)]]
+    store = prepare(Texts(train=texts), byte, {}, tmp_path, progress=False)
+    assert bytes(store.split("train").ids[:-1].astype(np.uint8)).decode() == "".join(texts[0])
+
+
 def test_a_disk_that_is_full_only_when_buffers_are_written_surfaces_too(tmp_path, monkeypatch):
     device = Path("/dev/full")
     if not device.exists():

@@ -7,8 +7,9 @@ from hydra.utils import instantiate
 
 from lmlab.config import compose
 from lmlab.data.store import Split
-from lmlab.evaluation.evaluate import evaluate
+from lmlab.evaluation.evaluate import evaluate, score_batch
 from lmlab.evaluation.protocol import batches, resolve
+from lmlab.types import reset
 
 V = 20
 SMALL = ["model.d_model=12", "model.n_layers=1"]
@@ -48,6 +49,26 @@ def test_numbers_do_not_depend_on_the_batch_size(model, policy):
         other = measure(model, policy, **how)
         assert other.nats == pytest.approx(ones.nats, rel=1e-6)
         assert (other.tokens, other.bytes, other.words) == (ones.tokens, ones.bytes, ones.words)
+
+
+@pytest.mark.parametrize("policy", ["carried", "sliding", "documents"])
+def test_targets_that_do_not_count_are_not_scored_and_the_others_get_the_same_nll(model, policy):
+    limits = {"max_context": 6} if policy == "sliding" and model.max_context is None else {}
+    protocol = resolve(policy, "32", model, lanes=3 if policy != "documents" else None, **limits)
+    masked, whole, state, model = 0, model.head.nll, None, model.eval()
+    asked = []
+    model.head.nll = lambda hidden, targets: asked.append(targets.numel()) or whole(hidden, targets)
+    for batch in batches(Text(), protocol, 0, batch_size=3):
+        before = None if batch.reset is None else reset(state, batch.reset)
+        expected = whole(model(batch.inputs, before)[0], batch.targets)
+        nll, state = score_batch(model, batch, state, "32")
+        mask = torch.ones_like(batch.targets, dtype=torch.bool) if batch.mask is None else batch.mask
+        torch.testing.assert_close(nll[mask], expected[mask], rtol=1e-6, atol=1e-6)
+        assert not nll[~mask].any()
+        assert nll.shape == batch.targets.shape
+        masked += int((~mask).sum())
+    assert masked
+    assert sum(asked) == 101
 
 
 def test_lower_precision_is_accepted_and_near(model):

@@ -59,7 +59,9 @@ def test_an_empty_train_split_is_refused():
 @pytest.mark.parametrize(
     "text", ["the people , of\n  the times .\n" * 300, "明月几时有？\n把酒问青天。　今夕\n" * 2 + "月" * 5000]
 )
-def test_cutting_at_spaces_changes_no_token(kinds, name, text):
+@pytest.mark.parametrize("repeats", [1, 10**9])
+def test_cutting_at_spaces_changes_no_token(kinds, name, text, repeats, monkeypatch):
+    monkeypatch.setattr(subwords, "REPEATS", repeats)
     tokenizer = kinds[name]
     assert tokenizer.cuts_at_space
     whole = tokenizer.rust.encode(text, add_special_tokens=False).ids
@@ -95,3 +97,21 @@ def test_a_forked_child_encodes_without_hanging_or_warning():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
     assert done.stdout.strip() == "7"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["bpe", "unigram", "unigram_unk", "pretrained"])
+def test_ways_of_encoding_agree(kinds, name, monkeypatch):
+    words = [
+        "the people , of\n  the 龘 times .\n",
+        "\n \n\tState of  it's 1859\r\n",
+        "明月几时有？ ",
+        " \x1c !\x1c of the ",
+    ]
+    texts = [*(word * 40 for word in words), "", "明月" * 3000, "".join(words * 9)]
+    found = []
+    # Every text as it is; words looked up; long stretches.
+    for repeats, word in [(10**9, 1), (1, 10**9), (1, 0)]:
+        monkeypatch.setattr(subwords, "REPEATS", repeats)
+        monkeypatch.setattr(subwords, "WORD", word)
+        found.append([(e.ids.tolist(), e.ends.tolist()) for e in kinds[name].encode_batch(texts)])
+    assert found[0] == found[1] == found[2]

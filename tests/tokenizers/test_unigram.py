@@ -74,3 +74,13 @@ def test_another_process_trains_the_same_tokenizer():
     # Rust seeds its hashes anew in each process, and sums in their order.
     one, two = (subprocess.check_output([sys.executable, "-c", PRINT], timeout=60) for _ in range(2))
     assert one == two
+
+
+def test_an_unknown_stretch_spans_its_own_bytes_whatever_the_others_add_up_to(kinds):
+    text = "龘龘 the \x01\u00e9"  # in bytes 6, 1, 3, 1, then 1 and 2 in one: <unk> is written with 3 each time
+    tokenizer = kinds["unigram_unk"]
+    encoding, source = tokenizer.encode(text), text.encode()
+    starts = [0, *encoding.ends.tolist()]
+    unknown = [source[starts[i] : starts[i + 1]].decode() for i in range(len(encoding)) if encoding.ids[i] == 0]
+    assert unknown[0] == "龘龘"
+    assert "".join(unknown[1:]).endswith("\x01é")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,16 +44,24 @@ class SplitWriter:
 
         Raises ValueError when there is no text, or a tokenizer's spans do not cover the text exactly.
         """
-        for batch in _batches(_steps(documents)):
-            before = int(self._source[0])
-            self._write(batch)
-            self._advance(int(self._source[0]) - before)
+        # One batch is written while the next one is read and encoded: most of both is done without Python's lock.
+        with ThreadPoolExecutor(1) as writer:
+            written: Future[int] | None = None
+            for batch in _batches(_steps(documents)):
+                encodings = self._tokenizer.encode_batch([text for text, _, _ in batch])
+                if written:
+                    self._advance(written.result())
+                written = writer.submit(self._write, batch, encodings)
+            if written:
+                self._advance(written.result())
         return self._finish()
 
-    def _write(self, batch: list[Step]) -> None:
-        """Each piece has a slot for each token and one more, which becomes the closing <eos> or goes away."""
-        texts = [text for text, _, _ in batch]
-        encodings = self._tokenizer.encode_batch(texts)
+    def _write(self, batch: list[Step], encodings: list["Encoding"]) -> int:
+        """The bytes of text that were written.
+
+        Each piece has a slot for each token and one more, which becomes the closing <eos> or goes away.
+        """
+        texts, before = [text for text, _, _ in batch], int(self._source[0])
         n_slots = np.array([len(encoding.ids) for encoding in encodings]) + 1
         firsts = np.array([first is not None for _, first, _ in batch])
         eos = np.array([self._tokenizer.eos_id], dtype=np.int32)
@@ -67,6 +76,7 @@ class SplitWriter:
             if first is not None:
                 self._docs.write(json.dumps(first, ensure_ascii=False) + "\n")
         self._emit(_without(ids, dropped), _without(counts, dropped))
+        return int(self._source[0]) - before
 
     def _counts(self, texts: list[str], encodings: list["Encoding"], firsts: np.ndarray) -> np.ndarray:
         """(3, slots): bytes, characters and words of each slot's span of the joined texts."""

@@ -22,29 +22,36 @@ def span_counts(source: bytes, ends: np.ndarray, breaks: np.ndarray) -> tuple[np
     Raises ValueError when the ends decrease or pass the source's end.
     """
     data = np.frombuffer(source, dtype=np.uint8)
-    bounds = np.concatenate([[0], ends])
-    lengths = np.diff(bounds)
-    if len(ends) and (lengths.min() < 0 or bounds[-1] > len(data)):
-        raise ValueError(f"spans of tokens must not decrease nor pass the text's {len(data)} bytes")
-    space = _spaces(data)
-    fresh = np.concatenate([[False], space[:-1]])
-    fresh[breaks] = True
+    if len(ends) and ends[-1] > len(data):
+        raise ValueError(f"spans of tokens must not pass the text's {len(data)} bytes")
+    bounds = np.zeros(len(ends) + 1, dtype=np.int32)
+    bounds[1:] = ends
     counts = np.empty((3, len(ends)), dtype=np.int32)
-    counts[:2] = lengths
-    word = ~space & fresh
+    np.subtract(bounds[1:], bounds[:-1], out=counts[0])
+    if len(ends) and counts[0].min() < 0:
+        raise ValueError("spans of tokens must not decrease")
+    space = _spaces(data)
+    word = ~space
+    carried = word[breaks]
+    word[0] = False
+    word[1:] &= space[:-1]
+    word[breaks] = carried
     if data.max() >= 0x80:
         first = (data & 0xC0) != 0x80
-        counts[1] = _marks(first, bounds)
+        _marks(first, bounds, counts[1])
         word &= first
-    counts[2] = _marks(word, bounds)
+    else:
+        counts[1] = counts[0]
+    _marks(word, bounds, counts[2])
     return counts, bool(space[-1])
 
 
-def _marks(mark: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+def _marks(mark: np.ndarray, bounds: np.ndarray, out: np.ndarray) -> None:
     """How many marks lie between neighbouring bounds."""
     summed = np.zeros(len(mark) + 1, dtype=np.int32)
-    np.cumsum(mark, out=summed[1:])
-    return np.diff(summed[bounds])
+    np.cumsum(mark, dtype=np.int32, out=summed[1:])
+    at = summed.take(bounds)
+    np.subtract(at[1:], at[:-1], out=out)
 
 
 def _spaces(data: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmlab.metrics import Likelihood, TokenNLL
 from lmlab.types import NLL, Batch, State, reset
@@ -18,8 +18,22 @@ def score_batch(model: nn.Module, batch: Batch, state: State, precision: str) ->
     carried = None if batch.reset is None else reset(state, batch.reset)
     with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
         hidden, state = model(batch.inputs, carried)
-        nll = model.head.nll(hidden, batch.targets)
+        nll = _nll(model, hidden, batch)
     return nll, state if batch.reset is not None else None
+
+
+def _nll(model: nn.Module, hidden: Tensor, batch: Batch) -> NLL:
+    """Of the targets that count; 0 where they do not.
+
+    Windows that slide have as much context as targets, and a large vocabulary's head costs more than the model.
+    """
+    scored = batch.n_targets
+    if scored == batch.targets.numel():
+        return model.head.nll(hidden, batch.targets)
+    nll = hidden.new_zeros(batch.targets.shape, dtype=torch.float32)
+    if scored:
+        nll[batch.mask] = model.head.nll(hidden[batch.mask][None], batch.targets[batch.mask][None])[0]
+    return nll
 
 
 @torch.inference_mode()

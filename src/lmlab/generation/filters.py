@@ -14,6 +14,9 @@ Scores = Float[Tensor, "B V"]
 
 def forbid(scores: Scores, ids: Int[Tensor, " N"]) -> Scores:
     """Never these tokens."""
+    # A copy of all scores costs more than a step of a small model.
+    if not len(ids):
+        return scores
     return scores.index_fill(1, ids, -math.inf)
 
 
@@ -76,3 +79,24 @@ def draw(scores: Scores, uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     # Strictly below the total, so that the token found has a probability above zero.
     target = torch.minimum(uniforms.double()[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=scores.shape[1] - 1)
+
+
+def sample(
+    scores: Scores,
+    uniforms: Float[Tensor, " B"],
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+) -> Int[Tensor, " B"]:
+    """draw(warp(scores, ...), uniforms); with top_k, where none ties with the last, among those k alone.
+
+    In the order of ids, so that the same number finds the same token.
+    """
+    if top_k is not None and top_k < scores.shape[1]:
+        values, ids = scores.topk(top_k + 1)
+        if bool((values[:, top_k] < values[:, top_k - 1]).all()):
+            ids, order = ids[:, :top_k].sort()
+            place = draw(warp(values.gather(1, order), temperature, None, top_p, min_p), uniforms)
+            return ids.gather(1, place[:, None])[:, 0]
+    return draw(warp(scores, temperature, top_k, top_p, min_p), uniforms)

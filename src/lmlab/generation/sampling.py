@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from lmlab.generation.decoding import Decoding, forbidden_ids
-from lmlab.generation.filters import Scores, draw, forbid, penalise_repetition, warp
+from lmlab.generation.filters import Scores, forbid, penalise_repetition, sample
 from lmlab.generation.row import Row, generator
 from lmlab.models.carry import Carry, device_of
 
@@ -34,7 +34,7 @@ class Chooser:
         if d.temperature == 0:
             return scores.argmax(-1)
         uniforms = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-        return draw(warp(scores, d.temperature, d.top_k, d.top_p, d.min_p), uniforms.to(scores.device))
+        return sample(scores, uniforms.to(scores.device), d.temperature, d.top_k, d.top_p, d.min_p)
 
 
 def seen_tokens(rows: list[list[int]], decoding: Decoding, vocab_size: int, device) -> Bool[Tensor, "B V"] | None:
@@ -99,7 +99,9 @@ class Lockstep:
         if not open_rows:
             return
         index = torch.tensor(open_rows, device=self.device)
-        logits = self.model.head.logits(hidden[index])[:, 0].float()
+        if len(open_rows) < len(self.rows):
+            hidden = hidden[index]
+        logits = self.model.head.logits(hidden)[:, 0].float()
         seen = None if self.seen is None else self.seen[index]
         ids = self.chooser.choose(self.chooser.allow(logits, seen), [self.generators[i] for i in open_rows])
         log_probs = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]

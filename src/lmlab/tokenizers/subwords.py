@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 from lmlab.tokenizers import document
 from lmlab.tokenizers.codepoints import byte_ends, code_points
+from lmlab.tokenizers.lexicon import SPACES, Lexicon, Ragged, n_bytes
 from lmlab.tokenizers.protocol import Encoding
 from lmlab.tokenizers.vocabulary import Vocabulary
 
@@ -20,14 +21,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: os.environ.__setitem__("TOKENIZERS_PARALLELISM", "false"))
 
-# Unicode's White_Space, which is what \s means in Rust; Python's \s has four control characters more.
-_W = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_UNITS = re.compile(f"[{_W}]*[^{_W}]+|[{_W}]+")
-_LONG_UNITS = re.compile(f"(?s:.{{2048}}[{_W}]*[^{_W}]+|.+)")
 # Characters that Rust is given at once: it spends some 150 bytes a token.
 _GROUP = 2_000_000
-
-Ragged = tuple[np.ndarray, np.ndarray, np.ndarray]
+# Characters of a batch from which on looking its words up is faster than encoding them.
+REPEATS = 20_000
+# Words are this long at most on average, or the text is none that repeats its words (Chinese).
+WORD = 24
+_STRETCHES = re.compile(f"(?s:.{{2048}}[{SPACES}]*[^{SPACES}]+|.+)")
 
 
 class Subwords(Vocabulary):
@@ -43,7 +43,8 @@ class Subwords(Vocabulary):
         super().__init__(pieces, specials, **ids)
         self.content = content
         self.rust = rust(content)
-        self._sizes = np.array([len(piece) for piece in self.pieces], np.int64)
+        self._sizes = np.array([len(piece) for piece in self.pieces], np.int32)
+        self._lexicon = Lexicon(self.encode_units)
 
     def to_json(self) -> str:
         return document.dumps(self.content)
@@ -55,16 +56,22 @@ class Subwords(Vocabulary):
         return [encoding for group in _groups(texts) for encoding in self._encode_group(group)]
 
     def _encode_group(self, texts: list[str]) -> list[Encoding]:
-        units = _units(texts) if self.cuts_at_space else [[text] if text else [] for text in texts]
-        flat = list(chain.from_iterable(units))
-        index = {unit: i for i, unit in enumerate(dict.fromkeys(flat))}
-        table = self.encode_units(list(index))
-        rows = np.fromiter(map(index.__getitem__, flat), np.int64, len(flat))
-        ids, sizes, counts = _gather(table, rows)
-        # Tokens before each text: through the tokens before each of its units.
+        size = sum(map(len, texts))
+        if not self.cuts_at_space or size < REPEATS:
+            found = self._one_by_one([[text] if text else [] for text in texts])
+        elif sum(text.count(space) for text in texts for space in " \t") * WORD < size:
+            # In stretches, so that all of Rust's threads have something to do.
+            found = self._one_by_one([_STRETCHES.findall(text) for text in texts])
+        else:
+            found = self._lexicon(texts)
+        return [Encoding(ids, np.cumsum(sizes, dtype=np.int64)) for ids, sizes in found]
+
+    def _one_by_one(self, units: list[list[str]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids, sizes in bytes) of texts that are given in units."""
+        ids, sizes, counts = self.encode_units(list(chain.from_iterable(units)))
         before = np.concatenate([[0], np.cumsum(counts)])
         bounds = before[np.cumsum([0, *map(len, units)])]
-        return [Encoding(ids[a:b], np.cumsum(sizes[a:b])) for a, b in pairwise(bounds.tolist())]
+        return [(ids[a:b], sizes[a:b]) for a, b in pairwise(bounds.tolist())]
 
     def encode_units(self, units: list[str]) -> Ragged:
         """(ids, sizes in bytes, tokens per unit), the units one after the other."""
@@ -73,12 +80,15 @@ class Subwords(Vocabulary):
         ids = np.fromiter(chain.from_iterable(rows), np.int32, int(counts.sum()))
         sizes = self._sizes[ids]
         ends = np.cumsum(counts)
-        total = np.concatenate([[0], np.cumsum(sizes)])
+        total = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         covered = total[ends] - total[ends - counts]
-        spelt = (len(unit) if unit.isascii() else len(unit.encode()) for unit in units)
-        source = np.fromiter(spelt, np.int64, len(units))
+        source = np.fromiter(map(n_bytes, units), np.int64, len(units))
         # Normalised, unknown or prefixed text: the pieces do not spell the source, so ask Rust where they come from.
-        for i in np.flatnonzero(covered != source).tolist():
+        asked = covered != source
+        if self.unk_id is not None:
+            # <unk> has no length of its own: several may add up to the right sum.
+            asked[np.repeat(np.arange(len(units)), counts)[ids == self.unk_id]] = True
+        for i in np.flatnonzero(asked).tolist():
             sizes[ends[i] - counts[i] : ends[i]] = self._sizes_by_offset(units[i])
         return ids, sizes, counts
 
@@ -115,21 +125,3 @@ def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
             group, size = [], 0
     if group:
         yield group
-
-
-def _units(texts: list[str]) -> list[list[str]]:
-    """Each text cut before white space: into words if they repeat (English), else into long stretches (Chinese)."""
-    units = [_UNITS.findall(text) for text in texts]
-    if sum(map(len, set(chain.from_iterable(units)))) * 2 > sum(map(len, texts)):
-        return [_LONG_UNITS.findall(text) for text in texts]
-    return units
-
-
-def _gather(table: Ragged, rows: np.ndarray) -> Ragged:
-    """The table's rows in the given order, with repeats."""
-    ids, sizes, counts = table
-    starts = np.cumsum(counts) - counts
-    n = counts[rows]
-    total = int(n.sum())
-    at = np.arange(total) + np.repeat(starts[rows] - (np.cumsum(n) - n), n)
-    return ids[at], sizes[at], n

@@ -3,6 +3,7 @@
 import codecs
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 # Characters: at four bytes each a piece is at most 1 MB, and ASCII text comes in quarters of it.
 PIECE = 1 << 18
@@ -100,25 +101,24 @@ def cut(chunks: Iterable[str]) -> Iterator[str]:
     may change one token, never the text.
     """
     rest = ""
-    for chunk in chunks:
+    for chunk in chain(chunks, [""]):
         rest += chunk
-        while len(rest) > PIECE and (end := _place(rest)):
-            yield rest[:end]
-            rest = rest[end:]
-    while len(rest) > PIECE and (end := _place(rest)):
-        yield rest[:end]
-        rest = rest[end:]
+        start = 0
+        while len(rest) - start > PIECE and (end := _place(rest, start)):
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
     if rest:
         yield rest
 
 
-def _place(text: str) -> int:
-    """Where to cut, 0 to wait for more text."""
-    for start in (PIECE - 1024, 0):
-        if ends := [match.end() for match in _SAFE.finditer(text, start, PIECE + 1)]:
+def _place(text: str, start: int) -> int:
+    """Where to cut the text that begins at `start`, 0 to wait for more of it."""
+    for near in (start + PIECE - 1024, start):
+        if ends := [match.end() for match in _SAFE.finditer(text, max(near, start), start + PIECE + 1)]:
             return ends[-1]
-    if later := _SAFE.search(text, PIECE - 1, LONGEST):
+    if later := _SAFE.search(text, start + PIECE - 1, start + LONGEST):
         return later.end()
-    if len(text) < LONGEST:
+    if len(text) - start < LONGEST:
         return 0
-    return text.rfind("\n", 0, PIECE) + 1 or PIECE
+    return text.rfind("\n", start, start + PIECE) + 1 or start + PIECE

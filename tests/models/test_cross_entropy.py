@@ -11,7 +11,7 @@ N, D, V = 37, 6, 101
 @pytest.fixture
 def blocks(monkeypatch):
     """Tiny sizes that take the path of large vocabularies: several blocks, a last one that is narrower, two parts."""
-    for name, value in {"SMALL": 0, "BLOCK": 16 * 20, "WIDTHS": (16, 16), "ROWS": 20}.items():
+    for name, value in {"SMALL": 0, "BLOCK": 16 * 20, "WIDTHS": (16, 16), "ALIGN": 8, "ROWS": 20}.items():
         monkeypatch.setattr(cross_entropy, name, value)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmlab.models.dropout import LockedDropout, check_rate, drop_weights, drop_words
 from lmlab.models.head import Head
+from lmlab.models.lstm_layer import is_quicker, lstm_layer
 from lmlab.types import Hidden, State, Tokens
 
 CELLS = {"lstm": (nn.LSTM, torch.lstm), "gru": (nn.GRU, torch.gru), "rnn_tanh": (nn.RNN, torch.rnn_tanh)}
@@ -86,6 +87,9 @@ class LSTMLM(nn.Module):
             token_counts=token_counts,
             dropout=dropout("dropout_out", dropout_out, 1),
         )
+        if tie_embeddings:
+            # The sum of both gradients is dense; where a loss leaves the head out, it has to be made so.
+            self.embedding.weight.register_post_accumulate_grad_hook(_densify)
         self._init(init_range, init_range_rnn)
 
     @torch.no_grad()
@@ -98,7 +102,7 @@ class LSTMLM(nn.Module):
                 p.uniform_(-init_range_rnn, init_range_rnn)
 
     def forward(self, tokens: Tokens, state: State = None) -> tuple[Hidden, State]:
-        x = self.embedding(tokens.t())
+        x = self._embed(tokens.t())
         if self.training and self.dropout_words:
             x = drop_words(x, tokens.t(), self.vocab_size, self.dropout_words)
         x = self.drop_in(x)
@@ -116,6 +120,13 @@ class LSTMLM(nn.Module):
             torch.stack([_widen(h[0].to(self.embedding.weight.dtype), width) for h in part], 1) for part in parts
         )
 
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Rows of the table, (T, B, D)."""
+        weight = self.embedding.weight
+        # A tied table's gradient is the head's, a whole matrix, to which autograd then adds few rows in place.
+        few = bool(weight._post_accumulate_grad_hooks) and weight.device.type == "cpu" and not torch.compiler.is_compiling()
+        return F.embedding(tokens, weight, sparse=few)
+
     def _layer_state(self, state: State, i: int, x: Tensor) -> list[Tensor]:
         """State of layer i as kernels want it, (1, B, width) each."""
         if state is None:
@@ -124,12 +135,17 @@ class LSTMLM(nn.Module):
         return [part[None, :, i, : self.widths[i]].contiguous() for part in state]
 
     def _run(self, layer: nn.RNNBase, x: Tensor, before: list[Tensor]) -> tuple[Tensor, ...]:
-        """One layer over all positions in one fused kernel: (T, B, D), then the last h (and c)."""
+        """One layer over all positions: (T, B, D), then the last h (and c), (1, B, D) each."""
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
         weights = [getattr(layer, name) for name in names]
-        x = x.to(weights[0].dtype)  # under autocast the kernel casts all its arguments itself
-        if self.training and self.weight_drop:
+        x = x.to(weights[0].dtype)  # under autocast the kernels cast all their arguments themselves
+        dropping = self.training and self.weight_drop > 0
+        if dropping:
             weights[1] = drop_weights(weights[1], self.weight_drop)
+        if self.cell == "lstm" and is_quicker(x, weights[1]):
+            y, c = lstm_layer(x, *before, *weights)
+            return y, y[-1:], c
+        if dropping:
             weights = _flatten(weights)
         _, kernel = CELLS[self.cell]
         before = [part.to(x.dtype) for part in before]
@@ -147,6 +163,11 @@ def _kernel_precision(kind: str) -> AbstractContextManager:
     onednn = torch.ops.mkldnn
     supported = onednn._is_mkldnn_fp16_supported() if half else onednn._is_mkldnn_bf16_supported()
     return nullcontext() if supported else torch.autocast(kind, enabled=False)
+
+
+def _densify(parameter: Tensor) -> None:
+    if parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.to_dense()
 
 
 def _widen(h: Tensor, width: int) -> Tensor:

@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lmlab.models.tied import announce
+
 # Below this many logits the fused softmax of F.cross_entropy is faster than blocks (measured, 2 cores).
 SMALL = 2**21
 # Logits in one block of the vocabulary, 16 MB in fp32; its width stays within WIDTHS: narrower is slow to multiply,
@@ -113,6 +115,7 @@ class _BlockNLL(torch.autograd.Function):
         d_hidden.addcmul_(weight[targets], hot[:, None], value=-1)
         if d_weight is not None:
             d_weight.index_add_(0, targets, (hidden * -hot[:, None]).to(d_weight.dtype))
+            announce(weight, d_weight)
         if d_bias is not None:
             d_bias.index_add_(0, targets, -hot.to(d_bias.dtype))
         return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None, None

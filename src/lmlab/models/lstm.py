@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lmlab.models.dropout import LockedDropout, check_rate, drop_weights, drop_words
 from lmlab.models.head import Head
 from lmlab.models.lstm_layer import is_quicker, lstm_layer
+from lmlab.models.tied import embed_tied
 from lmlab.types import Hidden, State, Tokens
 
 CELLS = {"lstm": (nn.LSTM, torch.lstm), "gru": (nn.GRU, torch.gru), "rnn_tanh": (nn.RNN, torch.rnn_tanh)}
@@ -64,6 +65,7 @@ class LSTMLM(nn.Module):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.vocab_size, self.d_model, self.n_layers, self.cell = vocab_size, d_model, n_layers, cell
+        self.tied = tie_embeddings
         self.dropout_words = check_rate("dropout_words", dropout_words)
         self.weight_drop = check_rate("weight_drop", weight_drop)
 
@@ -87,9 +89,6 @@ class LSTMLM(nn.Module):
             token_counts=token_counts,
             dropout=dropout("dropout_out", dropout_out, 1),
         )
-        if tie_embeddings:
-            # The sum of both gradients is dense; where a loss leaves the head out, it has to be made so.
-            self.embedding.weight.register_post_accumulate_grad_hook(_densify)
         self._init(init_range, init_range_rnn)
 
     @torch.no_grad()
@@ -102,7 +101,7 @@ class LSTMLM(nn.Module):
                 p.uniform_(-init_range_rnn, init_range_rnn)
 
     def forward(self, tokens: Tokens, state: State = None) -> tuple[Hidden, State]:
-        x = self._embed(tokens.t())
+        x = (embed_tied if self.tied else F.embedding)(tokens.t(), self.embedding.weight)
         if self.training and self.dropout_words:
             x = drop_words(x, tokens.t(), self.vocab_size, self.dropout_words)
         x = self.drop_in(x)
@@ -119,13 +118,6 @@ class LSTMLM(nn.Module):
         return x.transpose(0, 1), tuple(
             torch.stack([_widen(h[0].to(self.embedding.weight.dtype), width) for h in part], 1) for part in parts
         )
-
-    def _embed(self, tokens: Tensor) -> Tensor:
-        """Rows of the table, (T, B, D)."""
-        weight = self.embedding.weight
-        # A tied table's gradient is the head's, a whole matrix, to which autograd then adds few rows in place.
-        few = bool(weight._post_accumulate_grad_hooks) and weight.device.type == "cpu" and not torch.compiler.is_compiling()
-        return F.embedding(tokens, weight, sparse=few)
 
     def _layer_state(self, state: State, i: int, x: Tensor) -> list[Tensor]:
         """State of layer i as kernels want it, (1, B, width) each."""
@@ -163,11 +155,6 @@ def _kernel_precision(kind: str) -> AbstractContextManager:
     onednn = torch.ops.mkldnn
     supported = onednn._is_mkldnn_fp16_supported() if half else onednn._is_mkldnn_bf16_supported()
     return nullcontext() if supported else torch.autocast(kind, enabled=False)
-
-
-def _densify(parameter: Tensor) -> None:
-    if parameter.grad.is_sparse:
-        parameter.grad = parameter.grad.to_dense()
 
 
 def _widen(h: Tensor, width: int) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmlab.models.dropout import LockedDropout, check_rate, drop_weights, drop_words
+from lmlab.models.dropout import Dropout, LockedDropout, check_rate, drop_weights, drop_words
 from lmlab.models.head import Head
-from lmlab.models.lstm_layer import is_quicker, lstm_layer
+from lmlab.models.lstm_layer import is_quicker, lstm_layer, onednn_computes_in
 from lmlab.models.tied import embed_tied
 from lmlab.types import Hidden, State, Tokens
 
@@ -70,7 +70,7 @@ class LSTMLM(nn.Module):
         self.weight_drop = check_rate("weight_drop", weight_drop)
 
         def dropout(name: str, p: float, time_dim: int) -> nn.Module:
-            return LockedDropout(check_rate(name, p), time_dim) if locked else nn.Dropout(check_rate(name, p))
+            return LockedDropout(check_rate(name, p), time_dim) if locked else Dropout(check_rate(name, p))
 
         # Layers run time first, the order of the fused kernels; the head sees batch first.
         self.drop_in = dropout("dropout_in", dropout_in, 0)
@@ -151,10 +151,7 @@ def _kernel_precision(kind: str) -> AbstractContextManager:
     """Autocast as it is, but off where oneDNN has no kernel in its type: on older CPUs its LSTM fails in bf16."""
     if kind != "cpu" or not torch.is_autocast_enabled(kind):
         return nullcontext()
-    half = torch.get_autocast_dtype(kind) is torch.float16
-    onednn = torch.ops.mkldnn
-    supported = onednn._is_mkldnn_fp16_supported() if half else onednn._is_mkldnn_bf16_supported()
-    return nullcontext() if supported else torch.autocast(kind, enabled=False)
+    return nullcontext() if onednn_computes_in(torch.get_autocast_dtype(kind)) else torch.autocast(kind, enabled=False)
 
 
 def _widen(h: Tensor, width: int) -> Tensor:

@@ -1,9 +1,11 @@
-"""One LSTM layer over all positions with a backward pass of our own: quicker than oneDNN's where it computes in bf16."""
+"""One LSTM layer over all positions, with a backward pass of our own that is quicker than oneDNN's in bf16."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+_sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
 # oneDNN's bf16 kernel is fast forward and slow backward; ours costs some microseconds of Python a step.
 SMALLEST = 0
@@ -14,7 +16,14 @@ def is_quicker(x: Tensor, w_hh: Tensor) -> bool:
     kind = x.device.type
     if kind != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    return _type(x) is torch.bfloat16 and x.shape[1] * w_hh.numel() >= SMALLEST
+    half = _type(x) is torch.bfloat16 and onednn_computes_in(torch.bfloat16)
+    return half and x.shape[1] * w_hh.numel() >= SMALLEST
+
+
+def onednn_computes_in(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels in this half type for this processor: older ones have none."""
+    onednn = torch.ops.mkldnn
+    return onednn._is_mkldnn_fp16_supported() if dtype is torch.float16 else onednn._is_mkldnn_bf16_supported()
 
 
 def _type(x: Tensor) -> torch.dtype:
@@ -78,38 +87,33 @@ class _LSTMLayer(torch.autograd.Function):
     def backward(ctx, d_hidden, d_last):
         x, w_ih, w_hh, hidden, cells, gates, bent = ctx.saved_tensors
         T, B, H = bent.shape
-        d_gates = torch.empty_like(gates[0])
-        d_a = x.new_empty(T, B, 4 * H)
-        dh, dc, scratch = d_hidden[-1].to(gates.dtype, copy=True), d_last.to(gates.dtype, copy=True), None
-        back = w_hh.new_empty(B, H)
-        parts_of_d = [part[0] for part in _parts(d_gates[None])]
-        scratch = torch.empty_like(dc)
-        into_if, into_i, into_f, into_g, into_o = parts_of_d
+        d_inputs = x.new_empty(T, B, 4 * H)
+        dh, dc = d_hidden[-1].to(gates.dtype, copy=True), d_last.to(gates.dtype, copy=True)
+        d_gates, d_bent, from_next = torch.empty_like(gates[0]), torch.empty_like(dc), w_hh.new_empty(B, H)
+        d_if, d_i, d_f, d_g, d_o = _parts(d_gates)
         steps = zip(
-            d_hidden.unbind(0), d_a.unbind(0), cells[:-1].unbind(0), *(gate.unbind(0) for gate in _parts(gates)),
-            bent.unbind(0), strict=True,
+            d_hidden.unbind(0), d_inputs.unbind(0), cells[:-1].unbind(0),
+            *(gate.unbind(0) for gate in _parts(gates)), bent.unbind(0), strict=True,
         )  # fmt: skip
-        last = True
-        for d_out, d_step, c_before, i_f, i, f, g, o, tanh_c in reversed(list(steps)):
-            if not last:
-                torch.add(d_out, torch.mm(d_after, w_hh, out=back), out=dh)  # noqa: F821
-            torch.mul(dh, tanh_c, out=into_o)
-            torch.mul(dh, o, out=scratch)
-            dc.add_(torch.ops.aten.tanh_backward(scratch, tanh_c))
-            torch.mul(dc, g, out=into_i)
-            torch.mul(dc, c_before, out=into_f)
-            torch.mul(dc, i, out=into_g)
-            torch.ops.aten.sigmoid_backward(into_if, i_f, grad_input=into_if)
-            torch.ops.aten.tanh_backward(into_g, g, grad_input=into_g)
-            torch.ops.aten.sigmoid_backward(into_o, o, grad_input=into_o)
-            d_step.copy_(d_gates)
+        after = None
+        for d_h, d_input, c_before, i_f, i, f, g, o, tanh_c in reversed(list(steps)):
+            if after is not None:
+                torch.add(d_h, torch.mm(after, w_hh, out=from_next), out=dh)
+            dc.add_(_tanh_backward(torch.mul(dh, o, out=d_bent), tanh_c, grad_input=d_bent))
+            torch.mul(dc, g, out=d_i)
+            torch.mul(dc, c_before, out=d_f)
+            torch.mul(dc, i, out=d_g)
+            torch.mul(dh, tanh_c, out=d_o)
+            _sigmoid_backward(d_if, i_f, grad_input=d_if)
+            _tanh_backward(d_g, g, grad_input=d_g)
+            _sigmoid_backward(d_o, o, grad_input=d_o)
+            after = d_input.copy_(d_gates)
             dc.mul_(f)
-            d_after, last = d_step, False
-        flat = d_a.view(T * B, 4 * H)
+        flat = d_inputs.view(T * B, 4 * H)
         need = ctx.needs_input_grad
         return (
             (flat @ w_ih).view_as(x) if need[0] else None,
-            (d_a[0] @ w_hh).to(ctx.types[0]) if need[1] else None,
+            (d_inputs[0] @ w_hh).to(ctx.types[0]) if need[1] else None,
             dc.to(ctx.types[1]) if need[2] else None,
             flat.t() @ x.reshape(T * B, -1) if need[3] else None,
             flat.t() @ hidden[:-1].view(T * B, H) if need[4] else None,
@@ -117,7 +121,7 @@ class _LSTMLayer(torch.autograd.Function):
         )
 
 
-def _parts(gates: Float[Tensor, "T B G"]) -> tuple[Tensor, ...]:
+def _parts(gates: Float[Tensor, "*N G"]) -> tuple[Tensor, ...]:
     """Views: i and f together, i, f, g, o."""
     i, f, g, o = gates.chunk(4, -1)
     return gates[..., : 2 * i.shape[-1]], i, f, g, o

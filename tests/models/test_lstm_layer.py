@@ -67,8 +67,10 @@ def test_bf16_errs_no_more_than_pytorchs_own():
         return (y.double(), c.double(), *gradients((y, c), exact))
 
     true, ours, plain = run(theirs, torch.float64), run(lstm_layer, torch.bfloat16), run(theirs, torch.bfloat16)
-    for t, a, b in zip(true, ours, plain, strict=True):
-        assert (a - t).norm() < 1.2 * (b - t).norm()
+    # Ours rounds the gates' two sums, theirs c: y errs a fifth more, c and all gradients less.
+    y, *others = [((a - t).norm() / (b - t).norm()).item() for t, a, b in zip(true, ours, plain, strict=True)]
+    assert y < 1.3
+    assert max(others) < 1.0
 
 
 def test_under_autocast_it_computes_in_its_type_and_gradients_keep_theirs():

@@ -153,6 +153,15 @@ def test_an_fp32_table_under_bf16_hidden_errs_no_more_than_plain_bf16(blocks, mo
         assert error(found, true) < 1.2 * error(rounded, true)
 
 
+def test_a_frequent_words_gradient_in_half_precision_is_summed_in_full(blocks):
+    """All of 3,000 targets are one word: added one by one to a bf16 number, 1e-3 each, they would stop at about 0.5."""
+    n = 3000
+    weight, b = (torch.zeros(*size, dtype=torch.bfloat16, requires_grad=True) for size in ((V, 1), (V,)))
+    linear_nll(torch.ones(n, 1, dtype=torch.bfloat16), weight, b, torch.full((n,), 7)).mean().backward()
+    for grad in (weight.grad[7, 0], b.grad[7]):
+        assert grad.item() == pytest.approx(1 / V - 1, rel=2**-8)
+
+
 def test_a_probability_of_one_in_a_million_less_keeps_its_nll_in_half_precision(blocks):
     """nll = 100 exp(-18) = 1.5e-6: a softmax rounded to bf16 says 0."""
     hidden, weight = torch.ones(1, 1, dtype=torch.bfloat16), torch.zeros(V, 1)

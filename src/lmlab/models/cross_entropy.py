@@ -84,8 +84,9 @@ class _BlockNLL(torch.autograd.Function):
         hot = -torch.expm1(-nll) * grad
         share = hot / total
         d_hidden = torch.zeros_like(h, dtype=nll.dtype)
-        d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        d_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
+        # Rounded to half precision at the end only: a frequent word's row is a sum over all its places.
+        d_weight = torch.empty_like(weight, dtype=nll.dtype) if ctx.needs_input_grad[1] else None
+        d_bias = torch.empty_like(bias, dtype=nll.dtype) if ctx.needs_input_grad[2] else None
         scaled = _aligned(len(h), width, h, ctx.dtype)
         for i, (start, stop) in enumerate(_blocks(len(h), len(weight))):
             w = _matrix(weight, bias, start, stop, ctx.dtype)
@@ -114,10 +115,11 @@ class _BlockNLL(torch.autograd.Function):
             hot = hot * (1 - (picked / ctx.softcap) ** 2)
         d_hidden.addcmul_(weight[targets], hot[:, None], value=-1)
         if d_weight is not None:
-            d_weight.index_add_(0, targets, (hidden * -hot[:, None]).to(d_weight.dtype))
+            d_weight.index_add_(0, targets, hidden * -hot[:, None])
+            d_weight = d_weight.to(weight.dtype)
             announce(weight, d_weight)
         if d_bias is not None:
-            d_bias.index_add_(0, targets, -hot.to(d_bias.dtype))
+            d_bias = d_bias.index_add_(0, targets, -hot).to(bias.dtype)
         return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None, None
 
 

@@ -30,28 +30,30 @@ def _waiting(weight: Tensor) -> Tensor | None:
     return gradient() if task == _task() and address == weight.data_ptr() else None
 
 
-class _TiedEmbedding(torch.autograd.Function):
+class _Shared(torch.autograd.Function):
+    """The table itself, for a lookup with sparse gradients."""
+
     @staticmethod
-    def forward(ctx, tokens, weight):
-        ctx.save_for_backward(tokens, weight)
-        return F.embedding(tokens, weight)
+    def forward(ctx, weight):
+        ctx.save_for_backward(weight)
+        return weight.view_as(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        tokens, weight = ctx.saved_tensors
-        whole = _waiting(weight)
-        total = torch.zeros_like(weight) if whole is None else whole
-        total.index_add_(0, tokens.flatten(), grad.flatten(0, -2).to(total.dtype))
-        return None, total if whole is None else None
+        whole = _waiting(ctx.saved_tensors[0])
+        if whole is None:
+            return grad.to_dense()
+        whole.index_add_(0, grad._indices()[0], grad._values())
+        return None
 
 
 def embed_tied(tokens: Tensor, weight: Tensor) -> Tensor:
     """F.embedding(tokens, weight), whose gradient goes into the output matrix's own where that was announced.
 
-    A dense one of its own would cost a matrix of zeros and an addition, a tenth of the step of an LSTM with 33,278
-    words. Once differentiable.
+    A dense one of its own would cost a matrix of zeros and an addition: 33 ms of 500 in the step of an LSTM with
+    33,278 words of width 650. Once differentiable.
     """
     if weight.device.type != "cpu" or torch.compiler.is_compiling():
         return F.embedding(tokens, weight)
-    return _TiedEmbedding.apply(tokens, weight)
+    return F.embedding(tokens, _Shared.apply(weight), sparse=True)

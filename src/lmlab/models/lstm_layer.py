@@ -7,9 +7,10 @@ from torch.autograd.function import once_differentiable
 
 _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
-# oneDNN's bf16 kernel is fast forward and slow backward; ours costs some 0.1 ms of Python a step. From this many
-# multiplications in a step's recurrent product it takes over; infinity leaves all to PyTorch.
-SMALLEST = 2**24
+# oneDNN's bf16 kernel is fast forward and slow backward; ours costs some 0.15 ms a step around the product. From this
+# many multiplications in a step's recurrent product it takes over (20 rows x 650: 52 ms against 63; 64 x 256: 73
+# against 60, two cores with avx512_bf16); infinity leaves all to PyTorch.
+SMALLEST = 2**25
 
 
 def is_quicker(x: Tensor, w_hh: Tensor) -> bool:

@@ -11,7 +11,7 @@ N, D, V = 37, 6, 101
 @pytest.fixture
 def blocks(monkeypatch):
     """Tiny sizes that take the path of large vocabularies: several blocks, a last one that is narrower, two parts."""
-    for name, value in {"SMALL": 0, "BLOCK": 16 * 20, "WIDTHS": (16, 16), "ROWS": 20}.items():
+    for name, value in {"SMALL": 0, "BLOCK": 16 * 20, "WIDTHS": (16, 16), "ALIGN": 8, "ROWS": 20}.items():
         monkeypatch.setattr(cross_entropy, name, value)
 
 
@@ -121,3 +121,59 @@ def test_a_confident_prediction_keeps_its_gradient_in_half_precision(blocks):
     found.backward(torch.ones(1))
     p = 1 / (1 + 100 * torch.tensor(-12.0).exp())
     torch.testing.assert_close(weight.grad[7, 0], p - 1, rtol=0.01, atol=0)
+
+
+def half(x):
+    """Leaves the values, in bf16 and back: all sides start from the same numbers."""
+    return x.detach().bfloat16().float().requires_grad_()
+
+
+@pytest.mark.parametrize("kept_bytes", [2**29, 0], ids=["kept", "recomputed"])
+def test_an_fp32_table_under_bf16_hidden_errs_no_more_than_plain_bf16(blocks, monkeypatch, kept_bytes):
+    monkeypatch.setattr(cross_entropy, "KEPT_BYTES", kept_bytes)
+    torch.manual_seed(0)
+    hidden, weight, b = half(torch.randn(300, 16)), half(torch.randn(V, 16)), half(torch.randn(V))
+    targets = torch.randint(V, (300,))
+
+    def plain(dtype):
+        logits = F.linear(hidden.to(dtype), weight.to(dtype), b.to(dtype))
+        return F.cross_entropy(logits.to(torch.promote_types(dtype, torch.float32)), targets, reduction="none")
+
+    ours = linear_nll(hidden.bfloat16(), weight, b, targets)
+    assert ours.dtype == torch.float32
+    exact, theirs = plain(torch.float64), plain(torch.bfloat16)
+
+    def error(found, true):
+        return (found.double() - true.double()).norm() / true.double().norm()
+
+    assert error(ours, exact) < 1.2 * error(theirs, exact)
+    parameters = (hidden, weight, b)
+    for found, rounded, true in zip(*(gradients(nll, parameters) for nll in (ours, theirs, exact)), strict=True):
+        assert found.dtype == torch.float32
+        assert error(found, true) < 1.2 * error(rounded, true)
+
+
+def test_a_frequent_words_gradient_in_half_precision_is_summed_in_full(blocks, monkeypatch):
+    """All of 3,000 targets are one word: added one by one to a bf16 number, 1e-3 each, they would stop at about 0.5."""
+    n = 3000
+    monkeypatch.setattr(cross_entropy, "ROWS", n)
+    weight, b = (torch.zeros(*size, dtype=torch.bfloat16, requires_grad=True) for size in ((V, 1), (V,)))
+    linear_nll(torch.ones(n, 1, dtype=torch.bfloat16), weight, b, torch.full((n,), 7)).mean().backward()
+    for grad in (weight.grad[7, 0], b.grad[7]):
+        assert grad.item() == pytest.approx(1 / V - 1, rel=2**-8)
+
+
+def test_a_probability_of_one_in_a_million_less_keeps_its_nll_in_half_precision(blocks):
+    """nll = 100 exp(-18) = 1.5e-6: a softmax rounded to bf16 says 0."""
+    hidden, weight = torch.ones(1, 1, dtype=torch.bfloat16), torch.zeros(V, 1)
+    weight[7] = 18.0
+    found = linear_nll(hidden, weight, None, torch.tensor([7]))
+    torch.testing.assert_close(found, (100 * torch.tensor([-18.0]).exp()).log1p(), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_gradients_agree_with_finite_differences(blocks, softcap):
+    torch.manual_seed(0)
+    hidden, weight, b = (torch.randn(*n, dtype=torch.float64, requires_grad=True) for n in ((5, 3), (23, 3), (23,)))
+    targets = torch.randint(23, (5,))
+    assert torch.autograd.gradcheck(lambda *x: linear_nll(*x, targets, softcap), (hidden, weight, b))

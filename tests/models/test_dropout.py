@@ -2,7 +2,36 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmlab.models.dropout import LockedDropout, drop_weights, drop_words
+from lmlab.models.dropout import Dropout, LockedDropout, drop, drop_weights, drop_words
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_every_entry_is_dropped_with_the_same_probability_and_the_mean_is_kept(p, dtype):
+    torch.manual_seed(0)
+    # Four numbers share a random word: each of the four lanes is looked at, and the odd end.
+    out = torch.stack([drop(torch.ones(31, dtype=dtype), p) for _ in range(4000)])
+    share = (out == 0).double().mean(0)
+    # 5 standard deviations of a mean of 4000.
+    assert (share - p).abs().max() < 5 * (p * (1 - p) / 4000) ** 0.5
+    rounding = 5e-3 if dtype is torch.bfloat16 else 2e-4
+    assert out[out != 0].unique().tolist() == pytest.approx([1 / (1 - p)], rel=rounding)
+    # Neighbours, and lanes of neighbouring words, are independent.
+    for apart in (1, 4):
+        both = ((out[:, apart:] == 0) & (out[:, :-apart] == 0)).double().mean()
+        assert abs(both - p * p) < 0.01
+
+
+def test_dropout_gives_the_same_mask_forward_and_backward_and_follows_the_seed():
+    x = torch.ones(7, 9, requires_grad=True)
+    torch.manual_seed(3)
+    out = Dropout(0.5)(x)
+    out.sum().backward()
+    assert torch.equal(x.grad, out)
+    torch.manual_seed(3)
+    assert torch.equal(Dropout(0.5)(x), out)
+    assert Dropout(0.5).eval()(x) is x
+    assert Dropout(0.0)(x) is x
 
 
 @pytest.mark.parametrize("time_dim", [0, 1])

@@ -15,7 +15,7 @@ D, V = 6, 101
 @pytest.fixture
 def blocks(monkeypatch):
     """Tiny sizes that take the path of large vocabularies."""
-    for name, value in {"SMALL": 0, "BLOCK": 16, "WIDTHS": (16, 16)}.items():
+    for name, value in {"SMALL": 0, "BLOCK": 16, "WIDTHS": (16, 16), "ALIGN": 8}.items():
         monkeypatch.setattr(cross_entropy, name, value)
 
 

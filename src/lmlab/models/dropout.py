@@ -1,5 +1,6 @@
 """Dropout as language models use it: on units, on whole sequences, on whole words, on recurrent weights."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,6 +11,25 @@ def check_rate(name: str, p: float) -> float:
     if not 0.0 <= p < 1.0:
         raise ValueError(f"{name}={p} must be at least 0 and below 1")
     return p
+
+
+def drop(x: Float[Tensor, "*N"], p: float) -> Float[Tensor, "*N"]:
+    """F.dropout in training. On a processor `p` is rounded to a multiple of 2**-16, and the scale with it: each
+    random word then serves four numbers, a fifth of F.dropout's time, which was 4 % of an LSTM's step."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    # 64 bits each: from the smallest to, as None says, the largest.
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    dropped = min(round(p * 2**16), 2**16 - 1)
+    kept = words.view(torch.int16)[: x.numel()] >= dropped - 2**15
+    return x * kept.view(x.shape).to(x.dtype).mul_(2**16 / (2**16 - dropped))
+
+
+class Dropout(nn.Dropout):
+    """A new mask at every position."""
+
+    def forward(self, x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        return drop(x, self.p) if self.training and self.p else x
 
 
 class LockedDropout(nn.Module):
@@ -28,7 +48,7 @@ class LockedDropout(nn.Module):
             return x
         shape = list(x.shape)
         shape[self.time_dim] = 1
-        return x * F.dropout(x.new_ones(shape), self.p)
+        return x * drop(x.new_ones(shape), self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, time_dim={self.time_dim}"
@@ -39,7 +59,7 @@ def drop_words(embedded: Float[Tensor, "*N D"], tokens: Tensor, vocab_size: int,
 
     Equal to dropping rows of the embedding matrix, without a copy of the matrix.
     """
-    kept = F.dropout(embedded.new_ones(vocab_size), check_rate("dropout", p))
+    kept = drop(embedded.new_ones(vocab_size), check_rate("dropout", p))
     return embedded * kept[tokens].unsqueeze(-1)
 
 
@@ -48,4 +68,4 @@ def drop_weights(weight: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]
 
     Drawn once per forward, so that one mask serves every position.
     """
-    return F.dropout(weight, check_rate("weight_drop", p))
+    return drop(weight, check_rate("weight_drop", p))

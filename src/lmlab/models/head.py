@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lmlab.models.cross_entropy import cap, linear_nll
+from lmlab.models.cross_entropy import cap, linear, linear_nll
 from lmlab.models.dropout import LockedDropout, check_rate
 from lmlab.types import NLL, Hidden, Logits, Tokens
 
@@ -73,7 +73,7 @@ class LinearHead(Head):
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
 
     def logits_of(self, dropped: Hidden) -> Logits:
-        return cap(F.linear(self.project(dropped), self.weight, self.bias), self.softcap)
+        return cap(linear(self.project(dropped), self.weight, self.bias), self.softcap)
 
     def nll_of(self, dropped: Hidden, targets: Tokens) -> NLL:
         h = self.project(dropped).flatten(0, 1)
@@ -203,7 +203,7 @@ class MixtureHead(Head):
         weights, vectors = self._experts(dropped)
         mixed = None
         for k in range(self.n_experts):
-            one = F.log_softmax(F.linear(vectors[..., k, :], self.weight, self.bias).float(), -1)
+            one = F.log_softmax(linear(vectors[..., k, :], self.weight, self.bias).float(), -1)
             one = one + weights[..., k, None]
             mixed = one if mixed is None else torch.logaddexp(mixed, one)
         return mixed

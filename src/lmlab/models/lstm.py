@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmlab.models.dropout import LockedDropout, check_rate, drop_weights, drop_words
+from lmlab.models.dropout import Dropout, LockedDropout, check_rate, drop_weights, drop_words
 from lmlab.models.head import Head
+from lmlab.models.lstm_layer import is_quicker, lstm_layer, onednn_computes_in
+from lmlab.models.tied import embed_tied
 from lmlab.types import Hidden, State, Tokens
 
 CELLS = {"lstm": (nn.LSTM, torch.lstm), "gru": (nn.GRU, torch.gru), "rnn_tanh": (nn.RNN, torch.rnn_tanh)}
@@ -63,11 +65,12 @@ class LSTMLM(nn.Module):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.vocab_size, self.d_model, self.n_layers, self.cell = vocab_size, d_model, n_layers, cell
+        self.tied = tie_embeddings
         self.dropout_words = check_rate("dropout_words", dropout_words)
         self.weight_drop = check_rate("weight_drop", weight_drop)
 
         def dropout(name: str, p: float, time_dim: int) -> nn.Module:
-            return LockedDropout(check_rate(name, p), time_dim) if locked else nn.Dropout(check_rate(name, p))
+            return LockedDropout(check_rate(name, p), time_dim) if locked else Dropout(check_rate(name, p))
 
         # Layers run time first, the order of the fused kernels; the head sees batch first.
         self.drop_in = dropout("dropout_in", dropout_in, 0)
@@ -98,7 +101,7 @@ class LSTMLM(nn.Module):
                 p.uniform_(-init_range_rnn, init_range_rnn)
 
     def forward(self, tokens: Tokens, state: State = None) -> tuple[Hidden, State]:
-        x = self.embedding(tokens.t())
+        x = (embed_tied if self.tied else F.embedding)(tokens.t(), self.embedding.weight)
         if self.training and self.dropout_words:
             x = drop_words(x, tokens.t(), self.vocab_size, self.dropout_words)
         x = self.drop_in(x)
@@ -124,12 +127,17 @@ class LSTMLM(nn.Module):
         return [part[None, :, i, : self.widths[i]].contiguous() for part in state]
 
     def _run(self, layer: nn.RNNBase, x: Tensor, before: list[Tensor]) -> tuple[Tensor, ...]:
-        """One layer over all positions in one fused kernel: (T, B, D), then the last h (and c)."""
+        """One layer over all positions: (T, B, D), then the last h (and c), (1, B, D) each."""
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
         weights = [getattr(layer, name) for name in names]
-        x = x.to(weights[0].dtype)  # under autocast the kernel casts all its arguments itself
-        if self.training and self.weight_drop:
+        x = x.to(weights[0].dtype)  # under autocast the kernels cast all their arguments themselves
+        dropping = self.training and self.weight_drop > 0
+        if dropping:
             weights[1] = drop_weights(weights[1], self.weight_drop)
+        if self.cell == "lstm" and is_quicker(x, weights[1]):
+            y, c = lstm_layer(x, *before, *weights)
+            return y, y[-1:], c
+        if dropping:
             weights = _flatten(weights)
         _, kernel = CELLS[self.cell]
         before = [part.to(x.dtype) for part in before]
@@ -143,10 +151,7 @@ def _kernel_precision(kind: str) -> AbstractContextManager:
     """Autocast as it is, but off where oneDNN has no kernel in its type: on older CPUs its LSTM fails in bf16."""
     if kind != "cpu" or not torch.is_autocast_enabled(kind):
         return nullcontext()
-    half = torch.get_autocast_dtype(kind) is torch.float16
-    onednn = torch.ops.mkldnn
-    supported = onednn._is_mkldnn_fp16_supported() if half else onednn._is_mkldnn_bf16_supported()
-    return nullcontext() if supported else torch.autocast(kind, enabled=False)
+    return nullcontext() if onednn_computes_in(torch.get_autocast_dtype(kind)) else torch.autocast(kind, enabled=False)
 
 
 def _widen(h: Tensor, width: int) -> Tensor:

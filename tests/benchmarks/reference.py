@@ -47,12 +47,22 @@ class GPT(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean nats per token."""
-        at = torch.arange(inputs.shape[1])
+        logits = self.logits(inputs)
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        at = torch.arange(inputs.shape[1], device=inputs.device)
         x = self.drop(self.tokens(inputs) + self.positions(at))
         for block in self.blocks:
             x = block(x)
-        logits = F.linear(self.norm(x), self.tokens.weight)
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+        return F.linear(self.norm(x), self.tokens.weight)
+
+    def initialise(self) -> None:
+        """As nanoGPT: 0.02, the projections into the residual stream smaller."""
+        for name, p in self.named_parameters():
+            if p.dim() >= 2:
+                out = name.endswith(("proj.weight", "down.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * len(self.blocks)) if out else 0.02)
 
     def load(self, weights: Weights) -> None:
         """Copy the weights of a TransformerLM of the same layout."""

@@ -1,6 +1,8 @@
 """AWD-LSTM's training step in plain PyTorch, as github.com/salesforce/awd-lstm-lm has it (Merity et al. 2017):
 written for comparison, nothing of lmlab is used in it."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ class AWDLSTM(nn.Module):
         super().__init__()
         self.encoder = nn.Embedding(vocab_size, d_embed)
         widths = [d_embed, *[d_hidden] * (n_layers - 1), d_embed]
-        self.rnns = nn.ModuleList(nn.LSTM(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.rnns = nn.ModuleList(nn.LSTM(a, b) for a, b in pairwise(widths))
         self.decoder = nn.Linear(d_embed, vocab_size)
         self.decoder.weight = self.encoder.weight
         self.dropout, self.dropout_h, self.dropout_i, self.dropout_e = dropout, dropout_h, dropout_i, dropout_e
@@ -54,7 +56,11 @@ class AWDLSTM(nn.Module):
 
     def load(self, weights: Weights) -> None:
         """Copy the weights of a tied LSTMLM of the same widths."""
-        names = {"encoder.weight": "embedding.weight", "decoder.weight": "embedding.weight", "decoder.bias": "head.bias"}
+        names = {
+            "encoder.weight": "embedding.weight",
+            "decoder.weight": "embedding.weight",
+            "decoder.bias": "head.bias",
+        }
         for i in range(len(self.rnns)):
             for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
                 names[f"rnns.{i}.{kind}_l0"] = f"layers.{i}.{kind}_l0"

@@ -12,7 +12,7 @@ from .process import own_peak_mb
 
 
 class Clock(Callback):
-    """Writes to `path` when training ends: stamps of `time.time()`, losses as logged, peak memory after the last step."""
+    """Writes to `path` when training ends: stamps of `time.time()`, losses as logged, peak memory at the last step."""
 
     def __init__(self, path: str):
         self.path = Path(path)

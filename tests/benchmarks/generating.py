@@ -6,10 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import torch
 
 import lmlab
+import tokenizers
 
 from .harness import Case, Measure, Row, Sample, Settings
 from .starting import TEXT

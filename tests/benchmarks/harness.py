@@ -25,11 +25,17 @@ class Measure:
     better: str = "lower"
     ratio: float | None = None
     at_most: float | None = None
+    at_least: float | None = None
 
     def target(self) -> str:
         if self.ratio is not None:
             return f"{self.ratio:g} times"
-        return "" if self.at_most is None else f"at most {shown(self.at_most, self.unit)}"
+        if self.at_least is not None:
+            return f"at least {self.at_least:g} {self.unit}"
+        return "" if self.at_most is None else f"at most {self.at_most:g} {self.unit}"
+
+    def bounds(self) -> dict[str, float | None]:
+        return {"ratio": self.ratio, "at_most": self.at_most, "at_least": self.at_least}
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison of a row. ours_is, peer_is: what runs, in words. peer None: ours is held against a bound alone.
+    """One comparison of a row. ours_is, peer_is: what runs, in words.
 
-    both: in place of ours and peer, where one process runs the two in turn. same: raises AssertionError where the facts of the two sides say that they did not do the same work.
+    peer None: ours is held against a bound alone. both: in place of ours and peer, where one process runs the two in
+    turn. same: raises AssertionError where the facts of the two sides say that they did not do the same work.
     """
 
     name: str
@@ -89,7 +96,9 @@ class Row:
 
 
 def measure(row: Row, settings: Settings, repetitions: int | None = None) -> dict[str, Any]:
-    """Run a row. Raises ValueError where text is needed that no option names."""
+    """Run a row. Raises ValueError where text is needed that no option names, or a GPU that is not there."""
+    if row.gpu and settings.device == "cpu" and not settings.quick:
+        raise ValueError(f"{row.name}: not measured: no GPU")
     for option in row.needs:
         if getattr(settings, option) is None:
             raise ValueError(f"{row.name} needs --{option} PATH")
@@ -125,7 +134,7 @@ def summarise(case: Case, runs: Mapping[str, list[Sample]]) -> dict[str, Any]:
     for m in case.measures:
         raw = {side: [s.values[m.name] for s in samples if m.name in s.values] for side, samples in runs.items()}
         told = {"name": m.name, "unit": m.unit, "better": m.better, "target": m.target()}
-        measures.append(derive(told | {"bounds": {"ratio": m.ratio, "at_most": m.at_most}} | raw))
+        measures.append(derive(told | {"bounds": m.bounds()} | raw))
     facts = {side: dict(samples[0].facts) for side, samples in runs.items() if samples}
     return {"case": case.name, "ours_is": case.ours_is, "peer_is": case.peer_is, "measures": measures, "facts": facts}
 
@@ -148,6 +157,8 @@ def derive(told: Mapping[str, Any]) -> dict[str, Any]:
         met = ratio is not None and ratio >= bounds["ratio"]
     elif bounds["at_most"] is not None:
         met = made["median"]["ours"] <= bounds["at_most"]
+    elif bounds["at_least"] is not None:
+        met = made["median"]["ours"] >= bounds["at_least"]
     return {**told, **made, "n": len(told["ours"]), "met": met}
 
 
@@ -163,9 +174,7 @@ def join(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     for case in now["cases"]:
         if case["case"] in cases:
             pairs = zip(cases[case["case"]]["measures"], case["measures"], strict=True)
-            case = case | {
-                "measures": [derive(b | {s: old[s] + b[s] for s in ("ours", "peer")}) for old, b in pairs]
-            }
+            case = case | {"measures": [derive(b | {s: old[s] + b[s] for s in ("ours", "peer")}) for old, b in pairs]}
         cases[case["case"]] = case
     return dict(before) | {"cases": list(cases.values())}
 

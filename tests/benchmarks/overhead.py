@@ -51,7 +51,9 @@ class Beside(Callback):
         self.step = 0
         self.began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, i: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, i: int
+    ) -> None:
         self.told["ours"].append(time.perf_counter() - self.began)
         self.pending.append(batch)
         if len(self.pending) == SEGMENT:

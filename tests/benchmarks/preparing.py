@@ -26,8 +26,8 @@ def paragraphs(settings: Settings) -> list[str]:
         return TEXT.splitlines()
     from lmlab.data.corpora import Sotu
 
-    corpus = Sotu(val_share=0.0, test_share=0.0)
-    texts = [piece for document in corpus.documents("train") for piece in document.pieces]
+    corpus = Sotu(val_share=0.04, test_share=0.04)
+    texts = [piece for split in corpus.splits for doc in corpus.documents(split) for piece in doc.pieces]
     for path in filter(None, (settings.shakespeare, settings.wikitext2)):
         files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
         texts += [file.read_text(encoding="utf-8") for file in files]
@@ -109,7 +109,7 @@ def cases(n_bytes: int) -> Any:
 
 def _cases(folder: Path, text: Path, n_bytes: int, tokenizer: Path) -> Iterator[Case]:
     words = ["corpus=files", f"corpus.train={text}", "corpus.val_share=0", "corpus.test_share=0"]
-    words += ["tokenizer=pretrained", f"tokenizer.source={tokenizer}", f"tokenizer.eos_token='<eos>'"]
+    words += ["tokenizer=pretrained", f"tokenizer.source={tokenizer}", "tokenizer.eos_token='<eos>'"]
     fresh, cache = folder / "store", folder / "datasets"
 
     def ours() -> Sample:

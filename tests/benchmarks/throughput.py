@@ -32,17 +32,22 @@ def lstm(settings: Settings) -> Iterator[Case]:
 
 def awd(settings: Settings) -> Iterator[Case]:
     """AWD-LSTM's recipe for WikiText-2, 70 positions a step; 20 rows of its 80, for the sake of time."""
+    words, shape = awd_words(settings, batch_size=20)
+    yield from _recurrent(settings, "AWD-LSTM, WikiText-2", words, 5, training.awd_lstm, shape,
+                          "AWD-LSTM's loop, fp32")  # fmt: skip
+
+
+def awd_words(settings: Settings, batch_size: int) -> tuple[list[str], dict[str, Any]]:
+    """Its recipe in our words, and the reference's arguments; rows of one length, so that steps can be compared."""
     d_embed, d_hidden = (12, 20) if settings.quick else (400, 1150)
     drop = {"dropout": 0.4, "dropout_h": 0.2, "dropout_i": 0.65, "dropout_e": 0.1, "weight_drop": 0.5}
     drop = dict.fromkeys(drop, 0.0) if settings.quick else drop
-    words = ["experiment=awd_lstm_wikitext2", "batching.random_lengths=false", "batching.batch_size=20"]
+    words = ["experiment=awd_lstm_wikitext2", "batching.random_lengths=false", f"batching.batch_size={batch_size}"]
     ours = {"out": "dropout", "between": "dropout_h", "in": "dropout_i", "words": "dropout_e"}
     words += [f"model.dropout_{name}={drop[theirs]}" for name, theirs in ours.items()]
     words += [f"model.weight_drop={drop['weight_drop']}", f"model.d_embed={d_embed}", f"model.d_model={d_embed}"]
     words += [f"model.d_hidden={d_hidden}"]
-    shape = {"shape": {"d_embed": d_embed, "d_hidden": d_hidden, "n_layers": 3, **drop}, "ar": 2.0, "tar": 1.0}
-    yield from _recurrent(settings, "AWD-LSTM, WikiText-2", words, 5, training.awd_lstm, shape,
-                          "AWD-LSTM's loop, fp32")  # fmt: skip
+    return words, {"shape": {"d_embed": d_embed, "d_hidden": d_hidden, "n_layers": 3, **drop}, "ar": 2.0, "tar": 1.0}
 
 
 def _recurrent(settings: Settings, name: str, words: list[str], steps: int, peer: Callable[..., dict],
@@ -50,8 +55,9 @@ def _recurrent(settings: Settings, name: str, words: list[str], steps: int, peer
     with settings.temporary() as folder:
         words = [*words, *ALONE, *_text(settings, Path(folder))]
         work, steps, told = _work(words, 3 if settings.quick else steps, Path(folder))
-        yield _case(settings, name, words, told, partial(isolated, peer, work=work, device=settings.device, **shape),
-                    peer_is, steps, Measure("peak memory", "MB", ratio=None if ratio is None else 2.0), ratio)  # fmt: skip
+        memory = Measure("peak memory", "MB", ratio=None if ratio is None else 2.0)
+        run = partial(isolated, peer, work=work, device=settings.device, **shape)
+        yield _case(settings, name, words, told, run, peer_is, steps, memory, ratio)
 
 
 def _text(settings: Settings, folder: Path) -> list[str]:

@@ -24,9 +24,11 @@ QUICK = {"n_layers": 1, "n_heads": 2, "d_model": 16, "context": 16, "batch_size"
 MEASURED = {"shakespeare_seconds": 200, "shakespeare_minutes": 3}
 
 
-def nanogpt(text: str, shape: dict[str, Any], measured: int, device: str) -> dict[str, Any]:
-    """nanoGPT's run in fp32: its characters, its random blocks, its model and step. The first `measured` steps alone,
-    without its validations; after all of them, the loss of val cut into blocks."""
+def nanogpt(text: str, shape: dict[str, Any], measured: int, device: str, fast: bool) -> dict[str, Any]:
+    """nanoGPT's run, in fp32 unless `fast`: its characters, its random blocks, its model and step.
+
+    The first `measured` steps alone, without its validations; after all of them, the loss of val cut into blocks.
+    """
     text = Path(text).read_text(encoding="utf-8")
     ids = {c: i for i, c in enumerate(sorted(set(text)))}
     data = torch.tensor([ids[c] for c in text])
@@ -36,8 +38,9 @@ def nanogpt(text: str, shape: dict[str, Any], measured: int, device: str) -> dic
     model = GPT(len(ids), shape["d_model"], shape["n_layers"], shape["n_heads"], context, shape["dropout"])
     model.initialise()
     loop = GPTLoop(
-        model.to(device), lr=1e-3, min_lr=1e-4, warmup=100, steps=steps, betas=(0.9, 0.99), weight_decay=0.1, clip=1.0
-    )
+        model.to(device), lr=1e-3, min_lr=1e-4, warmup=100, steps=steps, betas=(0.9, 0.99), weight_decay=0.1, clip=1.0,
+        fast=fast,
+    )  # fmt: skip
     seconds = []
     began = time.perf_counter()
     for step in range(min(measured, steps)):
@@ -59,11 +62,14 @@ def whole_validation(model: GPT, val: torch.Tensor, context: int, device: str) -
     model.eval()
     n = (len(val) - 1) // context * context
     inputs, targets = val[:n].view(-1, context), val[1 : n + 1].view(-1, context)
-    sums = [model(a.to(device), b.to(device)).item() * a.numel() for a, b in zip(inputs.split(64), targets.split(64), strict=True)]
+    parts = zip(inputs.split(64), targets.split(64), strict=True)
+    sums = [model(a.to(device), b.to(device)).item() * a.numel() for a, b in parts]
     return sum(sums) / n
 
 
-def cases(name: str, goal: float, shape: dict[str, Any], targets: dict[str, float | None], at_most: float | None) -> Any:
+def cases(
+    name: str, goal: float, shape: dict[str, Any], targets: dict[str, float | None], at_most: float | None
+) -> Any:
     def make(settings: Settings) -> Iterator[Case]:
         with settings.temporary() as folder:
             yield _case(settings, name, goal, shape, targets, at_most, Path(folder))
@@ -77,7 +83,8 @@ def _case(settings: Settings, name: str, goal: float, shape: dict[str, Any], tar
         text, goal, shape = folder / "input.txt", 10.0, QUICK
         text.write_text(TEXT)
         words = ["experiment=nanogpt_char_cpu", "corpus=files", f"corpus.train={text}", "corpus.split_by=share",
-                 "trainer.max_steps=20", "model.d_model=16", "model.n_layers=1", "model.max_context=16", "floors=false"]  # fmt: skip
+                 "trainer.max_steps=20", "model.d_model=16", "model.n_layers=1", "model.max_context=16",
+                 "floors=false"]  # fmt: skip
     else:
         if not (conf_dir() / "experiment" / f"{name}.yaml").exists():
             raise ValueError(f"there is no recipe experiment={name}")
@@ -104,11 +111,12 @@ def _case(settings: Settings, name: str, goal: float, shape: dict[str, Any], tar
                                "protocol": results["protocol"]})  # fmt: skip
 
     def peer() -> Sample:
-        """The first time all its steps, where that takes a minute or so; else a stretch of them, which tells the rest."""
+        """The first time all its steps, where they take a minute or so; else a stretch, which tells the rest."""
         whole = done["peer"] == 0 and name == "shakespeare_seconds"
         done["peer"] += 1
         measured = shape["steps"] if whole else MEASURED[name]
-        told = isolated(nanogpt, text=str(text), shape=shape, measured=measured, device=settings.device)
+        told = isolated(nanogpt, text=str(text), shape=shape, measured=measured, device=settings.device,
+                        fast=settings.device != "cpu")  # fmt: skip
         step = median(told["seconds"][1:])
         training = told["loop"] if whole else shape["steps"] * step
         start = told["seconds_in_all"] - told["loop"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .awd import AWDLoop, AWDLSTM
+from .awd import AWDLSTM, AWDLoop
 from .process import own_peak_mb
 from .reference import LSTMLoop, TiedLSTM
 
@@ -45,7 +45,11 @@ def write_work(overrides: list[str], steps: int, path: str) -> dict[str, Any]:
         },
         path,
     )  # fmt: skip
-    return {"tokens_a_step": batches[0].n_targets, "parameters": planned.decided["n_params"]}
+    return {
+        "tokens_a_step": batches[0].n_targets,
+        "parameters": planned.decided["n_params"],
+        "steps_an_epoch": planned.batching.steps_per_epoch,
+    }
 
 
 def examples_lstm(work: str, d_model: int, dropout: float, device: str) -> dict[str, Any]:

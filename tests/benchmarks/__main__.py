@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import evaluating, generating, gpu, overhead, parity, preparing, starting, table, throughput, time_to_loss
 from .harness import Row, Settings, join, lines, measure, write
+from .machine import machine
 
 # In the table's order.
 ROWS: dict[str, Row] = {
@@ -61,14 +62,20 @@ def measure_rows(settings: Settings, options: argparse.Namespace) -> None:
         path = options.out / f"{name}.json"
         before = json.loads(path.read_text(encoding="utf-8")) if options.more and path.exists() else None
         already = max((m["n"] for case in before["cases"] for m in case["measures"]), default=0) if before else 0
+
+        def keep(result: dict, before: dict | None = before) -> None:
+            write(join(before, result) if before else result, options.out)
+
         try:
-            result = measure(ROWS[name], dataclasses.replace(settings, already=already), options.repetitions)
-            result = join(before, result) if before else result
+            if before:
+                # Refused before anything is measured.
+                join(before, {"row": name, "cases": [], "machine": machine() | {"device": settings.device}})
+            result = measure(ROWS[name], dataclasses.replace(settings, already=already), options.repetitions, keep)
         except ValueError as error:
             print(f"{error}\n")
             continue
-        print("\n".join(lines(result)))
-        print(f"written to {write(result, options.out)}\n", flush=True)
+        print("\n".join(lines(join(before, result) if before else result)))
+        print(f"written to {path}\n", flush=True)
 
 
 if __name__ == "__main__":

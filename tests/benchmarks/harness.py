@@ -95,8 +95,13 @@ class Row:
     gpu: bool = False
 
 
-def measure(row: Row, settings: Settings, repetitions: int | None = None) -> dict[str, Any]:
-    """Run a row. Raises ValueError where text is needed that no option names, or a GPU that is not there."""
+def measure(
+    row: Row,
+    settings: Settings,
+    repetitions: int | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Run a row; keep gets what there is after each case. Raises ValueError where text is needed that no option names, or a GPU that is not there."""
     if row.gpu and settings.device == "cpu" and not settings.quick:
         raise ValueError(f"{row.name}: not measured: no GPU")
     for option in row.needs:
@@ -108,8 +113,12 @@ def measure(row: Row, settings: Settings, repetitions: int | None = None) -> dic
         "scale": "quick" if settings.quick else "full",
         "machine": machine() | {"device": settings.device},
     }
-    wanted = (c for c in row.cases(settings) if not settings.only or c.name in settings.only)
-    return found | {"cases": [alternate(case, repetitions or row.repetitions) for case in wanted]}
+    done: list[dict[str, Any]] = []
+    for case in row.cases(settings):
+        if not settings.only or case.name in settings.only:
+            done.append(alternate(case, repetitions or row.repetitions))
+            keep(found | {"cases": done})
+    return found | {"cases": done}
 
 
 def alternate(case: Case, repetitions: int) -> dict[str, Any]:

@@ -101,7 +101,10 @@ def measure(
     repetitions: int | None = None,
     keep: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """Run a row; keep gets what there is after each case. Raises ValueError where text is needed that no option names, or a GPU that is not there."""
+    """Run a row. keep: gets what there is after each case.
+
+    Raises ValueError where text is needed that no option names, or a GPU that is not there.
+    """
     if row.gpu and settings.device == "cpu" and not settings.quick:
         raise ValueError(f"{row.name}: not measured: no GPU")
     for option in row.needs:

@@ -1,4 +1,8 @@
-"""Tokens a second and peak memory of training, at the same losses: same first weights, same batches."""
+"""Tokens a second and peak memory of training, at the same losses: same first weights, same batches.
+
+litgpt is not among the peers: it pins a huggingface_hub that is too old for the transformers which are (litgpt 0.5.13,
+transformers 5.23), so the two cannot be installed together.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -27,7 +27,8 @@ def cases(settings: Settings) -> Iterator[Case]:
     """Each warm, and cold where the system lets us drop its cache of files: with nothing of it in memory."""
     with settings.temporary() as folder:
         words = ["train", f"cache_dir={folder}/cache", "floors=false", "test=false", "evaluation.limit_tokens=100"]
-        words += ["trainer.max_steps=2", "validation.limit_tokens=100", "callbacks.samples=null"]
+        words += ["trainer.max_steps=2", "validation.limit_tokens=100", "validation.train_tokens=100",
+              "callbacks.samples=null"]  # fmt: skip
         if settings.quick:
             (Path(folder) / "text.txt").write_text(TEXT)
             words += ["corpus=files", f"corpus.train={folder}/text.txt", "tokenizer=byte", "corpus.split_by=share"]

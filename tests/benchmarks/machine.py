@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import lmlab
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,7 +46,7 @@ def commit() -> str | None:
     """The last commit of what is measured, with '+' where it has been changed since; None outside a checkout."""
 
     def git(*words: str) -> str:
-        command = ("git", "-C", str(ROOT), *words)
+        command = ("git", "-C", str(Path(lmlab.__file__).parents[2]), *words)
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:

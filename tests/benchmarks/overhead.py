@@ -58,9 +58,11 @@ class Beside(Callback):
         self.pending.append(batch)
         if len(self.pending) == SEGMENT:
             losses = [self.bare_step(batch, pl_module) for batch in self.pending]
-            # Ours is the mean since it was last logged, as often as logging is.
+            # Ours is the mean since it was last logged; the very first step is logged alone.
+            if not self.told["loss"]:
+                losses.pop(0)
             self.told["loss"].append(pl_module.latest["train/loss"])
-            self.told["bare_loss"].append(float(torch.stack(losses[-pl_module.log_every :]).mean()))
+            self.told["bare_loss"].append(float(torch.stack(losses).mean()))
             self.pending.clear()
         self.began = time.perf_counter()
 

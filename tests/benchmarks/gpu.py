@@ -130,9 +130,10 @@ def eight(settings: Settings) -> Iterator[Case]:
     n, steps = (2, 2) if settings.quick else (8, 400)
     with settings.temporary() as folder:
         words = [*_text(settings, Path(folder)), f"trainer.max_steps={steps}", "floors=false", "test=false"]
-        words += ["model.d_model=16"] if settings.quick else []
+        words += ["model.d_model=24", "tokenizer=byte"] if settings.quick else []
         words += [f"trainer={'cpu' if settings.device == 'cpu' else 'gpu'}", f"runs_root={folder}/runs"]
-        _start([*words, "seed=99", "trainer.max_steps=1"]).wait()  # the text is prepared
+        # Prepares the text.
+        _wait([_start([*words, "seed=99"])])
 
         def together() -> Sample:
             began = time.perf_counter()

@@ -1,4 +1,4 @@
-# make demo | test | board | bench (ARGS="--shakespeare PATH --wikitext2 PATH") | lint | clean
+# make demo | test | board | bench (ARGS="ROW --shakespeare PATH --wikitext2 PATH") | lint | clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin

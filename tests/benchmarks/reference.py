@@ -47,12 +47,22 @@ class GPT(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean nats per token."""
-        at = torch.arange(inputs.shape[1])
+        logits = self.logits(inputs)
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        at = torch.arange(inputs.shape[1], device=inputs.device)
         x = self.drop(self.tokens(inputs) + self.positions(at))
         for block in self.blocks:
             x = block(x)
-        logits = F.linear(self.norm(x), self.tokens.weight)
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+        return F.linear(self.norm(x), self.tokens.weight)
+
+    def initialise(self) -> None:
+        """As nanoGPT: 0.02, the projections into the residual stream smaller."""
+        for name, p in self.named_parameters():
+            if p.dim() >= 2:
+                out = name.endswith(("proj.weight", "down.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * len(self.blocks)) if out else 0.02)
 
     def load(self, weights: Weights) -> None:
         """Copy the weights of a TransformerLM of the same layout."""
@@ -65,16 +75,20 @@ class GPT(nn.Module):
 
 
 class GPTLoop:
-    """nanoGPT's training step: AdamW, decay of all matrices, warm-up and cosine, clipping."""
+    """nanoGPT's training step: AdamW, decay of all matrices, warm-up and cosine, clipping.
+
+    fast: as it runs on a GPU, compiled, under bf16 autocast, with the fused optimizer.
+    """
 
     def __init__(self, model: GPT, lr: float, min_lr: float, warmup: int, steps: int, betas: tuple[float, float],
-                 weight_decay: float, clip: float):  # fmt: skip
-        self.model, self.clip = model.train(), clip
+                 weight_decay: float, clip: float, fast: bool = False):  # fmt: skip
+        self.model, self.clip, self.fast = model.train(), clip, fast
+        self.forward = torch.compile(model) if fast else model
         self.lr, self.min_lr, self.warmup, self.steps = lr, min_lr, warmup, steps
         matrices = [p for p in model.parameters() if p.dim() >= 2]
         vectors = [p for p in model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fast or None)
 
     def rate(self, step: int) -> float:
         # The README's version multiplies by step / warmup, which wastes the first step.
@@ -84,14 +98,19 @@ class GPTLoop:
         return self.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (self.lr - self.min_lr)
 
     def step(self, step: int, inputs: Tensor, targets: Tensor, new_text: bool) -> float:
+        return self.take(step, inputs, targets).item()
+
+    def take(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
+        """One step; the loss stays on its device, which is not waited for."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
-        loss = self.model(inputs, targets)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.fast):
+            loss = self.forward(inputs, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss.detach()
 
 
 class TiedLSTM(nn.Module):

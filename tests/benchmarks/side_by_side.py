@@ -1,7 +1,5 @@
 """Our training run, and a reference loop that gets the same batches, weights and random states in alternation."""
 
-import os
-import platform
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,24 +130,3 @@ def summary(result: dict[str, Any]) -> str:
         f"(means of {result['segment']} steps; largest difference of one step within the first {largest})\n"
         f"ms a step: ours {ms['ours']:.1f}, reference {ms['reference']:.1f}, ratio {result['ratio']:.2f}"
     )
-
-
-def machine() -> dict[str, Any]:
-    """What the times were measured on."""
-    name = platform.processor()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {
-        "cpu": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "amx": torch.cpu._is_amx_tile_supported(),
-        "load": os.getloadavg(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }

@@ -1,0 +1,110 @@
+"""Medians, ratios and targets by hand; results that are put together; the README's table is what was recorded."""
+
+from pathlib import Path
+
+import pytest
+from tests.benchmarks import table
+from tests.benchmarks.__main__ import ROWS
+from tests.benchmarks.harness import Case, Measure, Row, Sample, Settings, alternate, join, lines, measure
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def case(ours, peer, *measures: Measure) -> Case:
+    """Sides that give these numbers one after the other."""
+    left, right = iter(ours), iter(peer)
+    return Case(
+        "case", measures, "ours", lambda: Sample({"speed": next(left)}), "peer", lambda: Sample({"speed": next(right)})
+    )
+
+
+def test_the_ratio_is_the_median_of_neighbouring_runs_and_above_one_where_ours_is_better():
+    # Higher is better: 10/5, 30/10, 20/20. The medians' own ratio, 20/10, is another number.
+    told = alternate(case([10, 30, 20], [5, 10, 20], Measure("speed", "/s", "higher", ratio=2.0)), 3)["measures"][0]
+    assert told["median"] == {"ours": 20, "peer": 10}
+    assert told["ratio"] == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert (told["met"], told["n"]) == (True, 3)
+    # Lower is better: 5/10, 10/30, 20/20.
+    told = alternate(case([10, 30, 20], [5, 10, 20], Measure("speed", "s", ratio=2.0)), 3)["measures"][0]
+    assert told["ratio"] == {"median": 0.5, "min": pytest.approx(1 / 3), "max": 1.0}
+    assert told["met"] is False
+
+
+def test_a_bound_is_held_against_our_median_alone():
+    bounds = (Measure("speed", "s", at_most=20), Measure("speed", "s", at_most=19), Measure("speed", "s", at_least=20))
+    told = alternate(case([10, 30, 20], [1, 1, 1], *bounds), 3)["measures"]
+    assert [m["met"] for m in told] == [True, False, True]
+
+
+def test_the_sides_change_who_goes_first():
+    order: list[str] = []
+
+    def side(name: str):
+        return lambda: order.append(name) or Sample({"speed": 1.0})
+
+    alternate(Case("case", (Measure("speed", "s"),), "", side("ours"), "", side("peer")), 3)
+    assert order == ["ours", "peer", "peer", "ours", "ours", "peer"]
+
+
+def test_other_work_than_the_peers_is_refused():
+    def same(ours, peer):
+        assert ours["tokens"] == peer["tokens"]
+
+    sides = [lambda n=n: Sample({"speed": 1.0}, {"tokens": n}) for n in (3, 4)]
+    with pytest.raises(AssertionError):
+        alternate(Case("case", (Measure("speed", "s"),), "", sides[0], "", sides[1], same=same), 1)
+
+
+def result(tmp_path: Path, ours: list[float], peer: list[float]):
+    row = Row("row", "a title", lambda settings: iter([case(ours, peer, Measure("speed", "s", ratio=2.0))]))
+    return measure(row, Settings(scratch=tmp_path), len(ours))
+
+
+def test_more_repetitions_are_added_on_the_same_machine_only(tmp_path):
+    before, now = result(tmp_path, [1.0], [3.0]), result(tmp_path, [2.0, 2.0], [2.0, 8.0])
+    (told,) = join(before, now)["cases"][0]["measures"]
+    assert (told["ours"], told["peer"], told["n"]) == ([1.0, 2.0, 2.0], [3.0, 2.0, 8.0], 3)
+    assert told["ratio"] == {"median": 3.0, "min": 1.0, "max": 4.0}
+    assert told["met"]
+    with pytest.raises(ValueError, match="cores=1, now"):
+        join(before | {"machine": before["machine"] | {"cores": 1}}, now)
+
+
+def test_a_row_prints_both_sides_and_whether_the_target_is_met(tmp_path):
+    title, line = lines(result(tmp_path, [1.0, 2.0], [3.0, 4.0]))
+    assert title == "row: a title"
+    assert line == (
+        "  case, speed: ours 1.50 s (1.00-2.00 s), peer 3.50 s (3.00-4.00 s), 2.50 times (2.00-3.00), n=2; "
+        "target 2 times: met"
+    )
+
+
+def test_a_row_without_its_text_says_which_option_it_needs(tmp_path):
+    with pytest.raises(ValueError, match="lstm_650 needs --wikitext2 PATH"):
+        measure(ROWS["lstm_650"], Settings(scratch=tmp_path))
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.gpu])
+def test_without_a_gpu_its_rows_are_not_measured(name, tmp_path):
+    settings = Settings(scratch=tmp_path, shakespeare=tmp_path, wikitext2=tmp_path)
+    with pytest.raises(ValueError, match=f"{name}: not measured: no GPU"):
+        measure(ROWS[name], settings)
+
+
+def test_the_readmes_table_is_what_was_recorded():
+    assert table.replaced(README, table.render(list(ROWS))) == README, "run: python -m tests.benchmarks table"
+
+
+def test_the_table_shows_ours_the_peer_the_ratio_and_the_verdict(tmp_path, monkeypatch):
+    from tests.benchmarks.harness import write
+
+    monkeypatch.setattr(table, "RECORDED", tmp_path / "recorded")
+    write(result(tmp_path, [1.0, 2.0], [3.0, 4.0]), tmp_path / "out")
+    write(result(tmp_path, [1.0], [3.0]) | {"row": "other", "scale": "quick"}, tmp_path / "out")
+    assert table.record(tmp_path / "out") == ["row"], "quick results are not for the table"
+    made = table.render(["row", "other"]).splitlines()
+    assert "| `row` (a) case: speed | 1.50 s | 3.50 s, peer | 2.50 times (2.00-3.00, 2) | 2 times | met |" in made
+    assert "| `other` | not measured | | | | |" in made
+    assert made[-1].startswith("Machine a: ")
+    with pytest.raises(ValueError, match="the README has no lines"):
+        table.replaced("nothing", "")

@@ -1,0 +1,49 @@
+"""Every row runs, at tiny sizes, and both of its sides do the same work: each row itself refuses tokens or losses
+that differ (`same` of its cases, for which test_harness shows that it is asked)."""
+
+import math
+
+import pytest
+from tests.benchmarks import evaluating, generating, gpu, overhead, preparing, throughput
+from tests.benchmarks.__main__ import ROWS
+from tests.benchmarks.harness import Settings, measure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning's, of its own code
+def test_the_row_runs(name, tmp_path):
+    settings = Settings(scratch=tmp_path, quick=True, shakespeare=tmp_path, wikitext2=tmp_path)
+    result = measure(ROWS[name], settings, repetitions=1)
+    assert result["scale"] == "quick"
+    assert result["cases"]
+    for case in result["cases"]:
+        for m in case["measures"]:
+            assert len(m["ours"]) == 1, (case["case"], m)
+            assert all(math.isfinite(v) for v in (*m["ours"], *m["peer"]))
+        assert any(m["peer"] for m in case["measures"])
+
+
+@pytest.mark.parametrize(
+    ("same", "ours", "peer"),
+    [
+        (evaluating.same, {"tokens": 9, "nats a token": 1.0}, {"tokens": 9, "nats a token": 1.001}),
+        (generating.same, {"tokens": 9, "first": [1, 2, 3, 4]}, {"tokens": 9, "first": [1, 2, 3, 5]}),
+        (preparing.same, {"tokens": 9, "documents": 2}, {"tokens": 8, "documents": 2}),
+        (overhead.same, {"steps": 2, "loss": [1.0, 1.0]}, {"steps": 2, "loss": [1.0, 1.001]}),
+        (gpu.same_steps, {"steps": 2, "loss": 1.0}, {"steps": 2, "loss": 1.1}),
+    ],
+    ids=lambda part: part.__module__.rpartition(".")[2] if callable(part) else "",
+)
+def test_other_work_is_refused(same, ours, peer):
+    same(ours, ours)
+    with pytest.raises(AssertionError):
+        same(ours, peer)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_other_losses_are_refused(exact):
+    ours, peer = {"losses": [4.0, 3.0]}, {"losses": [4.0, 3.0 + (0.001 if exact else 0.8)]}
+    throughput.close(ours, ours, 2, exact)
+    with pytest.raises(AssertionError):
+        throughput.close(ours, peer, 2, exact)

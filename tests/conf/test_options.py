@@ -84,6 +84,8 @@ def test_every_recipe_trains_two_steps(recipe: str, text_file, tmp_path):
 
     base = compose([f"experiment={recipe}"])
     own = [f"run_dir={tmp_path}/run", "corpus=files", f"corpus.train={text_file}", *TINY]
+    if base.model.get("sublayers"):
+        own.append("model.n_layers=null")
     for key in ("d_embed", "d_hidden", "n_heads", "n_kv_heads", "d_head", "d_ff"):
         if base.model.get(key) is not None:
             own.append(

@@ -1,9 +1,18 @@
+import copy
 import math
 
 import pytest
 import torch
 
-from lmlab.models.attention import Attention, Placement, alibi_slopes, rotary_angles, rotate
+from lmlab.models import attention as attention_module
+from lmlab.models.attention import (
+    PRODUCTS,
+    Attention,
+    Placement,
+    alibi_slopes,
+    rotary_angles,
+    rotate,
+)
 
 CPU = torch.device("cpu")
 
@@ -42,7 +51,9 @@ def test_alibi_slopes_are_the_published_ones():
 def test_attention_is_softmax_over_the_band(band, alibi, n_kv_heads):
     torch.manual_seed(0)
     T, H, d = 11, 4, 6
-    attention = Attention(8, H, n_kv_heads, d, bias=True, qk_norm=False, norm="rms", norm_eps=1e-6, dropout=0.0)
+    attention = Attention(
+        8, H, n_kv_heads, d, bias=True, qk_norm=False, norm="rms", norm_eps=1e-6, dropout=0.0, kernel="auto"
+    )
     x = torch.randn(2, T, 8)
     slopes = torch.tensor(alibi_slopes(H)) if alibi else None
     place = Placement.of(T, band, count=None, in_place=False, rotary=None, slopes=slopes, device=CPU)
@@ -64,8 +75,59 @@ def test_attention_is_softmax_over_the_band(band, alibi, n_kv_heads):
     torch.testing.assert_close(y, attention.out(torch.cat(heads, -1)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("band", [12, 5])
+@pytest.mark.parametrize("positions", ["alibi", "rotary"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_what_torchs_attention_is_forward_and_backward(positions, band, dtype):
+    torch.manual_seed(0)
+    T, H, d = 12, 4, 6
+    ours, torchs = (
+        Attention(24, H, H, d, bias=False, qk_norm=True, norm="layer", norm_eps=1e-6, dropout=0.0, kernel=kernel)
+        for kernel in ("products", "sdpa")
+    )
+    torchs.load_state_dict(ours.state_dict())
+    slopes = torch.tensor(alibi_slopes(H)) if positions == "alibi" else None
+    rotary = rotary_angles(torch.arange(T), d, 100.0) if positions == "rotary" else None
+    place = Placement.of(T, band, count=None, in_place=False, rotary=rotary, slopes=slopes, device=CPU)
+    x, seed = torch.randn(3, T, 24), torch.randn(3, T, 24)
+
+    def run(attention, kind):
+        attention = copy.deepcopy(attention).to(kind)
+        given = x.to(kind).requires_grad_()
+        y, _ = attention(given, place, None)
+        y.backward(seed.to(kind))
+        weights = torch.cat([p.grad.flatten() for p in attention.parameters()])
+        return [t.float() for t in (y, given.grad, weights)]
+
+    for ours_t, torchs_t, exact in zip(run(ours, dtype), run(torchs, dtype), run(torchs, torch.float32), strict=True):
+        if dtype is torch.float32:
+            torch.testing.assert_close(ours_t, exact, atol=1e-5, rtol=1e-5)
+        else:
+            # bf16: no further from fp32 than torch's own, give or take the luck of rounding.
+            assert (ours_t - exact).norm() < 1.5 * (torchs_t - exact).norm()
+
+
+def test_the_kernel_is_chosen_by_shape_and_device(monkeypatch):
+    calls = []
+    attend = attention_module.attend
+    monkeypatch.setattr(attention_module, "attend", lambda *given: calls.append(given[0].shape[2]) or attend(*given))
+
+    def run(T, kernel="auto", n_kv_heads=2, dropout=0.0):
+        attention = Attention(8, 2, n_kv_heads, 4, False, False, "rms", 1e-6, dropout, kernel)
+        place = Placement.of(T, T, count=None, in_place=False, rotary=None, slopes=None, device=CPU)
+        attention(torch.randn(1, T, 8), place, None)
+
+    for given in ({"T": PRODUCTS}, {"T": PRODUCTS + 1}, {"T": 1}, {"T": 8, "dropout": 0.1}, {"T": 8, "kernel": "sdpa"}):
+        run(**given)
+    run(T=8, n_kv_heads=1, kernel="products")
+    run(T=PRODUCTS + 1, kernel="products")
+    assert calls == [PRODUCTS, PRODUCTS + 1]
+    with pytest.raises(ValueError, match="attention=flash is not an option: choose auto, sdpa, products"):
+        run(T=8, kernel="flash")
+
+
 def test_the_cache_of_a_long_text_is_a_ring():
-    attention = Attention(8, 2, 2, 4, bias=False, qk_norm=False, norm="rms", norm_eps=1e-6, dropout=0.0)
+    attention = Attention(8, 2, 2, 4, bias=False, qk_norm=False, norm="rms", norm_eps=1e-6, dropout=0.0, kernel="auto")
     x = torch.randn(1, 10, 8)
     place = Placement.of(10, 4, count=None, in_place=False, rotary=None, slopes=None, device=CPU)
     _, (k, _) = attention(x, place, None)

@@ -35,6 +35,9 @@ VARIANTS = {
     "transformer bounded": ["transformer", *TRANSFORMER, "max_context=4"],
     "transformer window": ["transformer", *TRANSFORMER, "window=3", "n_kv_heads=1", "embed_ngram=3"],
     "transformer alibi": ["transformer", *TRANSFORMER, "positions=alibi", "window=5"],
+    "transformer fsf": ["transformer", *TRANSFORMER, "n_layers=null", "sublayers=fsf"],
+    "transformer products": ["transformer", *TRANSFORMER, "attention=products", "window=4"],
+    "transformer sdpa": ["transformer", *TRANSFORMER, "attention=sdpa", "positions=alibi"],
     "transformer adaptive": ["transformer", *TRANSFORMER, *ADAPTIVE],
     "transformer mixture": ["transformer", *TRANSFORMER, *MIXTURE],
 }

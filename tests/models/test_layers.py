@@ -29,6 +29,12 @@ def test_mlp_is_what_its_formula_says(mlp, f):
     torch.testing.assert_close(module(x), expected)
 
 
+def test_squared_relu_has_the_gradient_of_its_formula():
+    mlp = make_mlp("relu2", d_model=3, d_ff=5, bias=True).double()
+    x = torch.randn(1, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: mlp(x), x)
+
+
 def test_mlps_of_default_width_have_about_equally_many_parameters():
     sizes = {m: sum(p.numel() for p in make_mlp(m, 240, None, False).parameters()) for m in ("swiglu", "gelu", "relu2")}
     # 3 * 640 * 240 = 2 * 960 * 240

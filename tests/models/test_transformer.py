@@ -265,3 +265,38 @@ def test_learned_positions_end_at_max_context():
 def test_what_cannot_be_built_says_why(changes, message):
     with pytest.raises(Exception, match=message):  # Hydra wraps the ValueError
         tiny(**changes)
+
+
+def test_sublayers_come_in_the_order_asked():
+    model = tiny(n_layers=None, sublayers="fsf")
+    kinds = [name for block in model.blocks for name in ("attention", "mlp") if getattr(block, name) is not None]
+    assert kinds == ["mlp", "attention", "mlp"]
+    # By hand: x + mlp(norm(x)), then the usual block.
+    x = model.embed(tokens(2, 8), None)[0]
+    first, second = model.blocks
+    x = x + first.mlp(first.mlp_norm(x))
+    place = model._place(8, None, False, x.device)
+    x = x + second.attention(second.attention_norm(x), place, None)[0]
+    x = x + second.mlp(second.mlp_norm(x))
+    torch.testing.assert_close(model(tokens(2, 8))[0], model.norm(x))
+
+
+def test_the_usual_order_spelt_out_is_the_usual_model():
+    usual, spelt = tiny(n_layers=2), tiny(n_layers=None, sublayers="sfsf")
+    spelt.load_state_dict(usual.state_dict())
+    assert torch.equal(spelt(tokens(2, 8))[0], usual(tokens(2, 8))[0])
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "sublayers", "message"),
+    [
+        (None, "ff", "at least one s"),
+        (None, "sax", "sublayers=sax must be of s"),
+        (2, "sf", "n_layers=2 with sublayers=sf"),
+        (None, None, "n_layers=None must be at least 1"),
+        (0, None, "n_layers=0 must be at least 1"),
+    ],
+)
+def test_orders_that_mean_nothing_are_refused(n_layers, sublayers, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(n_layers=n_layers, sublayers=sublayers)

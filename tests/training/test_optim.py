@@ -128,10 +128,20 @@ def test_a_zero_gradient_stays_zero():
     assert newton_schulz(torch.zeros(1, 3, 4), 5).eq(0).all()
 
 
+def test_small_matrices_are_multiplied_in_float32_and_large_ones_where_bfloat16_is_fast(monkeypatch):
+    optim._product_dtype.cache_clear()
+    for fast, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        assert newton_schulz(torch.randn(1, optim.LARGE, 200), 1).dtype is wanted
+        assert newton_schulz(torch.randn(1, optim.LARGE - 1, 200), 1).dtype is torch.float32
+        optim._product_dtype.cache_clear()
+
+
 @pytest.mark.parametrize("scale", optim.SCALES)
 def test_matrices_step_as_torch_muon(scale, monkeypatch):
     # torch.optim.Muon always multiplies in bfloat16; so do we here, that nothing but the order of sums differs.
-    monkeypatch.setattr(optim, "_product_dtype", lambda device_type: torch.bfloat16)
+    monkeypatch.setattr(optim, "_product_dtype", lambda *_: torch.bfloat16)
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape)) for shape in ((6, 4), (4, 6), (4, 4), (4, 6))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]

@@ -30,7 +30,7 @@ KINDS = {
     "early stopping": [*LSTM, *STOPPING, "optimizer.lr=0.3", "trainer.val_check_interval=2", "trainer.max_steps=60"],
     "micro-batches": [*LSTM, "training.micro_batch_size=3"],
     "random lengths": [*LSTM, "batching.random_lengths=true"],
-    "bf16 weights": [*TRANSFORMER, "precision=bf16", "training.micro_batch_size=4"],
+    "bf16 weights": [*TRANSFORMER, "precision=bf16", "model.dropout_masks=pool", "training.micro_batch_size=4"],
     "every few steps": [*LSTM, "callbacks.checkpoints.every_n_steps=2"],
 }
 SLOW = ("averaging", "micro-batches", "random lengths", "every few steps")

@@ -92,6 +92,9 @@ def _node(name: str, theirs: dict) -> dict[str, Any]:
         "dropout_attention": theirs.get("attn_pdrop", 0.1),
         "init_std": theirs.get("initializer_range", 0.02),
         "zero_init_out": False,
+        "sublayers": None,
+        "attention": "auto",
+        "dropout_masks": "fresh",
     }
 
 

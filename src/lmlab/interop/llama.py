@@ -18,6 +18,8 @@ _LAYER = {
 _QKV = tuple(f"self_attn.{part}_proj" for part in "qkv")
 # What both families fix, in our words.
 _LAYOUT = {"positions": "rotary", "norm": "rms", "mlp": "swiglu", "window": None, "embed_ngram": 1}
+# Options that older configs lack, with what their absence means.
+_LAYOUT_SINCE = {"sublayers": None}
 
 
 def to_llama(config: dict, state: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
@@ -25,9 +27,9 @@ def to_llama(config: dict, state: dict[str, Tensor]) -> tuple[dict, dict[str, Te
 
     config: the arguments of TransformerLM, whose head is `linear_no_bias`. ValueError names what they cannot express.
     """
-    for key, value in _LAYOUT.items():
-        if config[key] != value:
-            raise ValueError(f"{key}={config[key]} cannot be expressed as Llama or Qwen3, which have {key}={value}")
+    for key, value in (_LAYOUT | _LAYOUT_SINCE).items():
+        if config.get(key, _LAYOUT_SINCE.get(key)) != value:
+            raise ValueError(f"{key}={config.get(key)} cannot be expressed as Llama or Qwen3, which have {key}={value}")
     qwen3 = config["qk_norm"]
     if qwen3 and config["bias"]:
         raise ValueError("bias=true cannot be expressed as Qwen3, which has none in its MLP: set qk_norm=false")

@@ -1,6 +1,7 @@
 """The Transformer decoder: one class, whose parts (positions, norm, MLP, heads, window) are options."""
 
 import math
+import re
 from collections.abc import Callable
 
 import torch
@@ -10,24 +11,51 @@ from torch import Tensor, nn
 
 from lmlab.models.attention import KV, Attention, Placement, alibi_slopes, rotary_angles
 from lmlab.models.layers import TokenEmbedding, init_linears, make_mlp, make_norm, one_of
+from lmlab.models.mask_pool import PooledDropout
 from lmlab.types import Hidden, State, Tokens
+
+DROPOUT_MASKS = ("fresh", "pool")
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): norms come first (Radford et al. 2019, section 2.3)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): norms come first (Radford et al. 2019, section 2.3).
 
-    def __init__(self, attention: Attention, mlp: nn.Module, make_norm: Callable[[], nn.Module], dropout: float):
+    One of the two may be missing.
+    """
+
+    def __init__(
+        self, attention: Attention | None, mlp: nn.Module | None, make_norm: Callable[[], nn.Module], dropout: nn.Module
+    ):
         super().__init__()
-        self.attention_norm = make_norm()
+        self.attention_norm = None if attention is None else make_norm()
         self.attention = attention
-        self.mlp_norm = make_norm()
+        self.mlp_norm = None if mlp is None else make_norm()
         self.mlp = mlp
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
-    def forward(self, x: Hidden, place: Placement, past: KV | None) -> tuple[Hidden, KV]:
-        y, kv = self.attention(self.attention_norm(x), place, past)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.mlp(self.mlp_norm(x))), kv
+    def forward(self, x: Hidden, place: Placement, past: KV | None) -> tuple[Hidden, KV | None]:
+        kv = None
+        if self.attention is not None:
+            y, kv = self.attention(self.attention_norm(x), place, past)
+            x = x + self.dropout(y)
+        if self.mlp is not None:
+            x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x, kv
+
+
+def _order(sublayers: str | None, n_layers: int | None) -> str:
+    """The sublayers in order, as s and f."""
+    if sublayers is None:
+        if n_layers is None or n_layers < 1:
+            raise ValueError(f"n_layers={n_layers} must be at least 1, or null with sublayers=...")
+        return "sf" * n_layers
+    if not re.fullmatch("f*s[sf]*", sublayers):
+        raise ValueError(
+            f"sublayers={sublayers} must be of s (self-attention) and f (feed-forward), with at least one s"
+        )
+    if n_layers is not None:
+        raise ValueError(f"n_layers={n_layers} with sublayers={sublayers}, which tells how many: set n_layers=null")
+    return sublayers
 
 
 class TransformerLM(nn.Module):
@@ -41,6 +69,9 @@ class TransformerLM(nn.Module):
     d_head None: d_model / n_heads. d_ff None: see `make_mlp`. embed_ngram: how many tokens the input embedding sums.
     init_std: of all matrices; the projections back into the residual stream get init_std / sqrt(2 n_layers) (Radford
     et al. 2019), or zero with `zero_init_out`. The head initialises itself when it is not tied.
+    sublayers: their order, s for self-attention and f for feed-forward (Press, Smith and Levy 2020), as in `fsf`;
+    n_layers is then None. None: (sf) * n_layers. attention: the kernel, see `Attention`. dropout_masks: `fresh`, or
+    `pool`, see `PooledDropout`; not of attention's.
 
     The state is (count, written, recent, ((k, v), ...)): tokens seen, tokens written to the ring, the last
     embed_ngram - 1 tokens, and each layer's cache, (B, n_kv_heads, at most window, d_head).
@@ -49,11 +80,12 @@ class TransformerLM(nn.Module):
     recurrent = False
 
     def __init__(
-        self, *, vocab_size: int, head: Callable[..., nn.Module], d_model: int, n_layers: int, n_heads: int,
+        self, *, vocab_size: int, head: Callable[..., nn.Module], d_model: int, n_layers: int | None, n_heads: int,
         n_kv_heads: int | None, d_head: int | None, d_ff: int | None, max_context: int, window: int | None,
         positions: str, rope_base: float, norm: str, norm_eps: float, mlp: str, qk_norm: bool, bias: bool,
         tie_embeddings: bool, embed_ngram: int, dropout: float, dropout_embed: float, dropout_attention: float,
-        init_std: float, zero_init_out: bool, token_counts: Int[Tensor, " V"] | None = None,
+        init_std: float, zero_init_out: bool, sublayers: str | None = None, attention: str = "auto",
+        dropout_masks: str = "fresh", token_counts: Int[Tensor, " V"] | None = None,
     ):  # fmt: skip
         super().__init__()
         self.vocab_size, self.d_model, self.max_context = vocab_size, d_model, max_context
@@ -61,21 +93,24 @@ class TransformerLM(nn.Module):
         self.rope_base, self.d_head = rope_base, d_model // n_heads if d_head is None else d_head
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         self._check(n_heads, n_kv_heads, d_head)
+        sublayers = _order(sublayers, n_layers)
+        dropping = {"fresh": nn.Dropout, "pool": PooledDropout}[one_of("dropout_masks", dropout_masks, DROPOUT_MASKS)]
         self.embed = TokenEmbedding(vocab_size, d_model, embed_ngram)
         self.position_embed = nn.Embedding(max_context, d_model) if positions == "learned" else None
-        self.dropout = nn.Dropout(dropout_embed)
+        self.dropout = dropping(dropout_embed)
+        heads = (d_model, n_heads, n_kv_heads, self.d_head, bias, qk_norm, norm, norm_eps, dropout_attention, attention)
         self.blocks = nn.ModuleList(
             Block(
-                Attention(d_model, n_heads, n_kv_heads, self.d_head, bias, qk_norm, norm, norm_eps, dropout_attention),
-                make_mlp(mlp, d_model, d_ff, bias),
+                Attention(*heads) if "s" in part else None,
+                make_mlp(mlp, d_model, d_ff, bias) if "f" in part else None,
                 lambda: make_norm(norm, d_model, norm_eps, bias),
-                dropout,
+                dropping(dropout),
             )
-            for _ in range(n_layers)
+            for part in re.findall("sf?|f", sublayers)
         )
         self.norm = make_norm(norm, d_model, norm_eps, bias)
         self._make_tables(n_heads)
-        self._initialise(init_std, 0.0 if zero_init_out else init_std / math.sqrt(2 * n_layers))
+        self._initialise(init_std, 0.0 if zero_init_out else init_std / math.sqrt(len(sublayers)))
         tied = self.embed.weight if tie_embeddings else None
         self.head = head(d_model=d_model, vocab_size=vocab_size, embedding=tied, token_counts=token_counts)
 
@@ -124,7 +159,7 @@ class TransformerLM(nn.Module):
         """
         B, T = tokens.shape
         count = recent = None
-        layers, in_place = (None,) * len(self.blocks), False
+        layers, in_place = (), False
         if state is not None:
             in_place = T == 1 and not torch.is_grad_enabled()
             count, written, recent, layers = self._writable(state, in_place)
@@ -134,9 +169,11 @@ class TransformerLM(nn.Module):
             x = x + self.position_embed(self._positions(T, count, tokens.device))
         # Embedding tables stay fp32 where the layers have bf16 weights (precision=bf16).
         x, caches = self.dropout(x.to(self.norm.weight.dtype)), []
-        for block, past in zip(self.blocks, layers, strict=True):
-            x, kv = block(x, place, past)
-            caches.append(kv)
+        past = iter(layers)
+        for block in self.blocks:
+            x, kv = block(x, place, next(past, None) if block.attention is not None else None)
+            if kv is not None:
+                caches.append(kv)
         count = torch.full((B,), T, device=tokens.device) if count is None else count + T
         written = written.copy_(count) if in_place else count.clone()
         return self.norm(x), (count, written, recent, tuple(caches))

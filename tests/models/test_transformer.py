@@ -275,7 +275,7 @@ def test_sublayers_come_in_the_order_asked():
     x = model.embed(tokens(2, 8), None)[0]
     first, second = model.blocks
     x = x + first.mlp(first.mlp_norm(x))
-    place = model._place(8, None, False, x.device)
+    place = model._place(8, None, None, False, x.device)
     x = x + second.attention(second.attention_norm(x), place, None)[0]
     x = x + second.mlp(second.mlp_norm(x))
     torch.testing.assert_close(model(tokens(2, 8))[0], model.norm(x))

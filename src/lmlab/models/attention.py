@@ -77,8 +77,9 @@ class Placement:
 
     @classmethod
     def of(cls, n: int, band: int, count: Tensor | None, in_place: bool, rotary: tuple | None, slopes: Tensor | None,
-           device: torch.device) -> "Placement":  # fmt: skip
-        """`n` tokens, each of which sees itself and the band - 1 before it."""
+           device: torch.device, size: int | None = None) -> "Placement":  # fmt: skip
+        """`n` tokens, each of which sees itself and the band - 1 before it. size: slots of the ring that they go on
+        from, which has fewer than `band` while the text is short."""
         at = torch.arange(n, device=device)
         later = None
         if n > band:
@@ -89,7 +90,7 @@ class Placement:
             distance = at[:, None] - at
             first = None if slopes is None else distance_mask(distance, distance >= 0, slopes)
             return cls(band, rotary, None, None, first, later)
-        slot = torch.arange(band, device=device)
+        slot = torch.arange(size, device=device)
         if in_place:
             # The token is in its slot already when it looks, so slot i holds the last position that is i mod band.
             distance = ((count[:, None] - slot) % band)[:, None]

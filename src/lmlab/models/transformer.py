@@ -15,6 +15,8 @@ from lmlab.models.mask_pool import PooledDropout
 from lmlab.types import Hidden, State, Tokens
 
 DROPOUT_MASKS = ("fresh", "pool")
+# Slots that a ring grows by while the text is shorter than the window: a step then costs what the text needs.
+GROWTH = 128
 
 
 class Block(nn.Module):
@@ -163,7 +165,7 @@ class TransformerLM(nn.Module):
         if state is not None:
             in_place = T == 1 and not torch.is_grad_enabled()
             count, written, recent, layers = self._writable(state, in_place)
-        place = self._place(T, count, in_place, tokens.device)
+        place = self._place(T, count, layers[0][0].shape[2] if layers else None, in_place, tokens.device)
         x, recent = self.embed(tokens, recent)
         if self.position_embed is not None:
             x = x + self.position_embed(self._positions(T, count, tokens.device))
@@ -187,21 +189,26 @@ class TransformerLM(nn.Module):
             )
         return at if count is None else count[:, None] + at
 
-    def _place(self, n: int, count: Tensor | None, in_place: bool, device: torch.device) -> Placement:
+    def _place(self, n: int, count: Tensor | None, size: int | None, in_place: bool, device: torch.device) -> Placement:
         rotary = None
         if self.positions == "rotary":
             if count is None and n <= len(self.cos):
                 rotary = self.cos[:n], self.sin[:n]
             else:
                 rotary = rotary_angles(self._positions(n, count, device), self.d_head, self.rope_base)
-        return Placement.of(n, self.band, count, in_place, rotary, self.slopes, device)
+        return Placement.of(n, self.band, count, in_place, rotary, self.slopes, device, size)
 
     def _writable(self, state: State, in_place: bool) -> State:
-        """The state with full rings; with rings of its own where `in_place` would spoil what someone else needs."""
+        """The state with room for what comes; with rings of its own where `in_place` would spoil what someone else
+        needs."""
         count, written, recent, layers = state
-        size = layers[0][0].shape[2]
-        if size < self.band:
-            layers = tuple(tuple(F.pad(t, (0, 0, 0, self.band - size)) for t in kv) for kv in layers)
+        size, needed = layers[0][0].shape[2], self.band
+        # Compiled steps want one shape, and a stretch of several tokens starts from a full ring.
+        if size < self.band and in_place and not torch.compiler.is_compiling():
+            needed = min(self.band, int(count.max()) + 1)
+        if size < needed:
+            grown = min(self.band, needed + GROWTH)
+            layers = tuple(tuple(F.pad(t, (0, 0, 0, grown - size)) for t in kv) for kv in layers)
             return count, count.clone(), recent, layers
         if torch.compiler.is_compiling():
             return state

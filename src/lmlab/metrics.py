@@ -106,5 +106,7 @@ class TokenNLL(Metric):
 
     def likelihood(self) -> Likelihood:
         """The sums, with all that is derived from them. The one place that waits for the device."""
+        # Nothing scored is zero nats: no reason for torchmetrics to warn.
+        self._update_count = max(1, self._update_count)
         nats, *counts = self.compute().tolist()
         return Likelihood(nats, *map(int, counts))

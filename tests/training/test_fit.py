@@ -53,6 +53,13 @@ def test_the_last_step_is_validated_though_it_is_not_due(train, tmp_path):
     assert [entry["step"] for entry in last["lmlab"]["history"]] == [4, 8, 10]
 
 
+def test_without_a_slice_of_train_there_is_no_gap(train, tmp_path):
+    with_slice, without = (train(str(n), *SHORT, f"validation.train_tokens={n}") for n in (50, 0))
+    (*_, last), (*_, plain) = with_slice["training"]["history"], without["training"]["history"]
+    assert {"train/eval_loss", "val/gap"} == last.keys() - plain.keys()
+    assert plain["val/loss"] == last["val/loss"]
+
+
 def test_a_larger_budget_continues_and_states_the_new_horizon(train, tmp_path, caplog):
     caplog.set_level(logging.INFO, "lmlab")
     train("run", *SHORT, "schedule=cosine")

@@ -109,5 +109,11 @@ class TextDataModule(LightningDataModule):
         ranks = self._ranks()
         return [
             EvaluationLoader(lambda: self.evaluation_batches("val", limit_tokens=self.limit_tokens, **ranks)),
-            EvaluationLoader(lambda: self.evaluation_batches("train", limit_tokens=self.train_tokens, **ranks)),
+            EvaluationLoader(
+                lambda: (
+                    self.evaluation_batches("train", limit_tokens=self.train_tokens, **ranks)
+                    if self.train_tokens
+                    else iter(())
+                )
+            ),
         ]

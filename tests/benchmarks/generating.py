@@ -91,7 +91,8 @@ def cases(settings: Settings) -> Iterator[Case]:
             weights = Path(folder) / "weights"
             theirs = random_gpt2(weights, size, tokenizer)
             run = run_of(weights, Path(folder))
-            prompt = torch.tensor([tokenizer.encode(PROMPT).ids])
+            # Ours begins every text with the token that starts one.
+            prompt = torch.tensor([[run.tokenizer.start_id, *tokenizer.encode(PROMPT).ids]])
             for batch in (1, 16):
                 for how in ("greedy", "sampled"):
                     yield _case(f"{size}, batch {batch}, {how}", run, theirs, prompt, batch, n_tokens, how == "greedy")
@@ -135,4 +136,4 @@ def same(ours: dict, peer: dict) -> None:
     assert ours["first"] is None or ours["first"][:4] == peer["first"][:4]
 
 
-ROWS = (Row("generation", "128 new tokens after a prompt of 13, random weights", cases),)
+ROWS = (Row("generation", "128 new tokens after a prompt of 13 and the token that starts a text, random weights", cases),)

@@ -47,12 +47,12 @@ def expand(state: State, n: int) -> State:
 
 
 def reset(state: State, rows: Bool[Tensor, " B"]) -> State:
-    """Put the marked rows at the start of text."""
+    """Put the marked rows at the start of text. Where `rows` is on the CPU, no GPU is waited for."""
     if state is None or not bool(rows.any()):
         return state
     if bool(rows.all()):
         return None
-    return map_state(lambda t: t.masked_fill(rows.view(-1, *[1] * (t.ndim - 1)), 0), state)
+    return map_state(lambda t: t.masked_fill(rows.to(t.device).view(-1, *[1] * (t.ndim - 1)), 0), state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Batch:
 
     inputs, targets: (B, T); targets[b, t] follows inputs[b, t].
     mask: (B, T), True where the target counts; None when all do.
-    reset: (B,), True where the row starts new text; None when every row does.
+    reset: (B,), True where the row starts new text; None when every row does. It stays on the CPU, which decides by it.
     counts: (B, 3), bytes, characters and words of the source that each row's counted targets cover.
     lr_scale: multiplies the learning rate of this step (AWD-LSTM's random lengths).
     """
@@ -73,20 +73,19 @@ class Batch:
     counts: Int[Tensor, "B 3"] | None = None
     lr_scale: float = 1.0
 
-    def _map(self, f: Callable[[Tensor], Tensor]) -> "Batch":
-        names = ("inputs", "targets", "mask", "reset", "counts")
+    def _map(self, f: Callable[[Tensor], Tensor], *names: str) -> "Batch":
         return replace(self, **{n: f(t) for n in names if (t := getattr(self, n)) is not None})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         if self.inputs.device == torch.device(device):
             return self
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking), "inputs", "targets", "mask", "counts")
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows [start, stop): how ranks and micro-batches share one global batch."""
         if start == 0 and stop >= len(self.inputs):
             return self
-        return self._map(lambda t: t[start:stop])
+        return self._map(lambda t: t[start:stop], "inputs", "targets", "mask", "reset", "counts")
 
     @property
     def n_targets(self) -> int:

@@ -1,0 +1,22 @@
+"""State and Batch: what moves to a device and what stays."""
+
+import torch
+
+from lmlab.types import Batch, reset
+
+
+def test_a_batch_moves_but_for_what_the_processor_decides_by():
+    tokens = torch.zeros(2, 3, dtype=torch.long)
+    batch = Batch(tokens, tokens, tokens == 0, torch.tensor([True, False]), torch.zeros(2, 3, dtype=torch.long))
+    moved = batch.to("meta")
+    assert {getattr(moved, name).device.type for name in ("inputs", "targets", "mask", "counts")} == {"meta"}
+    assert moved.reset.device.type == "cpu"
+    assert moved.reset.tolist() == [True, False]
+
+
+def test_rows_are_reset_on_whichever_device_their_state_is():
+    (there,) = reset((torch.ones(2, 3, device="meta"),), torch.tensor([True, False]))
+    assert (there.device.type, there.shape) == ("meta", (2, 3))
+    (here,) = reset((torch.ones(2, 3),), torch.tensor([True, False]))
+    assert here.tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert reset((torch.ones(2, 3),), torch.tensor([True, True])) is None

@@ -136,4 +136,4 @@ def same(ours: dict, peer: dict) -> None:
     assert ours["first"] is None or ours["first"][:4] == peer["first"][:4]
 
 
-ROWS = (Row("generation", "128 new tokens after a prompt of 13 and the token that starts a text, random weights", cases),)
+ROWS = (Row("generation", "128 new tokens after a prompt of 14, random weights", cases),)

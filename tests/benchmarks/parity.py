@@ -65,7 +65,7 @@ def cases(name: str, build: Callable[[Plan], Any], option: str, steps: int, segm
                 words += [f"corpus.path={getattr(settings, option)}"]
             n = 2 * segment if settings.quick else settings.steps or steps
             yield Case("a step beside the reference", (Measure("a step", "ms"),), f"experiment={name}, fp32",
-                       peer_is="reference loop, fp32, same batches, weights and dropout",
+                       peer_is="reference loop, fp32, same batches and first weights",
                        both=lambda: _both(plan(lmlab.compose(words)), build, n, segment))  # fmt: skip
 
     return make

@@ -49,7 +49,8 @@ class Alternate(Callback):
         forward = pl_module._forward
 
         def watched(*arguments: Any) -> tuple:
-            # Dropout is seeded by now: from this state the reference draws the same masks.
+            # Dropout is seeded by now: from this state the reference draws its masks. They are the same ones where both
+            # draw with F.dropout, as the Transformers do; our LSTM draws in its own way.
             self._random = torch.get_rng_state()
             nll, *others = forward(*arguments)
             self.ours.losses.append(nll.detach().mean().item())

@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 from beartype import BeartypeConf, beartype
@@ -25,10 +26,12 @@ import torch
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One cache for the whole session: stores are keyed by content, so tests cannot meet in it by accident."""
-    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("LMLAB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 TEXT = "the cat sat on the mat. the dog ate the cat's food, said it's good.\n" * 60 + "一二三四五\n" * 5

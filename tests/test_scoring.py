@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from tests.generation.toys import Head
 from torch import nn
 
 from lmlab.scoring import as_json, as_table, continuation, continuations, score_many, score_text
@@ -33,19 +34,6 @@ class Pieces(Vocabulary):
 
     def to_json(self) -> str:
         return str(self.pieces)
-
-
-class Head(nn.Module):
-    """hidden is the logits."""
-
-    def logits(self, hidden):
-        return hidden
-
-    def log_probs(self, hidden):
-        return hidden.log_softmax(-1)
-
-    def nll(self, hidden, targets):
-        return -self.log_probs(hidden).gather(-1, targets[..., None])[..., 0]
 
 
 class Mixing(nn.Module):

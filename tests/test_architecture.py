@@ -64,7 +64,7 @@ HEAVY = {
     "tensorboard": ("training/",),
 }
 # Where configuration becomes objects.
-BUILDERS = ("experiment.py", "runs.py", "training/fit.py", "training/rehearsal.py", "training/results.py")
+BUILDERS = ("experiment.py", "runs/run.py", "training/fit.py", "training/rehearsal.py", "training/results.py")
 
 
 @cache

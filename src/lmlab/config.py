@@ -163,6 +163,15 @@ def identity(asked_config: Mapping) -> str:
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
+def treatment(asked_config: Mapping) -> str:
+    """Eight hex digits that name what was asked, the seed apart: runs that share them are replicates.
+
+    asked_config: as `asked` gives it, or that flattened.
+    """
+    without = {k: v for k, v in flatten(asked_config).items() if k != "seed"}
+    return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:8]
+
+
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     """Dotted keys to leaves; an empty mapping is a leaf."""
     flat: dict[str, Any] = {}

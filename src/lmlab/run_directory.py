@@ -1,10 +1,13 @@
 """A run is a directory: what lies in it, who may write to it, and whether the same command continues it."""
 
+import csv
 import fcntl
+import io
 import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +22,9 @@ from lmlab.config import BUDGETS, differences, flatten, identity
 
 # Raised when the layout of a run's directory changes.
 FORMAT = 1
+
+# Bytes at the end of train.log in which its last message stands.
+LOG_TAIL = 8_000
 
 log = logging.getLogger("lmlab")
 
@@ -56,6 +62,7 @@ class RunDirectory:
     last = property(lambda self: self.checkpoints / "last.ckpt")
     best = property(lambda self: self.checkpoints / "best.ckpt")
     tokenizer = property(lambda self: self.path / "tokenizer.json")
+    curves = property(lambda self: self.path / "curves.csv")
 
     def exists(self) -> bool:
         return (self.path / "asked.yaml").is_file()
@@ -81,6 +88,25 @@ class RunDirectory:
                 f"{path} is damaged ({error}); lmlab evaluate run_dir={self.path} measures anew"
             ) from error
 
+    def points(self) -> list[dict[str, str]]:
+        """The lines of curves.csv by column; without one that was still being written."""
+        try:
+            text = self.curves.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+    def failure(self) -> str | None:
+        """The error with which train.log ends; None where it ends otherwise."""
+        try:
+            with (self.path / "train.log").open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
+                end = file.read().decode("utf-8", "replace")
+        except OSError:
+            return None
+        last = re.split(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", end, flags=re.MULTILINE)[-1].strip()
+        return last if re.match(r"[A-Z]\w*(Error|Exception|Failed|NotFinite|Interrupt|Exit): ", last) else None
+
     def _read_yaml(self, name: str) -> dict[str, Any]:
         path = self.path / name
         if not path.is_file():
@@ -97,12 +123,12 @@ class RunDirectory:
         return tree
 
     def write_yaml(self, name: str, tree: Mapping[str, Any]) -> None:
-        self._write(name, yaml.dump(dict(tree), Dumper=Dumper, sort_keys=False, allow_unicode=True))
+        self.write_text(name, yaml.dump(dict(tree), Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
     def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
-        self._write(name, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
 
-    def _write(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str) -> None:
         """Whole or not at all."""
         beside = self.path / (name + ".tmp")
         try:

@@ -23,6 +23,7 @@ from lmlab.instantiate import instantiate
 from lmlab.training import performance
 from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
 from lmlab.training.checkpoints import Resume, stopped_early, write
+from lmlab.training.curves import Curves
 from lmlab.training.module import LMModule
 from lmlab.training.profile import Profile
 from lmlab.training.ranks import launched
@@ -54,6 +55,9 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
     # The meter comes last: what others do before a step is no part of it.
     callbacks = [*first, stop, *build_callbacks(plan, directory), meter]
     trainer = build_trainer(plan, directory.path, callbacks, module.step)
+    if trainer.is_global_zero:
+        passing = checkpoint is not None and checkpoint["lmlab"]["in_passing"]
+        module.curves = Curves(directory, module.step or None, passing)
     try:
         trainer.fit(module, datamodule=data)
     except SystemExit as error:
@@ -77,6 +81,8 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
             "free some space, and the same command goes on"
         ) from error
     finally:
+        if module.curves is not None:
+            module.curves.close()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # What follows is rank 0's alone.
             torch.distributed.destroy_process_group()

@@ -14,6 +14,7 @@ from lmlab.errors import NotFinite
 from lmlab.evaluation.evaluate import score_batch
 from lmlab.metrics import TokenNLL
 from lmlab.training import optim
+from lmlab.training.curves import Curves
 from lmlab.training.master_weights import MasterWeights
 from lmlab.training.performance import Performance
 from lmlab.training.progress import Stopwatch
@@ -74,6 +75,8 @@ class LMModule(LightningModule):
         self.validation_state: State = None
         self.history: list[dict[str, float]] = []
         self.latest: dict[str, float] = {}
+        # The run's own record of what is logged; rank 0's, and none in a rehearsal.
+        self.curves: Curves | None = None
         self.first_loss: float | None = None
         self._swap = nullcontext()
         self._logged_at = 0.0
@@ -222,7 +225,9 @@ class LMModule(LightningModule):
         self.write(self.latest)
 
     def write(self, metrics: dict[str, float]) -> None:
-        """Send metrics to the loggers at our step."""
+        """Send metrics to the run's own curve and to the loggers, at our step."""
+        if self.curves is not None:
+            self.curves.append(self.step, self.tokens, self.watch.seconds, metrics)
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.step)
 

@@ -1,12 +1,8 @@
-"""Runs on disk: load one to use it, or many as a table."""
+"""One run on disk, to be used: score, generate, evaluate."""
 
-import gc
-import json
 import logging
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmlab.config import cache_dir, check_targets, conf_dir, flatten, plain
+from lmlab.config import cache_dir, check_targets, conf_dir, plain
 from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
 from lmlab.run_directory import RunDirectory
@@ -215,127 +211,3 @@ def settle(decoding: Mapping[str, Any]) -> dict[str, Any]:
 def load(path: str | os.PathLike, **options: Any) -> Run:
     """The run in a directory; see `Run` for the options."""
     return Run(path, **options)
-
-
-def find(root: str | os.PathLike) -> Iterator[RunDirectory]:
-    """Every run at or below `root`, in order of its path."""
-    for folder, names, files in os.walk(root):
-        names.sort()
-        if "asked.yaml" in files:
-            names.clear()
-            yield RunDirectory(folder)
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Reading makes a million objects and no cycles: looking for garbage among them takes a third of the time."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
-
-
-def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
-    """One row a run: where, state, seed, sizes, best numbers, and every key in which the runs differ.
-
-    A run that cannot be read has a row that says why.
-    """
-    import pandas as pd
-
-    with no_collection():
-        rows = [row(directory, root) for directory in find(root)]
-    # Plain dicts: a thousand runs have a hundred keys each, most of them the same everywhere.
-    asked = [told.pop("asked") for told in rows]
-    keys = dict.fromkeys(key for told in asked for key in told)
-    known = [told for told in asked if told]
-    for key in keys:
-        if len({repr(told.get(key)) for told in known}) > 1:
-            for told, wanted in zip(rows, asked, strict=True):
-                told[key] = wanted.get(key)
-    return pd.DataFrame(rows)
-
-
-def row(directory: RunDirectory, root: str | os.PathLike) -> dict[str, Any]:
-    told: dict[str, Any] = {"run": os.path.relpath(directory.path, root), "state": "unfinished", "asked": {}}
-    try:
-        asked, results = directory.asked(), directory.results()
-        told |= {"model": class_name(asked["model"]), "seed": asked["seed"]}
-        if results is not None:
-            told |= numbers(results)
-    except (ValueError, OSError) as error:
-        return told | {"state": f"damaged: {error}"}
-    except (KeyError, TypeError, AttributeError) as error:
-        return told | {"state": f"damaged: {directory.path} lacks {error}"}
-    told["megabytes"] = round(size(directory.path) / 1e6, 1)
-    return told | {"asked": differing_keys(asked)}
-
-
-def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
-    training = results["training"]
-    told = {"state": training["stopped_because"], "parameters": results["model"]["parameters"]}
-    told |= {k: training.get(k) for k in ("steps", "tokens", "seconds", "tokens_per_s")}
-    for split, sums in results["splits"].items():
-        told |= {f"{split}/{k}": sums[k] for k in ("bpb", "ppl", "nll")}
-    return told
-
-
-def differing_keys(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What may tell runs apart: leaves by dotted key, and each group's class; the model and seed have columns."""
-    told = {}
-    for key, value in flatten(asked).items():
-        group, _, leaf = key.rpartition(".")
-        if leaf == "_target_":
-            told[group] = class_name({"_target_": value})
-        elif not leaf.startswith("_") and key != "seed":
-            told[key] = value
-    told.pop("model", None)
-    return told
-
-
-def class_name(node: Mapping[str, Any]) -> str:
-    """Of a node: its class, or the module of a function that trains."""
-    *_, module, name = f"..{node['_target_']}".split(".")
-    return module if name == "train" else name
-
-
-def size(path: Path) -> int:
-    """Bytes below a directory."""
-    total = 0
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                total += size(Path(entry.path))
-            elif entry.is_file(follow_symlinks=False):
-                total += entry.stat(follow_symlinks=False).st_size
-    return total
-
-
-def prune(root: str | os.PathLike, keep: str, do_it: bool) -> list[tuple[Path, int]]:
-    """What `keep` would free, as (path, bytes); removed when `do_it`.
-
-    keep=best: last.ckpt of finished runs goes, which continuing them needs. keep=finished: unfinished runs go whole.
-    keep=results: all checkpoints of finished runs go, numbers and curves stay.
-    """
-    rules = ("best", "finished", "results")
-    if keep not in rules:
-        raise ValueError(f"keep={keep} must be one of {', '.join(rules)}")
-    freed = []
-    for directory in find(root):
-        results = directory.results()
-        finished = results is not None and results["training"]["stopped_because"] != "interrupted"
-        if keep == "finished":
-            paths = [] if finished else [directory.path]
-        else:
-            paths = [directory.last] + ([directory.best] if keep == "results" else []) if finished else []
-        for path in filter(Path.exists, paths):
-            freed.append((path, size(path) if path.is_dir() else path.stat().st_size))
-            if do_it:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return freed
-
-
-def as_json(frame: "pd.DataFrame") -> str:
-    return json.dumps(json.loads(frame.to_json(orient="records")), indent=2, ensure_ascii=False)

@@ -1,0 +1,31 @@
+"""The space that runs take on a disk, and what may be freed of it."""
+
+import os
+import shutil
+from pathlib import Path
+
+from lmlab.runs.tables import find, size
+
+
+def prune(root: str | os.PathLike, keep: str, do_it: bool) -> list[tuple[Path, int]]:
+    """What `keep` would free, as (path, bytes); removed when `do_it`.
+
+    keep=best: last.ckpt of finished runs goes, which continuing them needs. keep=finished: unfinished runs go whole.
+    keep=results: all checkpoints of finished runs go, numbers and curves stay.
+    """
+    rules = ("best", "finished", "results")
+    if keep not in rules:
+        raise ValueError(f"keep={keep} must be one of {', '.join(rules)}")
+    freed = []
+    for directory in find(root):
+        results = directory.results()
+        finished = results is not None and results["training"]["stopped_because"] != "interrupted"
+        if keep == "finished":
+            paths = [] if finished else [directory.path]
+        else:
+            paths = [directory.last] + ([directory.best] if keep == "results" else []) if finished else []
+        for path in filter(Path.exists, paths):
+            freed.append((path, size(path) if path.is_dir() else path.stat().st_size))
+            if do_it:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return freed

@@ -1,0 +1,173 @@
+"""Many runs as a table: one row a run, a column for each number and for each key in which they differ."""
+
+import gc
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmlab.config import flatten, treatment
+from lmlab.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Of validations while training: the lowest, and the last.
+FOLLOWED = ("val/bpb", "val/ppl", "val/loss")
+
+
+def find(root: str | os.PathLike) -> Iterator[RunDirectory]:
+    """Every run at or below `root`, in order of its path."""
+    for folder, names, files in os.walk(root):
+        names.sort()
+        if "asked.yaml" in files:
+            names.clear()
+            yield RunDirectory(folder)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Reading makes a million objects and no cycles: looking for garbage among them takes a third of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
+    """One row a run: where, state, seed, sizes, numbers, and every key in which the runs differ.
+
+    val/bpb is of the best checkpoint on all of val; val/bpb_best and val/bpb_last are of the validations in training.
+    treatment: the same for runs that differ in nothing but the seed. reason: why a run failed, or cannot be read.
+    """
+    import pandas as pd
+
+    with no_collection():
+        rows = [row(directory, root) for directory in find(root)]
+    # Plain dicts: a thousand runs have a hundred keys each, most of them the same everywhere.
+    asked = [told.pop("asked") for told in rows]
+    keys = dict.fromkeys(key for told in asked for key in told)
+    known = [told for told in asked if told]
+    for key in keys:
+        if len({repr(told.get(key)) for told in known}) > 1:
+            for told, wanted in zip(rows, asked, strict=True):
+                told[key] = wanted.get(key)
+    return pd.DataFrame(rows)
+
+
+def row(directory: RunDirectory, root: str | os.PathLike) -> dict[str, Any]:
+    told: dict[str, Any] = {"run": os.path.relpath(directory.path, root), "state": "unfinished", "asked": {}}
+    try:
+        asked, results = directory.asked(), directory.results()
+        flat = flatten(asked)
+        told |= {"model": class_name(asked["model"]), "seed": asked["seed"], "treatment": treatment(flat)}
+        if results is not None:
+            told |= numbers(results)
+        else:
+            told |= so_far(directory)
+    except (ValueError, OSError) as error:
+        return told | {"state": f"damaged: {error}"}
+    except (KeyError, TypeError, AttributeError) as error:
+        return told | {"state": f"damaged: {directory.path} lacks {error}"}
+    told["megabytes"] = round(size(directory.path) / 1e6, 1)
+    return told | {"asked": differing_keys(flat)}
+
+
+def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run that came to an end."""
+    training = results["training"]
+    told = {"state": training["stopped_because"], "parameters": results["model"]["parameters"]}
+    told |= {k: training.get(k) for k in ("steps", "tokens", "seconds", "tokens_per_s")}
+    for split, sums in results["splits"].items():
+        told |= {f"{split}/{k}": sums[k] for k in ("bpb", "ppl", "nll")}
+    return told | {"best_step": training.get("best_step")} | followed(training.get("history") or [])
+
+
+def so_far(directory: RunDirectory) -> dict[str, Any]:
+    """Of a run that has not come to an end: its curve, and why it stopped where its log ends with that."""
+    told: dict[str, Any] = {}
+    if (reason := directory.failure()) is not None:
+        told |= {"state": "failed", "reason": reason}
+    points = directory.points()
+    if points:
+        told |= {"steps": int(points[-1]["step"]), "tokens": int(points[-1]["tokens"])}
+        told["seconds"] = float(points[-1]["seconds"])
+    validations = [{k: float(p[k]) for k in FOLLOWED} for p in points if p.get("val/loss")]
+    return told | followed(validations)
+
+
+def followed(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    told = {}
+    for name in FOLLOWED[:2] if history else ():
+        told |= {f"{name}_best": min(point[name] for point in history), f"{name}_last": history[-1][name]}
+    return told
+
+
+def differing_keys(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What may tell runs apart: leaves by dotted key, and each group's class; the model and seed have columns."""
+    told = {}
+    for key, value in flat.items():
+        group, _, leaf = key.rpartition(".")
+        if leaf == "_target_":
+            told[group] = class_name({"_target_": value})
+        elif not leaf.startswith("_") and key != "seed":
+            told[key] = value
+    told.pop("model", None)
+    return told
+
+
+def class_name(node: Mapping[str, Any]) -> str:
+    """Of a node: its class, or the module of a function that trains."""
+    *_, module, name = f"..{node['_target_']}".split(".")
+    return module if name == "train" else name
+
+
+def size(path: Path) -> int:
+    """Bytes below a directory."""
+    total = 0
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                total += size(Path(entry.path))
+            elif entry.is_file(follow_symlinks=False):
+                total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def as_json(frame: "pd.DataFrame") -> str:
+    return json.dumps(json.loads(frame.to_json(orient="records")), indent=2, ensure_ascii=False)
+
+
+def write_tables(root: str | os.PathLike) -> list[Path]:
+    """trials.csv, trials.parquet and curves.parquet in `root`; returns what was written.
+
+    Raises ImportError where pyarrow is missing, after trials.csv has been written.
+    """
+    from lmlab.runs.points import curves
+
+    root = Path(root)
+    trials = table(root)
+    written = [root / "trials.csv", root / "trials.parquet", root / "curves.parquet"]
+    _replace(written[0], lambda path: trials.to_csv(path, index=False))
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ImportError("trials.parquet and curves.parquet need pyarrow: pip install 'lmlab[sweeps]'") from error
+    # A column of parquet has one type: what differs in kind (a number here, null or a word there) is written as text.
+    mixed = [c for c in trials if trials[c].dtype == object and len({type(v) for v in trials[c].dropna()}) > 1]
+    plain = trials.assign(**{c: [None if v is None else str(v) for v in trials[c]] for c in mixed})
+    _replace(written[1], lambda path: plain.to_parquet(path, index=False))
+    _replace(written[2], lambda path: curves(root).to_parquet(path, index=False))
+    return written
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    write(beside)
+    os.replace(beside, path)

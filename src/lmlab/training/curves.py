@@ -1,0 +1,69 @@
+"""curves.csv in a run's directory: every point that was logged, in a file of which a thousand are read in a second."""
+
+from collections.abc import Iterable, Mapping
+from typing import IO
+
+from lmlab.run_directory import RunDirectory
+
+# Of each point, before its metrics. Seconds of training: validating, saving and sampling are not counted.
+COLUMNS = ("step", "tokens", "seconds")
+# Said by a column of every point.
+LEFT_OUT = ("progress/tokens",)
+
+
+class Curves:
+    """Appends a line a point; a kill loses at most the line that was being written.
+
+    resume_from: the step of the checkpoint that is continued; later points are dropped, as they will come again. None:
+    a new run. in_passing: the checkpoint's validation was not due and is forgotten.
+    """
+
+    def __init__(self, directory: RunDirectory, resume_from: int | None, in_passing: bool = False):
+        self.directory = directory
+        self.columns = list(COLUMNS)
+        self._file: IO[str] | None = None
+        self._rewrite([] if resume_from is None else self._before(resume_from, in_passing))
+
+    def append(self, step: int, tokens: int, seconds: float, metrics: Mapping[str, float]) -> None:
+        new = [name for name in metrics if name not in self.columns and name not in LEFT_OUT]
+        if new:
+            # Twice or so in a run: the first point of training, the first validation.
+            self.columns += new
+            self._rewrite(self.directory.points())
+        point = {"step": step, "tokens": tokens, "seconds": f"{seconds:.3f}"}
+        # More digits than a plot shows, fewer than a float has.
+        point |= {name: f"{value:.9g}" for name, value in metrics.items() if name not in LEFT_OUT}
+        self._file.write(_line(point.get(name, "") for name in self.columns))
+
+    def __deepcopy__(self, memo: dict) -> "Curves":
+        """Weight averaging copies the module, which has this: the file is one."""
+        return self
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _before(self, step: int, in_passing: bool) -> list[dict[str, str]]:
+        def stays(point: Mapping[str, str]) -> bool:
+            at = int(point["step"])
+            return at < step or (at == step and not (in_passing and point.get("val/loss")))
+
+        try:
+            points = [point for point in self.directory.points() if stays(point)]
+        except (ValueError, TypeError, KeyError):
+            # Damaged by somebody: the run goes on, its curve from here.
+            return []
+        self.columns += [name for point in points[:1] for name in point if name not in self.columns]
+        return points
+
+    def _rewrite(self, points: list[dict[str, str]]) -> None:
+        """Whole or not at all, then open for more."""
+        if self._file is not None:
+            self._file.close()
+        lines = [_line(self.columns), *(_line(point.get(name, "") for name in self.columns) for point in points)]
+        self.directory.write_text(self.directory.curves.name, "".join(lines))
+        # By line: what was logged is seen by others at once.
+        self._file = self.directory.curves.open("a", encoding="utf-8", buffering=1)
+
+
+def _line(cells: Iterable[object]) -> str:
+    return ",".join(map(str, cells)) + "\n"

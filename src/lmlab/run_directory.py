@@ -114,8 +114,7 @@ class RunDirectory:
                 f"{self.path} is no run: it has no {name}; make one with: lmlab train run_dir={self.path}"
             )
         try:
-            tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
-            refuse_aliases(tree, set())
+            tree = read_yaml(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
         if not isinstance(tree, dict):
@@ -183,6 +182,13 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def read_yaml(text: str) -> Any:
+    """Raises yaml.YAMLError, for aliases, too."""
+    tree = yaml.load(text, Loader)
+    refuse_aliases(tree, set())
+    return tree
 
 
 def refuse_aliases(tree: Any, seen: set[int]) -> None:

@@ -3,19 +3,26 @@
 import gc
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from lmlab.config import flatten, treatment
-from lmlab.run_directory import RunDirectory
+from lmlab.run_directory import RunDirectory, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Of validations while training: the lowest, and the last.
 FOLLOWED = ("val/bpb", "val/ppl", "val/loss")
+# Where a key of the top begins.
+SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
+
+Sections = dict[str, dict[str, Any] | None]
 
 
 def find(root: str | os.PathLike) -> Iterator[RunDirectory]:
@@ -47,8 +54,9 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     """
     import pandas as pd
 
+    known: Sections = {}
     with no_collection():
-        rows = [row(directory, root) for directory in find(root)]
+        rows = [row(directory, root, known) for directory in find(root)]
     # Plain dicts: a thousand runs have a hundred keys each, most of them the same everywhere.
     asked = [told.pop("asked") for told in rows]
     keys = dict.fromkeys(key for told in asked for key in told)
@@ -60,12 +68,38 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def row(directory: RunDirectory, root: str | os.PathLike) -> dict[str, Any]:
+def flat_asked(directory: RunDirectory, known: Sections) -> dict[str, Any]:
+    """What was asked, by dotted key. known: sections of YAML that were read before, as most of a thousand runs' were."""
+    try:
+        text = (directory.path / "asked.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return flatten(directory.asked())
+    flat: dict[str, Any] = {}
+    for section in filter(None, SECTION.split(text)):
+        if section not in known:
+            known[section] = _section(section)
+        part = known[section]
+        if part is None or not flat.keys().isdisjoint(part):
+            # Not as we write it: read as a whole, or refused.
+            return flatten(directory.asked())
+        flat |= part
+    return flat
+
+
+def _section(text: str) -> dict[str, Any] | None:
+    """A key of the top and all below it, flat; None where the text is not that."""
+    try:
+        return flatten(read_yaml(text))
+    except (ValueError, yaml.YAMLError, RecursionError, AttributeError):
+        return None
+
+
+def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> dict[str, Any]:
     told: dict[str, Any] = {"run": os.path.relpath(directory.path, root), "state": "unfinished", "asked": {}}
     try:
-        asked, results = directory.asked(), directory.results()
-        flat = flatten(asked)
-        told |= {"model": class_name(asked["model"]), "seed": asked["seed"], "treatment": treatment(flat)}
+        flat, results = flat_asked(directory, known), directory.results()
+        told |= {"model": class_name({"_target_": flat["model._target_"]}), "seed": flat["seed"]}
+        told["treatment"] = treatment(flat)
         if results is not None:
             told |= numbers(results)
         else:

@@ -1,4 +1,4 @@
-"""How things go wrong, and the exit status that each gets."""
+"""How things go wrong, and the exit status that each gets: a failed audit has that of a failed training."""
 
 DONE, OUR_FAULT, USER_INPUT, TRAINING_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -14,6 +14,7 @@ from lmlab.errors import DONE, INTERRUPTED, OUR_FAULT, TRAINING_FAILED, USER_INP
 VERBS = {
     "train": "train a model on text, measure it, and leave a run's directory",
     "evaluate": "measure a run on held-out text, or on any text",
+    "audit": "check that a run's numbers can be trusted",
     "score": "log-probability of given text, token by token",
     "generate": "let a run write",
     "prepare": "encode a corpus and report on it, or look after the cache",

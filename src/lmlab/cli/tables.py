@@ -1,7 +1,7 @@
 """Tables for the terminal: results beside their floors, a plan, a list of runs."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -97,6 +97,22 @@ def show_likelihoods(rows: Mapping[str, Mapping[str, float]]) -> None:
         derived = (f"{n[k]:,.4f}" if n[k] < 1e7 else f"{n[k]:.3e}" for k in ("nll", "ppl", "bpb", "bpc", "word_ppl"))
         table.add_row(label, *counts, *derived)
     console().print(table)
+
+
+STATES = {True: "pass", False: "FAIL", None: "not applicable"}
+
+
+def show_checks(checks: Sequence[Any]) -> None:
+    """One row a check; below the table what the failing and the overlap have to show."""
+    table, out = Table(box=None, pad_edge=False), console()
+    for name in ("check", "", "measured"):
+        table.add_column(name, overflow="fold")
+    for check in checks:
+        table.add_row(check.name, STATES[check.passed], escape(check.figure))
+    out.print(table)
+    for check in checks:
+        for line in check.details:
+            out.print(f"  {check.name}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 # Of a table of runs: left out first where the terminal is narrow, being derived, or told by others.

@@ -149,6 +149,23 @@ class Run:
         recipe = {"tokenizer": self.tokenizer.to_json()}
         return prepare(text, lambda documents: self.tokenizer, recipe, cache, progress=False)
 
+    def text(self) -> tuple[Any, Any]:
+        """The run's corpus, and what trains a tokenizer as its own was: None where that came from elsewhere."""
+        corpus = instantiate(self.config["corpus"])
+        fingerprint = self.config["decided"]["fingerprint"]
+        if corpus.fingerprint() != fingerprint:
+            raise ValueError(f"the text that {self.path} was trained on has changed; put it back to audit the run")
+        elsewhere = self.config.get("init_from") or "source" in self.config["tokenizer"]
+        return corpus, None if elsewhere else instantiate(self.config["tokenizer"])
+
+    def audit(self, quick: bool = False, passages: int = 3) -> list[Any]:
+        """Whether its numbers can be trusted: `lmlab.evaluation.audit`'s checks. passages: shown of each kind."""
+        from lmlab.evaluation import audit
+
+        store, results = self.store(), self.results
+        asked = (self.model, store, self.protocol, self.device, results["splits"] if results else {})
+        return audit.quick(*asked) if quick else audit.full(*asked, *self.text(), shown=passages)
+
     def evaluate(
         self,
         split: str = "test",

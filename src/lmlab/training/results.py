@@ -1,12 +1,14 @@
 """What a finished run leaves: results.json with samples, and its row of the HPARAMS page."""
 
 import logging
+import time
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from lmlab.config import asked, flatten, short_name
+from lmlab.evaluation import audit
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.floors import floors
 from lmlab.evaluation.protocol import batches
@@ -38,6 +40,10 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
             plan.store.split(split), plan.protocol, plan.store.tokenizer.start_id, plan.config.validation.batch_size
         )
         results["splits"][split] = evaluate(plan.model, rows, plan.protocol.precision, device).as_dict()
+    began = time.perf_counter()
+    checks = audit.quick(plan.model, plan.store, plan.protocol, device, results["splits"])
+    results["audit"] = audit.record(checks, began)
+    log.log(logging.INFO if results["audit"]["passed"] else logging.WARNING, "%s", audit.verdict(checks))
     if plan.config.floors:
         results["floors"] = floors(plan.store, list(results["splits"]))
     results["samples"] = samples(plan)

@@ -32,6 +32,7 @@ class Corpus(Protocol):
     fingerprint: changes when the content, or the way of splitting it, changes; never with where it lies.
     provenance: a phrase for reports: what the text is and what was verified.
     approximate_bytes: the size of all splits, for a progress bar; None when it is not known beforehand.
+    A corpus that is plain files may also have `file_bytes`: their size to the byte, which an audit asks for.
     """
 
     name: str

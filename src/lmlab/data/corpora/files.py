@@ -81,6 +81,13 @@ class Files:
         plain = all(formats.kind(path)[1] == "" and path.suffix != ".parquet" for path in paths)
         return sum(path.stat().st_size for path in paths) if plain else None
 
+    def file_bytes(self) -> int | None:
+        """The size that all splits together must have: of plain files that are the text itself, else None."""
+        paths = [path for files in self._files.values() for _, path in files]
+        if any(formats.kind(path) not in ((".txt", ""), (".md", "")) for path in paths):
+            return None
+        return sum(path.stat().st_size - formats.mark_bytes(path) for path in paths)
+
     def documents(self, split: str) -> Iterator[Document]:
         """Raises ValueError when the split turns out to have no text, FileNotFoundError when a file is gone."""
         check_split(self, split)

@@ -29,6 +29,12 @@ def kind(path: Path) -> tuple[str, str] | None:
     return (form, packed) if form in TEXT + ROWS else None
 
 
+def mark_bytes(path: Path) -> int:
+    """Bytes of the byte-order mark that a plain file begins with."""
+    with path.open("rb") as file:
+        return 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+
+
 def read(path: Path, text_field: str, separator: str | None) -> Iterator[tuple[int, str]]:
     """(number of the document in the file, piece of its text); a document's pieces stand together.
 

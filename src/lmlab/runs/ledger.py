@@ -14,7 +14,7 @@ TOLD = ("running", "waiting", "pruned", "failed")
 
 
 def apply(rows: list[dict[str, Any]], root: str | os.PathLike) -> None:
-    """Put states and reasons of the sweeps at or below `root` into a table's rows; trials that left nothing come last."""
+    """Put states and reasons of the sweeps at or below `root` into a table's rows; trials without files come last."""
     by_run = {told["run"]: told for told in rows}
     for ledger in ledgers(root):
         for trial in trials(ledger):

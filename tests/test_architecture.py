@@ -46,7 +46,8 @@ ROOMS = {
 ROOMS["experiment"] = set(ROOMS)
 ROOMS["tuning"] = set(ROOMS)
 ROOMS["runs"] = set(ROOMS)
-ROOMS["sweeps"] = {"config", "decisions", "run_directory", "runs", *FOUNDATION}
+ROOMS["report"] = {"config", "run_directory", "runs"}
+ROOMS["sweeps"] = {"config", "decisions", "run_directory", "runs", "report", *FOUNDATION}
 ROOMS["cli"] = set(ROOMS)
 # (file, room): why the arrow points up.
 EXCEPTIONS = {
@@ -62,6 +63,8 @@ HEAVY = {
     "datasets": ("data/corpora/hf.py",),
     "rich": ("cli/", "data/progress.py", "scoring/display.py", "training/progress.py"),
     "tensorboard": ("training/",),
+    "optuna": ("sweeps/", "report/importance.py"),
+    "sklearn": ("report/importance.py",),
 }
 # Where configuration becomes objects.
 BUILDERS = ("experiment.py", "runs/run.py", "training/fit.py", "training/rehearsal.py", "training/results.py")

@@ -16,7 +16,7 @@ _EXPORTS = {
 def __getattr__(name: str):
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name in {"runs", "experiment", "scoring", "generation", "tokenizers", "config"}:
+    if name in {"runs", "experiment", "scoring", "generation", "tokenizers", "config", "report"}:
         return importlib.import_module(f"lmlab.{name}")
     raise AttributeError(f"module 'lmlab' has no attribute {name!r}")
 

@@ -55,6 +55,8 @@ TYPES: dict[str, Any] = {
     "port": int,
     "seconds": float,
     "save_to": str,
+    "metric": str | None,
+    "out": str | None,
     "name": str | None,
     "with_batch_size": bool,
     "yes": bool,

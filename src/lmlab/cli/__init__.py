@@ -19,6 +19,7 @@ VERBS = {
     "generate": "let a run write",
     "prepare": "encode a corpus and report on it, or look after the cache",
     "runs": "list runs with their numbers, or free the space of some",
+    "report": "show what many runs say, as one page that opens offline",
     "bench": "find the precision, threads and compilation that train a recipe fastest on this machine",
     "board": "open TensorBoard on the runs",
 }
@@ -36,6 +37,7 @@ PATH_KEYS = frozenset(
         "cache_dir",
         "init_from",
         "save_to",
+        "out",
         "corpus.name",
         "corpus.revision",
         "corpus.text_field",

@@ -4,13 +4,26 @@ import importlib
 from typing import Any
 
 from lmlab.runs.points import curves
+from lmlab.runs.replicates import replicates
 from lmlab.runs.space import prune
-from lmlab.runs.tables import as_json, find, table, write_tables
+from lmlab.runs.tables import as_json, find, numbers, table, write_tables
 
 # Loaded when first used: they need torch, reading tables does not.
 _EXPORTS = ("Run", "load", "settle", "defaults")
 
-__all__ = ["Run", "as_json", "curves", "defaults", "find", "load", "prune", "settle", "table", "write_tables"]
+__all__ = [
+    "Run",
+    "as_json",
+    "curves",
+    "defaults",
+    "find",
+    "load",
+    "prune",
+    "replicates",
+    "settle",
+    "table",
+    "write_tables",
+]
 
 
 def __getattr__(name: str) -> Any:

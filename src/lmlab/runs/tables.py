@@ -13,6 +13,7 @@ import yaml
 
 from lmlab.config import flatten, treatment
 from lmlab.run_directory import RunDirectory, read_yaml
+from lmlab.runs import ledger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,7 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     known: Sections = {}
     with no_collection():
         rows = [row(directory, root, known) for directory in find(root)]
+        ledger.apply(rows, root)
     # Plain dicts: a thousand runs have a hundred keys each, most of them the same everywhere.
     asked = [told.pop("asked") for told in rows]
     keys = dict.fromkeys(key for told in asked for key in told)
@@ -69,7 +71,7 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
 
 
 def flat_asked(directory: RunDirectory, known: Sections) -> dict[str, Any]:
-    """What was asked, by dotted key. known: sections of YAML that were read before, as most of a thousand runs' were."""
+    """What was asked, by dotted key. known: sections of YAML that were read before."""
     try:
         text = (directory.path / "asked.yaml").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -1,0 +1,29 @@
+"""lmlab report: a page about many runs, and their tables beside it."""
+
+import logging
+from pathlib import Path
+
+from lmlab.cli.command import options
+
+log = logging.getLogger("lmlab")
+
+
+def main(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-") and (Path(arguments[0]).is_dir() or "=" not in arguments[0]):
+        arguments = [f"root={arguments[0]}", *arguments[1:]]
+    config = options("report", arguments)
+    if config is None:
+        return 0
+    root = Path(config["root"])
+    if not root.is_dir():
+        raise FileNotFoundError(f"root={root} is no directory; train a run first: lmlab train")
+    from lmlab import report, runs
+
+    written = [report.write(root, config["metric"], config["out"])]
+    try:
+        written += runs.write_tables(root)
+    except ImportError as error:
+        log.warning("%s", error)
+    for path in written:
+        print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
+    return 0

@@ -1,0 +1,35 @@
+"""report.html: what a set of runs says, in one file that needs no network, no server and no other file."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent / "page"
+
+
+def write(root: str | os.PathLike, metric: str | None = None, out: str | os.PathLike | None = None) -> Path:
+    """The report on the runs below `root`; by default in root/report.html. See `gather` for metric and errors."""
+    from lmlab.report.gather import gather
+
+    out = Path(root) / "report.html" if out is None else Path(out)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"out={out} is in no directory; make {out.parent} first")
+    page = render(gather(root, metric))
+    beside = out.with_name(out.name + ".tmp")
+    beside.write_text(page, encoding="utf-8")
+    os.replace(beside, out)
+    return out
+
+
+def render(told: dict[str, Any]) -> str:
+    """The page. What comes from runs stands in one place alone, as data that no browser reads as markup."""
+    text = json.dumps(told, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # Within a script element only `</script` and `<!--` mean anything; outside JSON's strings `<` does not occur.
+    text = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    # Lone surrogates, as of names that are no UTF-8, cannot be written.
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
+    for name in ("style.css", "figures.js", "sections.js"):
+        page = page.replace(f"[[{name}]]", (PAGE / name).read_text(encoding="utf-8"))
+    return page.replace("[[data]]", text)

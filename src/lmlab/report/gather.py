@@ -1,0 +1,154 @@
+"""What a report says, as plain data: the page only draws it."""
+
+import json
+import math
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lmlab import runs
+from lmlab.config import suggest
+from lmlab.report.command import repeat
+from lmlab.report.importance import importance
+from lmlab.report.parameters import Parameter, parameters
+from lmlab.run_directory import RunDirectory, read_yaml
+from lmlab.runs.replicates import interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Of measures, those of which more is better; a sweep says it of its own objectives.
+HIGHER = ("tokens_per_s",)
+# Points of all curves together: what a browser draws without a pause, and a file stays small with.
+POINTS = 24_000
+SIZES = ("parameters", "seconds", "tokens", "tokens_per_s")
+# States of runs that count: the others have no number that can be compared.
+FAULTS = ("failed", "damaged", "unfinished", "interrupted", "pruned", "running", "waiting")
+
+
+def gather(root: str | os.PathLike, metric: str | None = None) -> dict[str, Any]:
+    """Everything on the page. metric: a column of the table; None: a sweep's objective, else val/bpb.
+
+    Raises FileNotFoundError where there are no runs, ValueError for a metric that none has.
+    """
+    frame = runs.table(root)
+    if frame.empty:
+        raise FileNotFoundError(f"no runs under {root}; train one: lmlab train")
+    objective = objectives(Path(root))
+    metric = metric or next(iter(objective), "val/bpb")
+    if metric not in frame or frame[metric].dtype.kind not in "if":
+        near = suggest(metric, frame.columns)
+        raise ValueError(f"no run under {root} has metric={metric}{near}; lmlab runs format=csv has all of them")
+    sign = -1 if objective.get(metric, "maximize" if metric in HIGHER else "minimize") == "maximize" else 1
+    varied = parameters(frame)
+    groups = treatments(frame, metric, sign, varied)
+    told = {
+        "title": Path(root).resolve().name,
+        "made": datetime.now().astimezone().isoformat(" ", "minutes"),
+        "metric": {"name": metric, "higher": sign < 0},
+        "params": [p.told() for p in varied],
+        "groups": groups,
+        "runs": single(frame, metric),
+        "importance": importance(varied, groups, sign),
+    }
+    told["curves"] = thinned(runs.curves(root), frame, metric)
+    if groups:
+        told |= winner(Path(root), frame, groups[0], metric, sign)
+    return clean(told)
+
+
+def objectives(root: Path) -> dict[str, str]:
+    """{metric: direction} of a sweep; nothing for other runs."""
+    try:
+        stated = read_yaml((root / "sweep.yaml").read_text(encoding="utf-8"))["objective"]
+        return {one["metric"]: one["direction"] for one in stated}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return {}
+
+
+def treatments(frame: "pd.DataFrame", metric: str, sign: int, varied: list[Parameter]) -> list[dict[str, Any]]:
+    """Runs that differ in the seed alone taken together, best first: n, mean, interval, sizes, varied values."""
+    found = []
+    for _, group in frame[frame[metric].notna()].groupby("treatment", sort=False):
+        mean, low, high = interval(group[metric].tolist())
+        told = {"n": len(group), "mean": mean, "low": low, "high": high, "runs": group.index.tolist()}
+        told |= {name: float(group[name].mean()) for name in SIZES if name in group}
+        if metric != "val/ppl" and "val/ppl" in group:
+            told["val/ppl"] = float(group["val/ppl"].mean())
+        told["values"] = [p.values[group.index[0]] for p in varied]
+        found.append(told)
+    return sorted(found, key=lambda told: (sign * told["mean"], told["runs"][0]))
+
+
+def single(frame: "pd.DataFrame", metric: str) -> list[dict[str, Any]]:
+    """Every run, in the table's order."""
+    columns = [c for c in ("run", "state", "reason", "seed", "steps", metric, *SIZES) if c in frame]
+    return [
+        {("score" if c == metric else c): v for c, v in zip(columns, row, strict=True) if v == v and v is not None}
+        for row in frame[columns].itertuples(index=False, name=None)
+    ]
+
+
+def thinned(curves: "pd.DataFrame", frame: "pd.DataFrame", metric: str) -> dict[str, Any]:
+    """Validations of each run: tokens, seconds, value; of long curves some, the first and the last among them."""
+    name = metric if metric in curves and metric.startswith("val/") else "val/bpb"
+    told: dict[str, Any] = {"name": name, "tokens": [], "seconds": [], "values": []}
+    if name not in curves:
+        return told
+    points = curves[curves[name].notna()]
+    by_run = dict(iter(points.groupby("run", sort=False)))
+    most = min(200, max(12, POINTS // max(1, len(frame))))
+    for run in frame["run"]:
+        part = by_run.get(run)
+        part = points.iloc[:0] if part is None else part
+        if len(part) > most:
+            part = part.iloc[[round(i * (len(part) - 1) / (most - 1)) for i in range(most)]]
+        told["tokens"].append([int(v) for v in part["tokens"]])
+        told["seconds"].append([round(float(v), 2) for v in part["seconds"]] if "seconds" in part else [])
+        told["values"].append([significant(float(v)) for v in part[name]])
+    return told
+
+
+def winner(root: Path, frame: "pd.DataFrame", group: dict[str, Any], metric: str, sign: int) -> dict[str, Any]:
+    """The best run of the best treatment: its samples, its floors, and the command that repeats it."""
+    at = min(group["runs"], key=lambda i: sign * frame[metric][i])
+    directory = RunDirectory(root / frame["run"][at])
+    told: dict[str, Any] = {"best": int(at)}
+    try:
+        results = directory.results() or {}
+        told["samples"] = [str(text) for text in results.get("samples") or []]
+        told["floors"] = {
+            name: splits["val"][metric.partition("/")[2]]
+            for name, splits in (results.get("floors") or {}).items()
+            if metric.startswith("val/") and metric.partition("/")[2] in splits.get("val", {})
+        }
+    except (ValueError, OSError, AttributeError, TypeError):
+        told |= {"samples": [], "floors": {}}
+    return told | {"command": repeat(directory)}
+
+
+def significant(value: float) -> float:
+    """Six digits."""
+    return float(f"{value:.6g}")
+
+
+def clean(tree: Any) -> Any:
+    """JSON's own types: no number that is none of its, no other objects."""
+    if isinstance(tree, dict):
+        return {str(key): clean(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [clean(value) for value in tree]
+    if isinstance(tree, bool) or tree is None or isinstance(tree, str):
+        return tree
+    if isinstance(tree, int):
+        return tree
+    try:
+        number = float(tree)
+    except (TypeError, ValueError):
+        return json.dumps(tree, default=str, ensure_ascii=False)
+    if not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number

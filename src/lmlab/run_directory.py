@@ -20,6 +20,9 @@ from lmlab.config import BUDGETS, differences, flatten, identity
 # Raised when the layout of a run's directory changes.
 FORMAT = 1
 
+# Why a run stopped that may go on: results.json then says how far it came.
+UNFINISHED = ("interrupted", "pruned")
+
 log = logging.getLogger("lmlab")
 
 
@@ -136,8 +139,7 @@ class RunDirectory:
                 )
             changed_budget |= now != was
         results = self.results()
-        finished = results is not None and results["training"]["stopped_because"] != "interrupted"
-        if finished:
+        if results is not None and results["training"]["stopped_because"] not in UNFINISHED:
             return "extend" if changed_budget else "finished"
         return "continue"
 

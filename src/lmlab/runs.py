@@ -19,7 +19,7 @@ from torch import nn
 from lmlab.config import cache_dir, check_targets, conf_dir, flatten, plain
 from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
-from lmlab.run_directory import RunDirectory
+from lmlab.run_directory import UNFINISHED, RunDirectory
 from lmlab.tokenizers import load as load_tokenizer
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ def prune(root: str | os.PathLike, keep: str, do_it: bool) -> list[tuple[Path, i
     freed = []
     for directory in find(root):
         results = directory.results()
-        finished = results is not None and results["training"]["stopped_because"] != "interrupted"
+        finished = results is not None and results["training"]["stopped_because"] not in UNFINISHED
         if keep == "finished":
             paths = [] if finished else [directory.path]
         else:

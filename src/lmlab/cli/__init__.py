@@ -13,6 +13,7 @@ from lmlab.errors import DONE, INTERRUPTED, OUR_FAULT, TRAINING_FAILED, USER_INP
 
 VERBS = {
     "train": "train a model on text, measure it, and leave a run's directory",
+    "sweep": "train many, of a search space or a list, and find the best",
     "evaluate": "measure a run on held-out text, or on any text",
     "score": "log-probability of given text, token by token",
     "generate": "let a run write",
@@ -34,6 +35,8 @@ PATH_KEYS = frozenset(
         "root",
         "cache_dir",
         "init_from",
+        "hydra.sweeper.sweep_dir",
+        "status",
         "save_to",
         "corpus.name",
         "corpus.revision",

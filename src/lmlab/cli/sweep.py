@@ -24,7 +24,12 @@ def main(arguments: list[str]) -> int:
         return DONE
     from lmlab.cli.train import main as train
 
-    return train(["--multirun", *(translate(word) for word in arguments)])
+    words = [translate(word) for word in arguments]
+    if line.shown:
+        # The sweep's own keys: a trial's are lmlab train's.
+        own = [word for word in words if word.startswith(("hydra.", "sweep="))]
+        return train(["--cfg", "hydra", "--package", "hydra.sweeper", *own])
+    return train(["--multirun", *words])
 
 
 def translate(word: str) -> str:

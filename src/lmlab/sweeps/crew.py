@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED
+from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED, TrainingFailed
 from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.worker import give_up_or_retry, halve
@@ -21,12 +21,6 @@ log = logging.getLogger("lmlab")
 LOOK = 0.2
 # Workers that may die one after the other before having finished anything: then it is not the trials.
 PATIENCE = 3
-
-
-class Crew(Protocol):
-    def run(self, ledger: Ledger, view: Any) -> bool:
-        """Until nothing is left to do; whether somebody interrupted it."""
-        ...
 
 
 def cores() -> int:
@@ -55,6 +49,7 @@ class LocalCrew:
         self.fruitless = 0
 
     def run(self, ledger: Ledger, view: Any) -> bool:
+        """Until nothing is left to do; whether somebody interrupted it."""
         handlers = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
         self.interrupted = 0
         try:
@@ -110,7 +105,9 @@ class LocalCrew:
             if self.fruitless < PATIENCE:
                 self.start(index)
             elif not self.processes:
-                log.error("worker %d died %d times; %s", index, self.fruitless, self.directory / f"workers/{index}.log")
+                raise TrainingFailed(
+                    f"workers die before they have trained anything; {self.directory}/workers/{index}.log says why"
+                )
 
     def _bury(self, ledger: Ledger, index: int, pid: int, status: int) -> None:
         rows = [r for r in ledger.trials("running") if r["worker"] == str(index) and r["pid"] == pid]
@@ -128,7 +125,7 @@ class LocalCrew:
 
 
 class HydraCrew:
-    """Jobs of a launcher, each a worker: launchers run a batch and wait for all of it, so that trials would wait too."""
+    """Jobs of a launcher, each a worker: a launcher waits for all of its batch, and trials would wait with it."""
 
     def __init__(self, directory: Path, workers: int | str, config: Any, hydra_context: Any, task_function: Any):
         if workers == "auto":

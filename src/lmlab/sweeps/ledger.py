@@ -54,7 +54,7 @@ def me() -> tuple[str, int, str]:
 
 
 def birth(pid: int) -> str | None:
-    """When a process of this machine began, in the system's ticks; '' where it does not tell, None where there is none."""
+    """When a process of this machine began, in the system's ticks; '' where it does not tell, None for no process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:

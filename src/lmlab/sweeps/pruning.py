@@ -29,7 +29,7 @@ def shares(pruning: Mapping[str, Any], point: int) -> list[float]:
 
 
 def bracket(pruning: Mapping[str, Any], point: int) -> int:
-    """Which bracket a point belongs to, from 0, the one with all rungs: dealt out in turn, in Hyperband's proportions."""
+    """Which bracket a point belongs to, from 0, which has all rungs: dealt out in turn, in Hyperband's proportions."""
     if pruning["rule"] != "hyperband":
         return 0
     factor = pruning["factor"]
@@ -88,7 +88,7 @@ def _release(ledger: Ledger) -> bool:
 
 
 def _standings(asked: Asked, ledger: Ledger) -> dict[tuple[int, int], dict[int, float]]:
-    """{(bracket, rung): {point: its value there, lower is better}}, of points all of whose replicates have been there."""
+    """{(bracket, rung): {point: its value there, lower is better}}, of points whose replicates have all been there."""
     sign = -1.0 if asked.objective[0]["direction"] == "maximize" else 1.0
     points: dict[int, list[Any]] = {}
     for row in ledger.trials():

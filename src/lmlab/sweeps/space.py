@@ -81,7 +81,7 @@ def parse(space: Mapping[str, str], when: Mapping[str, Any], fixed: Mapping[str,
 
 
 def parameter(key: str, text: str) -> Parameter:
-    """From Hydra's syntax: a,b choice(a,b) range(1,9,2) interval(0,1) int(interval(1,8)) tag(log,interval(1e-4,1e-1))."""
+    """From Hydra's syntax: a,b or choice(a,b), range(1,9,2), interval(0,1), int(interval(1,8)), tag(log,...)."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
     from hydra.errors import OverrideParseException

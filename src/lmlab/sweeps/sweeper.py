@@ -14,7 +14,7 @@ from lmlab.errors import OUR_FAULT, USER_INPUT, TrainingFailed
 from lmlab.sweeps import asked as asking
 from lmlab.sweeps import pruning, strategy
 from lmlab.sweeps.asked import Asked
-from lmlab.sweeps.crew import Crew, HydraCrew, LocalCrew
+from lmlab.sweeps.crew import HydraCrew, LocalCrew
 from lmlab.sweeps.ending import finish
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.live import View
@@ -174,7 +174,7 @@ def begin(asked: Asked, ledger: Ledger) -> None:
 
 def build_crew(
     workers: int | str, directory: Path, asked: Asked, config: DictConfig, hydra_context: Any, task_function: Any
-) -> Crew:
+) -> LocalCrew | HydraCrew:
     """Processes of this machine, or jobs of a launcher other than Hydra's basic one."""
     if str(config.hydra.launcher["_target_"]).endswith("BasicLauncher"):
         return LocalCrew(directory, workers, asked, cache_dir(config.cache_dir))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ class LocalCrew:
         self.processes: dict[int, subprocess.Popen] = {}
         self.fruitless = 0
 
-    def run(self, ledger: Ledger, view: Any) -> bool:
-        """Until nothing is left to do; whether somebody interrupted it."""
+    def run(self, ledger: Ledger, look: Callable[[], None]) -> bool:
+        """Until nothing is left to do; whether somebody interrupted it. look: called all the while."""
         handlers = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
         self.interrupted = 0
         try:
@@ -58,7 +59,7 @@ class LocalCrew:
             while self.processes:
                 time.sleep(LOOK)
                 self.look_after(ledger)
-                view.update()
+                look()
         finally:
             for process in self.processes.values():
                 process.kill()
@@ -141,12 +142,12 @@ class HydraCrew:
         )
         self.error: BaseException | None = None
 
-    def run(self, ledger: Ledger, view: Any) -> bool:
+    def run(self, ledger: Ledger, look: Callable[[], None]) -> bool:
         thread = threading.Thread(target=self._launch, daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(1.0)
-            view.update()
+            look()
         if self.error is not None:
             raise self.error
         return False

@@ -33,28 +33,42 @@ def _dominates(a: list[float], b: list[float]) -> bool:
     return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
 
-def finish(asked: Asked, ledger: Ledger, directory: Path) -> None:
-    """Once nothing is left to do: drop the checkpoints that nobody keeps, score test for the winner."""
-    winners = best(asked, ledger)
-    sweep_away(asked, ledger, directory, winners, last=True)
-    if asked.test and len(asked.objective) == 1:
-        for row in ledger.trials("done"):
+class Tidy:
+    """Removes the checkpoints that nobody keeps, while the sweep runs and at its end: a thousand trials fit a disk."""
+
+    def __init__(self, asked: Asked, ledger: Ledger, directory: Path):
+        self.asked, self.ledger, self.directory = asked, ledger, directory
+        self.done = 0
+
+    def update(self, last: bool = False) -> None:
+        """last: whether the sweep is over, so that nothing pruned goes on."""
+        counts = self.ledger.counts()
+        if self.asked.keep == "all" or (counts["done"] == self.done and not last):
+            return
+        self.done = counts["done"]
+        rows = self.ledger.trials()
+        # Those of a point whose other replicates still run may yet be the winner's.
+        open_ = {row["point"] for row in rows if row["status"] in ("waiting", "running")}
+        winners = set(best(self.asked, self.ledger))
+        kept = {row["run_dir"] for row in rows if row["point"] in winners | open_}
+        for row in rows:
+            over = row["status"] == "done" or (last and row["status"] == "pruned" and self.asked.keep == "none")
+            if not over or row["run_dir"] is None:
+                continue
+            run = RunDirectory(self.directory / row["run_dir"])
+            run.last.unlink(missing_ok=True)
+            if row["run_dir"] not in kept:
+                run.best.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Once nothing is left to do; test is scored for the winner alone."""
+        self.update(last=True)
+        if not self.asked.test or len(self.asked.objective) > 1:
+            return
+        winners = best(self.asked, self.ledger)
+        for row in self.ledger.trials("done"):
             if row["point"] in winners:
-                score_test(directory / row["run_dir"])
-
-
-def sweep_away(asked: Asked, ledger: Ledger, directory: Path, winners: list[int], last: bool) -> None:
-    """Remove checkpoints by the rule. last: whether the sweep is over, so that nothing pruned goes on."""
-    if asked.keep == "all":
-        return
-    kept = {row["run_dir"] for row in ledger.trials() if row["point"] in winners}
-    for row in ledger.trials("done", *(["pruned"] if last and asked.keep == "none" else [])):
-        run = RunDirectory(directory / (row["run_dir"] or ""))
-        if row["run_dir"] is None:
-            continue
-        run.last.unlink(missing_ok=True)
-        if row["run_dir"] not in kept:
-            run.best.unlink(missing_ok=True)
+                score_test(self.directory / row["run_dir"])
 
 
 def score_test(path: Path) -> None:

@@ -15,10 +15,11 @@ from lmlab.sweeps import asked as asking
 from lmlab.sweeps import pruning, strategy
 from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.crew import HydraCrew, LocalCrew
-from lmlab.sweeps.ending import finish
+from lmlab.sweeps.ending import Tidy
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.live import View
 from lmlab.sweeps.space import parse, samples
+from lmlab.sweeps.study import Mirror
 
 log = logging.getLogger("lmlab")
 
@@ -45,11 +46,19 @@ def sweep(
         known = "" if fresh else f", continued: {before['done']} done, {before['waiting']} to go on"
         log.info("sweep %s: %d points%s", directory, asked.n_points, known)
         crew = build_crew(options["workers"], directory, asked, config, hydra_context, task_function)
+        mirror, tidy = Mirror(directory, asked), Tidy(asked, ledger, directory)
         with View(directory, ledger, asked) as view:
-            interrupted = crew.run(ledger, view)
+
+            def look() -> None:
+                view.update()
+                tidy.update()
+                mirror.update(ledger)
+
+            interrupted = crew.run(ledger, look)
+        mirror.update(ledger, last=not interrupted)
         if interrupted:
             raise KeyboardInterrupt
-        finish(asked, ledger, directory)
+        tidy.finish()
         view.conclude()
         complain(ledger)
 

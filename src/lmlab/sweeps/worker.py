@@ -91,6 +91,7 @@ class Worker:
             self.failed(row, error)
         finally:
             spent = time.time() - began
+            self.idle_since = time.perf_counter()
             with self.ledger.transaction():
                 self.ledger.connection.execute(
                     "UPDATE trials SET seconds = seconds + ? WHERE id = ?", (spent, row["id"])
@@ -118,6 +119,10 @@ class Worker:
         sys.argv = ["lmlab", "train", *overrides, f"seed={row['seed']}"]
         record = {"sweep": asked.name, "point": row["point"], "replicate": row["replicate"], "seed": row["seed"]}
         record |= {"overrides": varied, "fixed": asked.overrides}
+        self.ledger.connection.execute(
+            "UPDATE workers SET idle = idle + ? WHERE host = ? AND pid = ? AND born = ?",
+            (time.perf_counter() - self.idle_since, *me()),
+        )
         results = trial.run(config, path, record, self.watchers(row))
         because = results["training"]["stopped_because"]
         if because == "interrupted":

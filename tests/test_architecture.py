@@ -47,21 +47,24 @@ ROOMS["experiment"] = set(ROOMS)
 ROOMS["tuning"] = set(ROOMS)
 ROOMS["runs"] = set(ROOMS)
 ROOMS["report"] = {"config", "run_directory", "runs"}
-ROOMS["sweeps"] = {"config", "decisions", "run_directory", "runs", "report", *FOUNDATION}
+ROOMS["sweeps"] = {"config", "decisions", "run_directory", "experiment", "runs", "report", *FOUNDATION}
 ROOMS["cli"] = set(ROOMS)
 # (file, room): why the arrow points up.
 EXCEPTIONS = {
     # A launched rank is a process of its own: it begins where `lmlab train` begins.
     ("training/ranks.py", "experiment"),
+    # So is a worker of a sweep, which says what went wrong as `lmlab train` says it.
+    ("sweeps/worker.py", "cli"),
 }
 
 # Who may import what costs seconds, or is optional.
 HEAVY = {
-    "lightning": ("training/", "data/datamodule.py", "experiment.py"),
+    "lightning": ("training/", "data/datamodule.py", "experiment.py", "sweeps/reporter.py"),
+    "optuna": ("sweeps/",),
     "transformers": ("interop/", "tokenizers/pretrained.py"),
     "matplotlib": ("plots.py",),
     "datasets": ("data/corpora/hf.py",),
-    "rich": ("cli/", "data/progress.py", "scoring/display.py", "training/progress.py"),
+    "rich": ("cli/", "data/progress.py", "scoring/display.py", "training/progress.py", "sweeps/live.py"),
     "tensorboard": ("training/",),
     "optuna": ("sweeps/", "report/importance.py"),
     "sklearn": ("report/importance.py",),

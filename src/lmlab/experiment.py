@@ -6,7 +6,7 @@ Lightning takes seconds to import, so it waits inside `train`.
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ TRAINER_NODES = ("training", "trainer", "callbacks", "logger")
 class Plan:
     """Everything that is decided before the first step: what `dry_run` shows and `config.yaml` records.
 
-    reasons: why, for what was left to us; the log says it.
+    reasons: why, for what was left to us; the log says it. watchers: callbacks beside the configured ones, as
+    functions that build them.
     """
 
     config: DictConfig
@@ -63,6 +64,7 @@ class Plan:
     schedule: Any
     decided: dict[str, Any]
     reasons: dict[str, str | None] = field(default_factory=dict)
+    watchers: Sequence[Callable[[], Any]] = ()
 
 
 def build_store(config: Mapping[str, Any], progress: bool = True) -> Store:
@@ -196,11 +198,13 @@ def recorded(plan: Plan, format_number: int) -> dict[str, Any]:
     return {"format": format_number, **plain(plan.config), "decided": plan.decided}
 
 
-def train(config: DictConfig, swept: Mapping[str, str] | None = None) -> dict[str, Any]:
+def train(
+    config: DictConfig, swept: Mapping[str, str] | None = None, watchers: Sequence[Callable[[], Any]] = ()
+) -> dict[str, Any]:
     """Train as configured and return results.json's content. What `lmlab train` does, and what notebooks call.
 
     A finished run is reported and left alone; an unfinished one continues. swept: the keys that a sweep varies, with
-    this run's values; they become part of its directory's name.
+    this run's values; they become part of its directory's name. watchers: functions that build the caller's callbacks.
     """
     from lmlab.run_directory import RunDirectory
 
@@ -212,15 +216,21 @@ def train(config: DictConfig, swept: Mapping[str, str] | None = None) -> dict[st
         log.info("%s is finished; nothing to do (a larger budget continues it)", directory.path)
         return directory.results() | {"run_dir": str(directory.path)}
     with threads(config.threads):
-        return _planned(config, what, directory, verdict, swept or {})
+        return _planned(config, what, directory, verdict, swept or {}, watchers)
 
 
 def _planned(
-    config: DictConfig, what: dict[str, Any], directory: Any, verdict: str, swept: Mapping[str, str]
+    config: DictConfig,
+    what: dict[str, Any],
+    directory: Any,
+    verdict: str,
+    swept: Mapping[str, str],
+    watchers: Sequence[Callable[[], Any]],
 ) -> dict[str, Any]:
     from lmlab.run_directory import RunDirectory, fresh
 
     planned = plan(config)
+    planned.watchers = watchers
     if config.dry_run:
         return dry_run(planned)
     if directory is None:

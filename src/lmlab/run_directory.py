@@ -25,6 +25,8 @@ FORMAT = 1
 
 # Bytes at the end of train.log in which its last message stands.
 LOG_TAIL = 8_000
+# Why a run stopped that may go on: results.json then says how far it came.
+UNFINISHED = ("interrupted", "pruned")
 
 log = logging.getLogger("lmlab")
 
@@ -161,8 +163,7 @@ class RunDirectory:
                 )
             changed_budget |= now != was
         results = self.results()
-        finished = results is not None and results["training"]["stopped_because"] != "interrupted"
-        if finished:
+        if results is not None and results["training"]["stopped_because"] not in UNFINISHED:
             return "extend" if changed_budget else "finished"
         return "continue"
 

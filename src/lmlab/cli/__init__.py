@@ -13,6 +13,7 @@ from lmlab.errors import DONE, INTERRUPTED, OUR_FAULT, TRAINING_FAILED, USER_INP
 
 VERBS = {
     "train": "train a model on text, measure it, and leave a run's directory",
+    "sweep": "train many, of a search space or a list, and find the best",
     "evaluate": "measure a run on held-out text, or on any text",
     "audit": "check that a run's numbers can be trusted",
     "score": "log-probability of given text, token by token",
@@ -36,6 +37,8 @@ PATH_KEYS = frozenset(
         "root",
         "cache_dir",
         "init_from",
+        "hydra.sweeper.sweep_dir",
+        "status",
         "save_to",
         "out",
         "corpus.name",

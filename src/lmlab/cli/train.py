@@ -15,6 +15,7 @@ def main(arguments: list[str]) -> int:
     if line.help:
         show_help("train")
         return DONE
+    show_log()
     if not line.flags and not any(o.lstrip("+~").startswith("hydra") for o in line.overrides):
         # One run and nothing of Hydra's own asked for: Hydra's main would compose everything a second time.
         results = run(compose(line.overrides), None)
@@ -29,6 +30,11 @@ def main(arguments: list[str]) -> int:
     def job(config):
         nonlocal interrupted
         hydra_config = HydraConfig.get()
+        if directory := hydra_config.sweeper.get("join"):
+            # A launcher's job: a worker of a sweep.
+            from lmlab.sweeps.worker import main as work
+
+            return work(directory, str(hydra_config.sweeper.worker))
         multirun = hydra_config.mode == RunMode.MULTIRUN
         varied = swept(line.overrides, list(hydra_config.overrides.task)) if multirun else None
         # Kept for the dispatcher: Hydra would print a report of its own, and end a multirun at the first failure.

@@ -169,7 +169,9 @@ def padding(probe: Probe) -> Check:
             after = batch.mask.flip(1).cummax(1).values.flip(1).logical_not()
             padded += int(after.sum())
             inputs = torch.where(after, probe.other(batch.inputs), batch.inputs)
-            yield replace(batch, inputs=inputs, targets=torch.where(batch.mask, batch.targets, probe.other(batch.targets)))
+            yield replace(
+                batch, inputs=inputs, targets=torch.where(batch.mask, batch.targets, probe.other(batch.targets))
+            )
 
     shapes = [probe.measure(probe.batches(size, chunk=chunk)) for size, chunk in ((1, 128), (5, 24))]
     shapes.append(probe.measure(scrambled(probe.batches(7))))

@@ -19,7 +19,7 @@ def prune(root: str | os.PathLike, keep: str, do_it: bool) -> list[tuple[Path, i
     freed = []
     for directory in find(root):
         results = directory.results()
-        finished = results is not None and results["training"]["stopped_because"] != "interrupted"
+        finished = results is not None and results["training"]["stopped_because"] not in UNFINISHED
         if keep == "finished":
             paths = [] if finished else [directory.path]
         else:

@@ -146,6 +146,7 @@ def build_callbacks(plan: Any, directory: Any) -> list[Callback]:
     for name in sorted((n for n in nodes if nodes[n]), key="checkpoints".__eq__):
         callback = instantiate(nodes[name])
         built.append(callback(**facts.get(name, {})) if nodes[name].get("_partial_") else callback)
+    built = [*(build() for build in plan.watchers), *built]
     if plan.config.profile:
         built.insert(0, Profile(directory.path / "profile"))
     if plan.config.training.histograms:
@@ -220,6 +221,8 @@ def stopped_because(module: LMModule, trainer: Trainer | None, stop: GracefulSto
         return "budget"
     if stop is not None and stop.interrupted:
         return "interrupted"
+    if any(getattr(c, "stopping", False) for c in trainer.callbacks):
+        return "pruned"
     if any(isinstance(c, EarlyStopping) and stopped_early(c) for c in trainer.callbacks):
         return "early stopping"
     if any(isinstance(c, Timer) for c in trainer.callbacks):

@@ -35,18 +35,21 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
         "training": training | {"best_step": checkpoint["step"]},
         "splits": {},
     }
-    for split in measured_splits(plan, training["stopped_because"] == "interrupted"):
+    # What a sweep stops early costs no more than its curve.
+    pruned = training["stopped_because"] == "pruned"
+    for split in [] if pruned else measured_splits(plan, training["stopped_because"] == "interrupted"):
         rows = batches(
             plan.store.split(split), plan.protocol, plan.store.tokenizer.start_id, plan.config.validation.batch_size
         )
         results["splits"][split] = evaluate(plan.model, rows, plan.protocol.precision, device).as_dict()
-    began = time.perf_counter()
-    checks = audit.quick(plan.model, plan.store, plan.protocol, device, results["splits"])
-    results["audit"] = audit.record(checks, began)
-    log.log(logging.INFO if results["audit"]["passed"] else logging.WARNING, "%s", audit.verdict(checks))
-    if plan.config.floors:
+    if not pruned:
+        began = time.perf_counter()
+        checks = audit.quick(plan.model, plan.store, plan.protocol, device, results["splits"])
+        results["audit"] = audit.record(checks, began)
+        log.log(logging.INFO if results["audit"]["passed"] else logging.WARNING, "%s", audit.verdict(checks))
+    if plan.config.floors and not pruned:
         results["floors"] = floors(plan.store, list(results["splits"]))
-    results["samples"] = samples(plan)
+    results["samples"] = [] if pruned else samples(plan)
     directory.write_json("results.json", results)
     if plan.config.get("logger") and short_name(plan.config.logger) == "tensorboard":
         from lmlab.training.loggers import write_hparams

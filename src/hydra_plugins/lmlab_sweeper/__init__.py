@@ -1,0 +1,1 @@
+"""Where Hydra looks for plugins: the sweeper's door. The engine is lmlab.sweeps."""

@@ -1,0 +1,169 @@
+"""What a sweep was asked: space, strategy, objectives, replicates; its identity, and sweep.yaml that keeps it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmlab.config import differences
+from lmlab.sweeps.space import Parameter, grid, overrides, parse
+
+STRATEGIES = ("grid", "list", "random", "tpe", "gp", "cmaes")
+RULES = ("none", "asha", "hyperband", "median")
+KEEP = ("best", "all", "none")
+# What a finished run tells, and so what can be an objective.
+METRICS = ("val/bpb", "val/ppl", "val/nll", "parameters", "seconds", "tokens_per_s", "steps", "tokens")
+# Measured at each validation too, under this name, so that pruning can compare.
+REPORTED = {"val/bpb": "val/bpb", "val/ppl": "val/ppl", "val/nll": "val/loss"}
+# May differ when a sweep is continued: how, not what.
+_NOT_IDENTITY = ("trials", "pruning", "retries", "out_of_memory", "keep", "test", "config_dir", "name")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The sweep as it is run; what each key means is said in conf/sweep.yaml.
+
+    overrides: of every trial. seeds: of the replicates. base: the first point's config, as a run's asked.yaml has it.
+    fingerprint: of its text.
+    """
+
+    name: str
+    strategy: str
+    strategy_seed: int
+    trials: int | None
+    space: dict[str, str]
+    when: dict[str, Any]
+    points: list[list[str]]
+    overrides: list[str]
+    objective: list[dict[str, str]]
+    replicates: int
+    seeds: list[int]
+    pruning: dict[str, Any]
+    retries: int
+    out_of_memory: str
+    keep: str
+    test: bool
+    config_dir: str | None
+    base: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """Key: text of what every trial has."""
+        pairs = (o.partition("=") for o in self.overrides)
+        return {key.lstrip("+~"): value for key, _, value in pairs}
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return parse(self.space, self.when, self.fixed)
+
+    def listed(self) -> list[dict[str, Any]] | None:
+        """All points of a grid, None where points are drawn; a fixed list has its overrides instead."""
+        return list(grid(self.parameters)) if self.strategy == "grid" else None
+
+    @property
+    def n_points(self) -> int:
+        """How many points there will be."""
+        if self.strategy not in ("grid", "list"):
+            return int(self.trials)  # type: ignore[arg-type]
+        most = len(self.points) if self.strategy == "list" else len(self.listed() or ())
+        return most if self.trials is None else min(most, self.trials)
+
+    def overrides_of(self, point: Mapping[str, Any]) -> list[str]:
+        return overrides(self.parameters, point)
+
+    def identity(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k not in (*_NOT_IDENTITY, "overrides")}
+
+    def digest(self) -> str:
+        text = json.dumps(self.identity(), sort_keys=True, ensure_ascii=False, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def save(self, directory: Path) -> None:
+        """Write sweep.yaml, whole or not at all. Raises ValueError where the directory is another sweep's."""
+        path = directory / "sweep.yaml"
+        if path.exists():
+            before = load(directory)
+            changed = {k for k in self.identity() if before.identity()[k] != self.identity()[k]}
+            if changed:
+                raise ValueError(
+                    f"sweep_dir={directory} is another sweep ({_told(before, self)}); name another sweep_dir"
+                )
+            if (before.trials or 0) > (self.trials or 0) > 0:
+                raise ValueError(
+                    f"trials={self.trials} is below the {before.trials} of {directory}; a sweep can only grow"
+                )
+        directory.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"sweep.yaml.{os.getpid()}.tmp")
+        beside.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        os.replace(beside, path)
+
+
+def _told(before: Asked, now: Asked) -> str:
+    """In which keys two sweeps differ, in words, as far as a line holds them."""
+    found = []
+    for key, value in now.identity().items():
+        was = before.identity()[key]
+        if was == value:
+            continue
+        if isinstance(value, Mapping) and isinstance(was, Mapping):
+            prefix = "" if key == "base" else f"{key}."
+            found += [f"{prefix}{k}: {a!r} there, {b!r} now" for k, (a, b) in differences(was, value).items()]
+        else:
+            found.append(f"{key}: {was!r} there, {value!r} now")
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return ", ".join(found[:4]) + more
+
+
+def load(directory: str | os.PathLike) -> Asked:
+    """Of a sweep's directory. Raises FileNotFoundError, or ValueError where it is damaged."""
+    path = Path(directory) / "sweep.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is no sweep: it has no sweep.yaml; make one with: lmlab sweep")
+    try:
+        return Asked(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def check(asked: Mapping[str, Any]) -> None:
+    """The keys of conf/sweep.yaml that only choose between words and sizes. Raises ValueError."""
+    for key, allowed in (("strategy", STRATEGIES), ("keep", KEEP), ("out_of_memory", ("fail", "halve"))):
+        _one_of(key, asked[key], allowed)
+    _one_of("pruning.rule", asked["pruning"]["rule"], RULES)
+    for key, least in (("replicates", 1), ("retries", 0), ("strategy_seed", 0), ("trials", 1)):
+        value = asked[key]
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ValueError(f"{key}={value} must be a whole number, at least {least}")
+    workers = asked["workers"]
+    if workers != "auto" and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
+        raise ValueError(f"workers={workers} must be a whole number, at least 1, or auto")
+    check_objective(asked["objective"], asked["pruning"]["rule"], asked["strategy"])
+
+
+def check_objective(objective: Sequence[Mapping[str, str]], rule: str, strategy: str) -> None:
+    if not objective:
+        raise ValueError("objective=[] leaves nothing to choose by; write objective=[{metric: val/bpb, ...}]")
+    for one in objective:
+        if not isinstance(one, Mapping) or set(one) != {"metric", "direction"}:
+            raise ValueError(f"objective: {one} must be written {{metric: val/bpb, direction: minimize}}")
+        if one["metric"] not in METRICS:
+            why = "test is scored for the winner alone" if str(one["metric"]).startswith("test") else "no run logs it"
+            raise ValueError(f"objective: metric={one['metric']}: {why}; there are {', '.join(METRICS)}")
+        _one_of("objective: direction", one["direction"], ("minimize", "maximize"))
+    if rule != "none" and (len(objective) > 1 or objective[0]["metric"] not in REPORTED):
+        raise ValueError(
+            f"pruning.rule={rule} compares at validations: it needs one objective, {' or '.join(REPORTED)}"
+        )
+    if strategy == "cmaes" and len(objective) > 1:
+        raise ValueError("strategy=cmaes has one objective; take tpe, gp or random for several")
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value} must be one of {', '.join(allowed)}")

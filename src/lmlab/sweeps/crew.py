@@ -1,0 +1,176 @@
+"""Workers, and who starts them: processes of this machine, or jobs of one of Hydra's launchers."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED, TrainingFailed
+from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.worker import give_up_or_retry, halve
+
+log = logging.getLogger("lmlab")
+
+# Seconds between looks at the workers.
+LOOK = 0.2
+# Workers that may die one after the other before having finished anything: then it is not the trials.
+PATIENCE = 3
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def divide(workers: int | str, threads: int | None, gpus: int, n_trials: int) -> tuple[int, int]:
+    """(how many workers, threads of each). auto: one a GPU, else as many as the cores hold, of one thread each
+    unless `threads` says more; never more than there are trials."""
+    if workers == "auto":
+        workers = gpus or max(1, cores() // (threads or 1))
+    n = max(1, min(int(workers), n_trials))
+    return n, threads or max(1, cores() // n)
+
+
+class LocalCrew:
+    """Processes of this machine, each with its share of the cores, and its GPU where there are any."""
+
+    def __init__(self, directory: Path, workers: int | str, asked: Asked, cache: Path):
+        self.directory, self.asked = directory, asked
+        self.gpus = visible_gpus() if asked.fixed.get("trainer") != "cpu" else []
+        threads = asked.base.get("threads") or _number(asked.fixed.get("threads"))
+        self.n, self.threads = divide(workers, threads, len(self.gpus), asked.n_points * asked.replicates)
+        self.processes: dict[int, subprocess.Popen] = {}
+        self.fruitless = 0
+
+    def run(self, ledger: Ledger, look: Callable[[], None]) -> bool:
+        """Until nothing is left to do; whether somebody interrupted it. look: called all the while."""
+        handlers = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.interrupted = 0
+        try:
+            for index in range(self.n):
+                self.start(index)
+            while self.processes:
+                time.sleep(LOOK)
+                self.look_after(ledger)
+                look()
+        finally:
+            for process in self.processes.values():
+                process.kill()
+                process.wait()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return bool(self.interrupted)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        """The first one lets each worker end its step and save; the second one does not wait for that."""
+        self.interrupted += 1
+        if self.interrupted == 1:
+            log.info("stopping: each trial ends its step and saves; once more to leave at once")
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM if self.interrupted == 1 else signal.SIGKILL)
+
+    def start(self, index: int) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[index % len(self.gpus)]
+        path = self.directory / "workers" / f"{index}.log"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as said:
+            # Its input ends when this process does, however that happens.
+            self.processes[index] = subprocess.Popen(
+                [sys.executable, "-m", "lmlab.sweeps.worker", str(self.directory), str(index)],
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                env=environment,
+            )
+
+    def look_after(self, ledger: Ledger) -> None:
+        """Say what became of workers that ended before the work did, and put others in their place."""
+        for index, process in list(self.processes.items()):
+            status = process.poll()
+            if status is None:
+                continue
+            del self.processes[index]
+            process.stdin.close()  # type: ignore[union-attr]
+            if status in (DONE, INTERRUPTED) or self.interrupted:
+                continue
+            self._bury(ledger, index, process.pid, status)
+            if self.fruitless < PATIENCE:
+                self.start(index)
+            elif not self.processes:
+                raise TrainingFailed(
+                    f"workers die before they have trained anything; {self.directory}/workers/{index}.log says why"
+                )
+
+    def _bury(self, ledger: Ledger, index: int, pid: int, status: int) -> None:
+        rows = [r for r in ledger.trials("running") if r["worker"] == str(index) and r["pid"] == pid]
+        self.fruitless = 0 if rows else self.fruitless + 1
+        reason = f"its process ended with status {status}"
+        halved = None
+        for row in rows:
+            if status < 0:
+                reason = f"its process was killed by {signal.Signals(-status).name}"
+            if status == -signal.SIGKILL:
+                reason += ", as the system does when memory runs out"
+                halved = halve(self.asked, row)
+            give_up_or_retry(self.asked, ledger, row["id"], reason, TRAINING_FAILED, halved)
+        log.warning("worker %d: %s", index, reason)
+
+
+class HydraCrew:
+    """Jobs of a launcher, each a worker: a launcher waits for all of its batch, and trials would wait with it."""
+
+    def __init__(self, directory: Path, workers: int | str, config: Any, hydra_context: Any, task_function: Any):
+        if workers == "auto":
+            raise ValueError("workers=auto counts this machine's cores; with a launcher, say how many jobs: workers=4")
+        from hydra.core.plugins import Plugins
+        from omegaconf import open_dict
+
+        self.directory, self.n = directory.resolve(), int(workers)
+        with open_dict(config):
+            config.hydra.sweep.dir = str(self.directory / "jobs")
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        self.error: BaseException | None = None
+
+    def run(self, ledger: Ledger, look: Callable[[], None]) -> bool:
+        thread = threading.Thread(target=self._launch, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(1.0)
+            look()
+        if self.error is not None:
+            raise self.error
+        return False
+
+    def _launch(self) -> None:
+        jobs = [[f"++hydra.sweeper.join={self.directory}", f"++hydra.sweeper.worker={i}"] for i in range(self.n)]
+        try:
+            for job in self.launcher.launch(jobs, initial_job_idx=0):
+                _ = job.return_value
+        except BaseException as error:
+            self.error = error
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name, one each. Without torch: importing it costs a second."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [one.strip() for one in named.split(",") if one.strip() not in ("", "-1")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, line in enumerate(filter(None, listed.stdout.splitlines()))] if not listed.returncode else []
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None

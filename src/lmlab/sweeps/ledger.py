@@ -1,0 +1,248 @@
+"""The ledger: what every trial is doing, in SQLite, safe under many processes and against being killed at any moment.
+
+Tables:
+- `points(number, params, overrides, attrs)`: one choice of the parameters each, in the order in which they were
+  proposed, written before it runs. params, overrides and attrs (what a sampler remembers) are JSON.
+- `trials(id, point, replicate, name, status, reason, overrides, seed, run_dir, attempts, takeovers, micro_batch_size,
+  rung, step, total_steps, values_, code, host, pid, born, worker, started, heartbeat, finished, seconds)`: a run each.
+  status is one of STATUSES; reason says why in words; overrides is a JSON list of all that was asked of `lmlab train`;
+  run_dir is relative to the sweep's directory; values_ is a JSON object of the finished run's numbers; rung counts
+  pruning's looks at it, and is null once it may run to its end; code is the exit status that its failure has.
+- `reports(trial, step, value)`: what was measured at each validation, for pruning.
+- `workers(host, pid, born, started, heartbeat, ended, trials, idle)`: idle is seconds between trials.
+- `meta(key, value)`.
+"""
+
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+# waiting: not begun, or to be continued. pruned: stopped early, may yet be promoted. The rest says itself.
+STATUSES = ("waiting", "running", "done", "pruned", "failed")
+# Seconds without a sign of life, after which a worker on another machine counts as dead.
+SILENCE = 90.0
+# File systems without the shared memory that write-ahead logging needs.
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "9p", "afs", "glusterfs")
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS points (number INTEGER PRIMARY KEY, params TEXT, overrides TEXT, attrs TEXT);
+CREATE TABLE IF NOT EXISTS trials (
+  id INTEGER PRIMARY KEY, point INTEGER, replicate INTEGER, name TEXT, status TEXT, reason TEXT, overrides TEXT,
+  seed INTEGER, run_dir TEXT, attempts INTEGER DEFAULT 0, takeovers INTEGER DEFAULT 0, micro_batch_size INTEGER,
+  rung INTEGER, step INTEGER DEFAULT 0, total_steps INTEGER, values_ TEXT, code INTEGER, host TEXT, pid INTEGER,
+  born TEXT, worker TEXT, started REAL, heartbeat REAL, finished REAL, seconds REAL DEFAULT 0,
+  UNIQUE (point, replicate));
+CREATE INDEX IF NOT EXISTS by_status ON trials (status);
+CREATE TABLE IF NOT EXISTS reports (trial INTEGER, step INTEGER, value REAL, PRIMARY KEY (trial, step));
+CREATE TABLE IF NOT EXISTS workers (
+  host TEXT, pid INTEGER, born TEXT, started REAL, heartbeat REAL, ended REAL, trials INTEGER DEFAULT 0,
+  idle REAL DEFAULT 0, PRIMARY KEY (host, pid, born));
+"""
+
+
+def me() -> tuple[str, int, str]:
+    """This process: host, id, and when it was born, for ids are used again."""
+    return socket.gethostname(), os.getpid(), birth(os.getpid()) or ""
+
+
+def birth(pid: int) -> str | None:
+    """When a process of this machine began, in the system's ticks; '' where it does not tell, None for no process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return ""
+        return ""
+    # The name, in parentheses, may hold anything; the state follows it.
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+def alive(host: str, pid: int, born: str, heartbeat: float) -> bool:
+    if host == socket.gethostname():
+        return birth(pid) == born
+    return time.time() - heartbeat < SILENCE
+
+
+def journal(path: Path) -> str:
+    """Write-ahead logging on a disk of this machine, a plain journal on one that machines share."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return "wal"
+    inside = [m for m in mounts if str(path.resolve()).startswith(m[1].rstrip("/") + "/")]
+    return "delete" if inside and max(inside, key=lambda m: len(m[1]))[2] in NETWORK else "wal"
+
+
+class Ledger:
+    """Open it in each process anew. Raises ValueError where the file is damaged or of another format."""
+
+    def __init__(self, path: str | os.PathLike, create: bool = False):
+        self.path = Path(path)
+        if not create and not self.path.is_file():
+            raise FileNotFoundError(f"{self.path.parent} is no sweep: it has no {self.path.name}")
+        try:
+            # One connection for all of a process's threads: who writes takes `transaction`.
+            self.connection = sqlite3.connect(self.path, timeout=120, isolation_level=None, check_same_thread=True)
+            self.connection.row_factory = sqlite3.Row
+            if create:
+                self.connection.execute(f"PRAGMA journal_mode={journal(self.path)}")
+                self.connection.executescript(SCHEMA)
+                self.connection.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (FORMAT,))
+            found = self.meta("format")
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{self.path} is damaged ({error}); move it away, and the same command makes a new one from the "
+                "trials' directories: finished ones are not trained again"
+            ) from error
+        if found != str(FORMAT):
+            raise ValueError(f"{self.path} has ledger format {found}, this version reads {FORMAT}")
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Within, nobody else writes; what was written is there whole or not at all. One inside another is one."""
+        if self.connection.in_transaction:
+            yield
+            return
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+
+    def ask(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        return self.connection.execute(query, values).fetchall()
+
+    def meta(self, key: str) -> str | None:
+        rows = self.ask("SELECT value FROM meta WHERE key = ?", key)
+        return None if not rows else str(rows[0]["value"])
+
+    def remember(self, key: str, value: Any) -> None:
+        self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    # Points and trials
+
+    def add_point(
+        self,
+        params: Mapping[str, Any],
+        overrides: Sequence[str],
+        attrs: Mapping[str, Any],
+        seeds: Sequence[int],
+        rung: int | None = None,
+    ) -> int:
+        """Write down the next point and its replicates. Returns its number."""
+        with self.transaction():
+            number = self.n_points()
+            self.connection.execute(
+                "INSERT INTO points VALUES (?, ?, ?, ?)",
+                (number, json.dumps(dict(params)), json.dumps(list(overrides)), json.dumps(dict(attrs))),
+            )
+            for replicate, seed in enumerate(seeds):
+                self.connection.execute(
+                    "INSERT INTO trials (point, replicate, status, seed, overrides, rung) "
+                    "VALUES (?, ?, 'waiting', ?, ?, ?)",
+                    (number, replicate, seed, json.dumps(list(overrides)), rung),
+                )
+        return number
+
+    def n_points(self) -> int:
+        return self.ask("SELECT COUNT(*) AS n FROM points")[0]["n"]
+
+    def points(self) -> list[sqlite3.Row]:
+        return self.ask("SELECT * FROM points ORDER BY number")
+
+    def trials(self, *statuses: str) -> list[sqlite3.Row]:
+        where = f"WHERE status IN ({','.join('?' * len(statuses))})" if statuses else ""
+        return self.ask(f"SELECT * FROM trials {where} ORDER BY point, replicate", *statuses)
+
+    def trial(self, number: int) -> sqlite3.Row:
+        return self.ask("SELECT * FROM trials WHERE id = ?", number)[0]
+
+    def set(self, number: int, **values: Any) -> None:
+        names = ", ".join(f"{name} = ?" for name in values)
+        self.connection.execute(f"UPDATE trials SET {names} WHERE id = ?", (*values.values(), number))
+
+    def counts(self) -> dict[str, int]:
+        rows = self.ask("SELECT status, COUNT(*) AS n FROM trials GROUP BY status")
+        return dict.fromkeys(STATUSES, 0) | {row["status"]: row["n"] for row in rows}
+
+    # Who does what
+
+    def next_waiting(self) -> sqlite3.Row | None:
+        """The first trial that nobody is at; one whose directory another trial is using waits for that."""
+        rows = self.ask(
+            "SELECT * FROM trials WHERE status = 'waiting' AND (run_dir IS NULL OR run_dir NOT IN "
+            "(SELECT run_dir FROM trials WHERE status = 'running' AND run_dir IS NOT NULL)) "
+            "ORDER BY point, replicate LIMIT 1"
+        )
+        return rows[0] if rows else None
+
+    def start(self, number: int, worker: str) -> sqlite3.Row:
+        host, pid, born = me()
+        now = time.time()
+        told = {"host": host, "pid": pid, "born": born, "worker": worker, "heartbeat": now, "started": now}
+        self.set(number, status="running", reason=None, **told)
+        return self.trial(number)
+
+    def place(self, number: int, name: str, run_dir: str) -> bool:
+        """Take the run's directory for this trial; False, and waiting again, where another trial is using it."""
+        with self.transaction():
+            others = self.ask(
+                "SELECT id FROM trials WHERE run_dir = ? AND status = 'running' AND id != ?", run_dir, number
+            )
+            self.set(number, name=name, run_dir=run_dir, **({"status": "waiting"} if others else {}))
+        return not others
+
+    def beat(self) -> None:
+        """A sign of life of this process."""
+        host, pid, born = me()
+        now = time.time()
+        with self.transaction():
+            for table in ("trials", "workers"):
+                running = "status = 'running' AND" if table == "trials" else ""
+                self.connection.execute(
+                    f"UPDATE {table} SET heartbeat = ? WHERE {running} host = ? AND pid = ? AND born = ?",
+                    (now, host, pid, born),
+                )
+
+    def orphans(self) -> list[sqlite3.Row]:
+        """Trials whose worker is dead."""
+        rows = self.trials("running")
+        return [r for r in rows if not alive(r["host"], r["pid"], r["born"], r["heartbeat"])]
+
+    def report(self, number: int, step: int, value: float) -> None:
+        with self.transaction():
+            self.connection.execute("INSERT OR REPLACE INTO reports VALUES (?, ?, ?)", (number, step, value))
+            self.set(number, step=step, heartbeat=time.time())
+
+    def reports(self) -> dict[int, dict[int, float]]:
+        """{trial: {step: value}}"""
+        told: dict[int, dict[int, float]] = {}
+        for row in self.ask("SELECT * FROM reports ORDER BY trial, step"):
+            told.setdefault(row["trial"], {})[row["step"]] = row["value"]
+        return told

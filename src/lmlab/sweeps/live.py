@@ -1,0 +1,126 @@
+"""What a sweep looks like from the terminal: counts, the best so far, time left."""
+
+import json
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lmlab.sweeps.asked import Asked, load
+from lmlab.sweeps.ending import best, finished
+from lmlab.sweeps.ledger import Ledger
+
+# Seconds between looks at the ledger.
+EVERY = 1.0
+
+
+def total(asked: Asked) -> int:
+    return asked.n_points * asked.replicates
+
+
+def seconds_left(asked: Asked, ledger: Ledger) -> float | None:
+    """From the seconds of the trials that are done; None before the first."""
+    rows = ledger.trials()
+    done = [row["seconds"] for row in rows if row["status"] in ("done", "pruned", "failed")]
+    left = total(asked) - len(done)
+    workers = len({(row["host"], row["pid"]) for row in rows if row["status"] == "running"})
+    return left * sum(done) / len(done) / max(workers, 1) if done else None
+
+
+def counted(asked: Asked, ledger: Ledger) -> str:
+    counts = ledger.counts()
+    counts["waiting"] += total(asked) - sum(counts.values())
+    return ", ".join(f"{counts[s]} {s}" for s in ("done", "running", "waiting", "pruned", "failed") if counts[s])
+
+
+def leader(asked: Asked, ledger: Ledger) -> list[str]:
+    """The best points so far, a line each."""
+    values, points = finished(asked, ledger), {p["number"]: p for p in ledger.points()}
+    lines = []
+    for point in best(asked, ledger):
+        told = ", ".join(f"{o['metric']} {v:.4f}" for o, v in zip(asked.objective, values[point], strict=True))
+        lines.append(f"{told}  {' '.join(json.loads(points[point]['overrides']))}")
+    return lines
+
+
+def trial_line(row: Any) -> str:
+    """A trial that has ended."""
+    reason = f": {row['reason']}" if row["reason"] else ""
+    values = json.loads(row["values_"]) if row["values_"] else {}
+    told = f", val/bpb {values['val/bpb']:.4f}" if "val/bpb" in values else ""
+    return f"{row['name'] or ' '.join(json.loads(row['overrides']))}: {row['status']}{told}{reason}"
+
+
+class View:
+    """Shows the sweep while it runs: redrawn in place on a terminal, else a line for each trial that ends."""
+
+    def __init__(self, directory: Path, ledger: Ledger, asked: Asked):
+        self.directory, self.ledger, self.asked = directory, ledger, asked
+        self.shown = {row["id"]: row["status"] for row in ledger.trials()}
+        self.looked = 0.0
+        self.live: Any = None
+
+    def __enter__(self) -> "View":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.looked = 0.0
+        self.update()
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def update(self) -> None:
+        if time.monotonic() - self.looked < EVERY:
+            return
+        self.looked = time.monotonic()
+        for row in self.ledger.trials("done", "pruned", "failed"):
+            if self.shown.get(row["id"]) != row["status"]:
+                self.shown[row["id"]] = row["status"]
+                if self.live is None or row["status"] == "failed":
+                    self.say(trial_line(row))
+        if self.live is not None:
+            self.live.update(panel(self.directory, self.asked, self.ledger), refresh=True)
+
+    def say(self, line: str) -> None:
+        (self.live.console.print if self.live else lambda text: print(text, file=sys.stderr))(line)
+
+    def conclude(self) -> None:
+        """What the sweep found."""
+        print(f"{self.directory}: {counted(self.asked, self.ledger)}")
+        for line in leader(self.asked, self.ledger):
+            print(f"best: {line}")
+
+
+def panel(directory: Path, asked: Asked, ledger: Ledger) -> Any:
+    """The whole state as one of rich's tables."""
+    from rich.table import Table
+
+    table = Table(title=f"{directory}", title_justify="left", box=None, show_header=False)
+    table.add_row("trials", f"{counted(asked, ledger)} of {total(asked)}")
+    left = seconds_left(asked, ledger)
+    table.add_row("time left", "not known yet" if left is None else str(timedelta(seconds=round(left))))
+    for line in leader(asked, ledger)[:5]:
+        table.add_row("best", line)
+    for row in ledger.trials("running"):
+        of = f" of {row['total_steps']}" if row["total_steps"] else ""
+        table.add_row(f"worker {row['worker']}", f"{' '.join(json.loads(row['overrides']))}  step {row['step']}{of}")
+    return table
+
+
+def status(directory: Path) -> None:
+    """The same from another terminal."""
+    asked = load(directory)
+    with Ledger(directory / "ledger.sqlite") as ledger:
+        from rich.console import Console
+
+        Console().print(panel(directory, asked, ledger))
+        for row in ledger.trials("failed"):
+            print(trial_line(row))

@@ -1,0 +1,30 @@
+"""A sweep's callback: reports each validation, and stops the run where pruning wants it to."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+
+class Reporter(Callback):
+    """Ends training after the step that `begin` names, which is then validated and saved like any that is stopped.
+
+    begin: total steps -> the step to stop after. report: (step, value of `metric`) -> whether to stop here.
+    """
+
+    def __init__(self, metric: str, begin: Callable[[int], int], report: Callable[[int, float], bool]):
+        self.metric, self.begin, self.report = metric, begin, report
+        self.stopping = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.goal = self.begin(pl_module.total_steps)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.goal <= pl_module.step < pl_module.total_steps:
+            self.stopping = trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = pl_module.step
+        if self.report(step, pl_module.history[-1][self.metric]) and step < pl_module.total_steps:
+            self.stopping = trainer.should_stop = True

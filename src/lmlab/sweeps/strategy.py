@@ -1,0 +1,147 @@
+"""Which point comes next: from a list, or from one of Optuna's samplers told what the finished points gave."""
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from lmlab.sweeps.asked import REPORTED, Asked
+from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.space import Parameter, active
+
+if TYPE_CHECKING:
+    import optuna
+
+# What each needs beyond Optuna itself.
+LIBRARIES = {"gp": "scipy", "cmaes": "cmaes"}
+
+
+def check(strategy: str) -> None:
+    """Raises ImportError that names the extra."""
+    library = LIBRARIES.get(strategy)
+    if library and importlib.util.find_spec(library) is None:
+        raise ImportError(f"strategy={strategy} needs {library}; install it with: pip install 'lmlab[sweeps]'")
+
+
+def propose(asked: Asked, ledger: Ledger, rung: int | None = None) -> int | None:
+    """Write the next point into the ledger; its number, or None where there are no more.
+
+    Within one transaction: a point is a function of its number, strategy_seed and what had finished by then, and is
+    written down before it runs, so that a sweep that is killed and continued has no others. rung: pruning's first.
+    """
+    with ledger.transaction():
+        number = ledger.n_points()
+        if number >= asked.n_points:
+            return None
+        if asked.strategy == "list":
+            return ledger.add_point({}, asked.points[number], {}, asked.seeds, rung)
+        if asked.strategy == "grid":
+            point: dict[str, Any] = (asked.listed() or [])[number]
+            attrs: dict[str, Any] = {}
+        else:
+            point, attrs = draw(asked, history(asked, ledger), number)
+        return ledger.add_point(point, asked.overrides_of(point), attrs, asked.seeds, rung)
+
+
+def draw(asked: Asked, trials: Sequence["optuna.trial.FrozenTrial"], number: int) -> tuple[dict[str, Any], dict]:
+    """The point that the sampler proposes after these trials, and what it wants to remember of it."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            directions=[one["direction"] for one in asked.objective],
+            sampler=sampler(asked.strategy, asked.strategy_seed * 1_000_003 + number),
+        )
+        study.add_trials(trials)
+        trial = study.ask()
+        point: dict[str, Any] = {}
+        for one in asked.parameters:
+            if active(one, point):
+                point[one.key] = one.rounded(suggest(trial, one))
+    kept = study.trials[-1].system_attrs
+    return point, dict(kept)
+
+
+def sampler(strategy: str, seed: int) -> "optuna.samplers.BaseSampler":
+    """A fresh one: what it knows comes from the trials."""
+    from optuna import samplers
+
+    seed %= 2**32
+    if strategy == "random":
+        return samplers.RandomSampler(seed=seed)
+    if strategy == "tpe":
+        return samplers.TPESampler(seed=seed, multivariate=True, group=True)
+    if strategy == "gp":
+        return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+    return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+
+
+def suggest(trial: "optuna.Trial", one: Parameter) -> Any:
+    kind = one.distribution()
+    name = type(kind).__name__
+    if name == "CategoricalDistribution":
+        return trial.suggest_categorical(one.key, kind.choices)
+    if name == "IntDistribution":
+        return trial.suggest_int(one.key, kind.low, kind.high, step=kind.step, log=kind.log)
+    return trial.suggest_float(one.key, kind.low, kind.high, step=kind.step, log=kind.log)
+
+
+def history(asked: Asked, ledger: Ledger) -> list["optuna.trial.FrozenTrial"]:
+    """Every point so far as Optuna's trial: means over replicates, what was reported, and how it stands."""
+    parameters = {p.key: p for p in asked.parameters}
+    trials: dict[int, list[Any]] = {}
+    for row in ledger.trials():
+        trials.setdefault(row["point"], []).append(row)
+    reports = ledger.reports()
+    return [frozen(asked, parameters, row, trials[row["number"]], reports) for row in ledger.points()]
+
+
+def frozen(
+    asked: Asked,
+    parameters: Mapping[str, Parameter],
+    point: Any,
+    trials: Sequence[Any],
+    reports: Mapping[int, Mapping[int, float]],
+) -> "optuna.trial.FrozenTrial":
+    import optuna
+
+    state = standing(trials)
+    values = means(asked, trials) if state == "done" else None
+    params = json.loads(point["params"])
+    state = {"done": "COMPLETE", "failed": "FAIL", "pruned": "PRUNED"}.get(state, "RUNNING")
+    told = [reports.get(row["id"], {}) for row in trials]
+    steps = set.intersection(*map(set, told)) if told else set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.create_trial(
+            state=optuna.trial.TrialState[state],
+            params=params,
+            distributions={key: parameters[key].distribution() for key in params},
+            values=values,
+            intermediate_values={step: fmean(one[step] for one in told) for step in sorted(steps)},
+            system_attrs=json.loads(point["attrs"]),
+            user_attrs={"overrides": json.loads(point["overrides"]), "runs": [row["run_dir"] for row in trials]},
+        )
+
+
+def standing(trials: Sequence[Any]) -> str:
+    """Of a point, from its replicates: done, pruned and failed once none of them goes on."""
+    found = {row["status"] for row in trials}
+    if found & {"waiting", "running"}:
+        return "running"
+    return "failed" if "failed" in found else "pruned" if "pruned" in found else "done"
+
+
+def means(asked: Asked, trials: Sequence[Any]) -> list[float]:
+    """Each objective's mean over the replicates."""
+    told = [json.loads(row["values_"]) for row in trials]
+    return [fmean(values[one["metric"]] for values in told) for one in asked.objective]
+
+
+def reported(asked: Asked) -> str | None:
+    """The metric of validations that pruning compares; None where the objective is none of them."""
+    return REPORTED.get(asked.objective[0]["metric"]) if len(asked.objective) == 1 else None

@@ -1,0 +1,207 @@
+"""The sweeper: from what was asked to a finished sweep. Runs inside Hydra's multirun."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lmlab.config import asked as asked_config
+from lmlab.config import cache_dir, plain, with_budget
+from lmlab.errors import OUR_FAULT, USER_INPUT, TrainingFailed
+from lmlab.sweeps import asked as asking
+from lmlab.sweeps import pruning, strategy
+from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.crew import HydraCrew, LocalCrew
+from lmlab.sweeps.ending import Tidy
+from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.live import View
+from lmlab.sweeps.space import parse, samples
+from lmlab.sweeps.study import Mirror
+
+log = logging.getLogger("lmlab")
+
+
+def sweep(
+    node: Mapping[str, Any], arguments: Sequence[str], config: DictConfig, hydra_context: Any, task_function: Any
+) -> None:
+    """Everything between the command line and the last trial. The same again continues.
+
+    node: the keys of conf/sweep.yaml. arguments: the overrides of `lmlab train`. Raises ValueError where all that
+    failed was asked wrongly, TrainingFailed where training failed, KeyboardInterrupt where somebody interrupted it.
+    """
+    options = plain(OmegaConf.create(dict(node)))
+    asking.check(options)
+    pruning.check(options["pruning"])
+    strategy.check(options["strategy"])
+    asked = settle(options, arguments, config)
+    directory = Path(options["sweep_dir"] or default_directory(asked, config))
+    fresh = not (directory / "sweep.yaml").exists()
+    asked.save(directory)
+    with Ledger(directory / "ledger.sqlite", create=True) as ledger:
+        begin(asked, ledger)
+        before = ledger.counts()
+        known = "" if fresh else f", continued: {before['done']} done, {before['waiting']} to go on"
+        log.info("sweep %s: %d points%s", directory, asked.n_points, known)
+        crew = build_crew(options["workers"], directory, asked, config, hydra_context, task_function)
+        mirror, tidy = Mirror(directory, asked), Tidy(asked, ledger, directory)
+        with View(directory, ledger, asked) as view:
+
+            def look() -> None:
+                view.update()
+                tidy.update()
+                mirror.update(ledger)
+
+            interrupted = crew.run(ledger, look)
+        mirror.update(ledger, last=not interrupted)
+        if interrupted:
+            raise KeyboardInterrupt
+        tidy.finish()
+        view.conclude()
+        complain(ledger)
+
+
+def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictConfig) -> Asked:
+    """What is varied and what is fixed, each key once; the command line has the last word."""
+    from lmlab.sweeps.trial import config_of, fingerprint
+
+    fixed, varied = split([*options["overrides"], *arguments])
+    space = {key: text for key, text in options["space"].items() if key not in fixed} | varied
+    when = {key: told for key, told in options["when"].items() if key in space}
+    seeds = seeds_of(space, fixed, options["replicates"])
+    test = fixed.pop("test", "auto").partition("=")[2] not in ("false", "False")
+    asked_test = [o for o in arguments if o.startswith("test=")]
+    overrides = ["test=false", "floors=false", *fixed.values(), *(o for o in asked_test if o == "test=true")]
+    parameters = parse(space, when, {key: o.partition("=")[2] for key, o in fixed.items()})
+    points = [list(point) for point in options["points"]]
+    check_space(options["strategy"], parameters, points, options["trials"], len(seeds))
+    config_dir = next((s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"), None)
+    firsts = [asking.overrides(parameters, point) for point in samples(parameters)] if parameters else []
+    configs = [config_of([*overrides, *first], seeds[0], config_dir) for first in (firsts or points or [[]])]
+    name = OmegaConf.select(config, "hydra.runtime.choices.sweep") or _named(parameters)
+    return Asked(
+        name=name,
+        strategy=options["strategy"],
+        strategy_seed=options["strategy_seed"],
+        trials=options["trials"],
+        space={p.key: space[p.key] for p in parameters},
+        when={key: told for key, told in when.items() if key in {p.key for p in parameters}},
+        points=points,
+        overrides=overrides,
+        objective=[dict(one) for one in options["objective"]],
+        replicates=len(seeds),
+        seeds=seeds,
+        pruning=dict(options["pruning"]),
+        retries=options["retries"],
+        out_of_memory=options["out_of_memory"],
+        keep=options["keep"],
+        test=test,
+        config_dir=config_dir,
+        base=asked_config(with_budget(configs[0])) | {"seed": seeds[0]},
+        fingerprint=fingerprint(configs[0]),
+    )
+
+
+def split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """({key: override} of one value, {key: text} of several), each key as it was last given. Hydra's own left out."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    fixed: dict[str, str] = {}
+    varied: dict[str, str] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element().lstrip("+~")
+        if key == "sweep" or key.split(".")[0].split("/")[0] == "hydra":
+            continue
+        fixed.pop(key, None)
+        varied.pop(key, None)
+        text = override.input_line or ""
+        if override.is_sweep_override():
+            varied[override.get_key_element()] = text.partition("=")[2]
+        else:
+            fixed[key] = text
+    return fixed, varied
+
+
+def seeds_of(space: dict[str, str], fixed: dict[str, str], replicates: int) -> list[int]:
+    """The replicates' seeds, taken out of the space: seed=1,2,3 names them, else they count up from seed."""
+    if "seed" in space:
+        from lmlab.sweeps.space import parameter
+
+        values = parameter("seed", space.pop("seed")).values
+        if replicates != 1:
+            raise ValueError(f"replicates={replicates} and several values of seed: give one of them")
+        if not values or not all(type(v) is int for v in values):
+            raise ValueError("seed: replicates need whole numbers, as in seed=1,2,3")
+        return list(values)
+    text = fixed.pop("seed", "seed=0").partition("=")[2]
+    if not re.fullmatch(r"\d+", text):
+        raise ValueError(f"seed={text} must be a whole number")
+    return [int(text) + i for i in range(replicates)]
+
+
+def check_space(
+    strategy_name: str, parameters: Sequence[Any], points: Sequence[Any], trials: int | None, replicates: int
+) -> None:
+    if strategy_name == "list":
+        if not points:
+            raise ValueError("strategy=list with points=[] has nothing to run; give points: lists of overrides")
+        return
+    if points:
+        raise ValueError(f"points are of strategy=list; strategy={strategy_name} has a space")
+    if not parameters and replicates == 1:
+        raise ValueError(
+            "the space is empty: give a key several values, as in optimizer.lr=1e-3,3e-3 or "
+            "'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
+        )
+    if strategy_name == "grid":
+        return
+    if trials is None:
+        raise ValueError(f"strategy={strategy_name} draws points without end: trials=... is needed")
+
+
+def _named(parameters: Sequence[Any]) -> str:
+    names = [p.key.lstrip("+").rpartition(".")[2].replace("/", "-") for p in parameters]
+    return "_".join(names)[:60] or "replicates"
+
+
+def default_directory(asked: Asked, config: DictConfig) -> Path:
+    """Beside the runs, by what it is: the same command finds it again."""
+    return Path(config.runs_root).parent / "sweeps" / f"{asked.name}-{asked.digest()}"
+
+
+def begin(asked: Asked, ledger: Ledger) -> None:
+    """Where a sweep was killed, its trials wait again; failed ones, too, as far as `retries` allows."""
+    with ledger.transaction():
+        for row in ledger.orphans():
+            ledger.set(row["id"], status="waiting", reason="the sweep was stopped")
+        for row in ledger.trials("failed"):
+            if row["attempts"] <= asked.retries and row["takeovers"] <= asked.retries:
+                ledger.set(row["id"], status="waiting")
+
+
+def build_crew(
+    workers: int | str, directory: Path, asked: Asked, config: DictConfig, hydra_context: Any, task_function: Any
+) -> LocalCrew | HydraCrew:
+    """Processes of this machine, or jobs of a launcher other than Hydra's basic one."""
+    if str(config.hydra.launcher["_target_"]).endswith("BasicLauncher"):
+        return LocalCrew(directory, workers, asked, cache_dir(config.cache_dir))
+    return HydraCrew(directory, workers, config, hydra_context, task_function)
+
+
+def complain(ledger: Ledger) -> None:
+    """Raises where trials failed, so that the exit status says so."""
+    failed = ledger.trials("failed")
+    if not failed:
+        return
+    rows = len(ledger.trials())
+    shown = "; ".join(f"{row['name'] or row['overrides']}: {row['reason']}" for row in failed[:3])
+    more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+    message = f"{len(failed)} of the {rows} trials failed ({shown}{more})"
+    codes = {row["code"] for row in failed}
+    if codes == {USER_INPUT}:
+        raise ValueError(message)
+    if OUR_FAULT in codes:
+        raise RuntimeError(message)
+    raise TrainingFailed(message)

@@ -1,0 +1,89 @@
+"""One trial: its config, the name of its directory, the run itself, and what went wrong with it."""
+
+import functools
+import gc
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lmlab.config import asked as asked_config
+from lmlab.config import compose, literal, plain, with_budget
+from lmlab.experiment import build_text, check_config, train
+from lmlab.run_directory import RunDirectory
+from lmlab.runs import numbers
+
+# Letters of a directory's readable part: file systems take 255 in all, terminals fewer.
+READABLE = 90
+
+
+def config_of(overrides: Sequence[str], seed: int, config_dir: str | None) -> DictConfig:
+    """The composed config of a trial. Raises Hydra's errors, and ValueError where a key or value is wrong."""
+    config = compose([*overrides, f"seed={seed}"], config_dir=config_dir)
+    check_config(config)
+    return config
+
+
+@functools.lru_cache(maxsize=64)
+def _fingerprint(node: str) -> str:
+    return build_text(json.loads(node))[0].fingerprint()
+
+
+def fingerprint(config: DictConfig) -> str:
+    """Of the text. Once a process for each corpus: a sweep's text stays as it is."""
+    nodes = {key: plain(config[key]) for key in ("corpus", "tokenizer")}
+    return _fingerprint(json.dumps(nodes, sort_keys=True))
+
+
+def directory_name(config: DictConfig, varied: Sequence[str]) -> str:
+    """What it varies, for people, and twelve digits of everything asked, the text and the code: what the run is."""
+    words = []
+    for override in varied:
+        key, _, value = override.partition("=")
+        words.append(f"{key.lstrip('+~').rpartition('.')[2]}={value}")
+    readable = re.sub(r"[^\w.,=+-]+", "-", "_".join([*words, f"seed{config.seed}"]))
+    while len(readable.encode()) > READABLE:
+        readable = readable[:-1]
+    what = {"asked": asked_config(with_budget(config)), "text": fingerprint(config)}
+    text = json.dumps(what, sort_keys=True, ensure_ascii=False, default=str)
+    return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def run(
+    config: DictConfig, path: Path, record: Mapping[str, Any], watchers: Sequence[Callable[..., Any]] = ()
+) -> dict[str, Any]:
+    """Train it, on from its last checkpoint where there is one; results.json's content.
+
+    record: what trial.yaml says of it. watchers: callbacks that see every validation.
+    """
+    config.run_dir = literal(str(path))
+    try:
+        return train(config, watchers=watchers)
+    finally:
+        if path.is_dir():
+            RunDirectory(path).write_yaml("trial.yaml", record)
+        # What a failed trial held, its successor needs.
+        gc.collect()
+
+
+def values(results: Mapping[str, Any]) -> dict[str, float]:
+    """A finished run's numbers, by the names that an objective has."""
+    told = {k: v for k, v in numbers(results).items() if isinstance(v, int | float)}
+    return told
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether that is behind an error."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and re.search(r"can't allocate memory|out of memory", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,242 @@
+"""A worker: a process that stays warm and draws the next trial as soon as it is free."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED
+from lmlab.sweeps import pruning, strategy
+from lmlab.sweeps.asked import Asked, load
+from lmlab.sweeps.ledger import Ledger, me
+
+log = logging.getLogger("lmlab")
+
+# Seconds between signs of life, and between looks for work while others are still at theirs.
+HEARTBEAT, PATIENCE = 10.0, 0.3
+# How often the trial of a worker that died is taken over, beyond `retries`, before it counts as the cause.
+TAKEOVERS = 1
+
+
+class Worker:
+    """Draws trials of one sweep until there are none, or until it is told to stop."""
+
+    def __init__(self, directory: Path, name: str):
+        self.directory, self.name = directory, name
+        self.asked: Asked = load(directory)
+        self.ledger = Ledger(directory / "ledger.sqlite")
+        self.stopping = False
+        self.idle_since = time.perf_counter()
+
+    def run(self) -> int:
+        """Returns the exit status: whether somebody interrupted it."""
+        host, pid, born = me()
+        now = time.time()
+        with self.ledger.transaction():
+            self.ledger.connection.execute(
+                "INSERT OR REPLACE INTO workers (host, pid, born, started, heartbeat) VALUES (?, ?, ?, ?, ?)",
+                (host, pid, born, now, now),
+            )
+        done = threading.Event()
+        threading.Thread(target=self._beat, args=(done,), daemon=True).start()
+        try:
+            while not self.stopping:
+                row = self.draw()
+                if row is not None:
+                    self._one(row)
+                elif not self.ledger.counts()["running"]:
+                    break
+                else:
+                    # Others are at work: one of them may die, or make a point worth promoting.
+                    time.sleep(PATIENCE)
+        finally:
+            done.set()
+            self.ledger.connection.execute(
+                "UPDATE workers SET ended = ? WHERE host = ? AND pid = ? AND born = ?", (time.time(), host, pid, born)
+            )
+            self.ledger.close()
+        return INTERRUPTED if self.stopping else DONE
+
+    def _beat(self, done: threading.Event) -> None:
+        with Ledger(self.ledger.path) as ledger:
+            while not done.wait(HEARTBEAT):
+                ledger.beat()
+
+    def draw(self) -> Any | None:
+        """The next trial, now ours: one that waits, else a new point's, else a pruned one that has earned more."""
+        with self.ledger.transaction():
+            take_over(self.asked, self.ledger)
+            row = self.ledger.next_waiting()
+            if row is None:
+                rung = pruning.first_rung(self.asked.pruning, self.ledger.n_points())
+                if strategy.propose(self.asked, self.ledger, rung) is not None or pruning.promote(
+                    self.asked, self.ledger
+                ):
+                    row = self.ledger.next_waiting()
+            return None if row is None else self.ledger.start(row["id"], self.name)
+
+    def _one(self, row: Any) -> None:
+        began = time.time()
+        try:
+            self.trial(row)
+        except KeyboardInterrupt:
+            self.stopping = True
+            self.ledger.set(row["id"], status="waiting", reason="interrupted")
+        except Exception as error:
+            self.failed(row, error)
+        finally:
+            spent = time.time() - began
+            self.idle_since = time.perf_counter()
+            with self.ledger.transaction():
+                self.ledger.connection.execute(
+                    "UPDATE trials SET seconds = seconds + ? WHERE id = ?", (spent, row["id"])
+                )
+                host, pid, born = me()
+                self.ledger.connection.execute(
+                    "UPDATE workers SET trials = trials + 1 WHERE host = ? AND pid = ? AND born = ?", (host, pid, born)
+                )
+
+    def trial(self, row: Any) -> None:
+        """Train one, and write down how it ended. Raises what training raises."""
+        from lmlab.sweeps import trial
+
+        asked, ledger = self.asked, self.ledger
+        varied = json.loads(row["overrides"])
+        overrides = [*asked.overrides, *varied]
+        if row["micro_batch_size"]:
+            overrides.append(f"training.micro_batch_size={row['micro_batch_size']}")
+        config = trial.config_of(overrides, row["seed"], asked.config_dir)
+        name = trial.directory_name(config, varied)
+        path = self.directory / "trials" / name
+        if not ledger.place(row["id"], name, f"trials/{name}"):
+            return
+        # A run's record says how to have it again.
+        sys.argv = ["lmlab", "train", *overrides, f"seed={row['seed']}"]
+        record = {"sweep": asked.name, "point": row["point"], "replicate": row["replicate"], "seed": row["seed"]}
+        record |= {"overrides": varied, "fixed": asked.overrides}
+        self.ledger.connection.execute(
+            "UPDATE workers SET idle = idle + ? WHERE host = ? AND pid = ? AND born = ?",
+            (time.perf_counter() - self.idle_since, *me()),
+        )
+        results = trial.run(config, path, record, self.watchers(row))
+        because = results["training"]["stopped_because"]
+        if because == "interrupted":
+            self.stopping = True
+            ledger.set(row["id"], status="waiting", reason="interrupted")
+        elif because == "pruned":
+            ledger.set(row["id"], status="pruned", reason=self.why(row), finished=time.time())
+        else:
+            told = trial.values(results)
+            missing = [one["metric"] for one in asked.objective if one["metric"] not in told]
+            if missing:
+                raise ValueError(f"the run has no {missing[0]}, which is the objective")
+            step = results["training"]["steps"]
+            ledger.set(row["id"], status="done", reason=None, values_=json.dumps(told), finished=time.time(), step=step)
+
+    def why(self, row: Any) -> str:
+        now = self.ledger.trial(row["id"])
+        rule = self.asked.pruning["rule"]
+        where = f"stopped by {rule} after step {now['step']} of {now['total_steps']}"
+        return where + (f", rung {now['rung']}" if now["rung"] is not None else "")
+
+    def watchers(self, row: Any) -> list[Any]:
+        metric, asked, ledger, number = strategy.reported(self.asked), self.asked, self.ledger, row["id"]
+        if metric is None:
+            return []
+
+        def begin(total_steps: int) -> int:
+            ledger.set(number, total_steps=total_steps)
+            return pruning.goal(asked.pruning, row["point"], row["rung"], total_steps)
+
+        def report(step: int, value: float) -> bool:
+            ledger.report(number, step, value)
+            return pruning.behind(asked, ledger, number, step)
+
+        return [pruning.watcher(metric, begin, report)]
+
+    def failed(self, row: Any, error: Exception) -> None:
+        """Write down why, and have it tried again where that was asked for."""
+        from lmlab.cli import classify
+        from lmlab.sweeps.trial import ran_out_of_memory
+
+        code, reason = classify(error, "train")
+        log.error("%s", reason, exc_info=error)
+        halved = halve(self.asked, self.ledger.trial(row["id"])) if ran_out_of_memory(error) else None
+        give_up_or_retry(self.asked, self.ledger, row["id"], " ".join(reason.split()), code, halved)
+
+
+def give_up_or_retry(
+    asked: Asked, ledger: Ledger, number: int, reason: str, code: int, micro_batch_size: int | None = None
+) -> None:
+    """A trial that failed waits again where `retries` or out_of_memory=halve allow it, else it has failed."""
+    with ledger.transaction():
+        row = ledger.trial(number)
+        told = {"reason": reason, "code": code, "finished": time.time()}
+        if micro_batch_size is not None:
+            ledger.set(number, status="waiting", micro_batch_size=micro_batch_size, **told)
+            return
+        attempts = row["attempts"] + 1
+        ledger.set(number, status="waiting" if attempts <= asked.retries else "failed", attempts=attempts, **told)
+
+
+def halve(asked: Asked, row: Any) -> int | None:
+    """Half of what went through the model at once, None where that is not asked for or cannot be halved."""
+    if asked.out_of_memory != "halve":
+        return None
+    from lmlab.sweeps.trial import config_of
+
+    size = row["micro_batch_size"]
+    if size is None:
+        config = config_of([*asked.overrides, *json.loads(row["overrides"])], row["seed"], asked.config_dir)
+        size = config.training.micro_batch_size or config.batching.batch_size
+    return -(-size // 2) if size > 1 else None
+
+
+def take_over(asked: Asked, ledger: Ledger) -> None:
+    """Trials whose worker died wait again; one that keeps killing its workers has failed."""
+    for row in ledger.orphans():
+        takeovers = row["takeovers"] + 1
+        reason = f"worker {row['worker']} died (process {row['pid']} on {row['host']})"
+        if takeovers > TAKEOVERS + asked.retries:
+            reason += f", {takeovers} times"
+            ledger.set(row["id"], status="failed", reason=reason, code=TRAINING_FAILED, takeovers=takeovers)
+        else:
+            ledger.set(row["id"], status="waiting", reason=reason, takeovers=takeovers)
+
+
+def main(directory: str, name: str) -> int:
+    """A process of its own, started by `crew` or by a launcher's job."""
+    from lmlab.cli.command import find_own_classes, show_log
+
+    # Ctrl-C is for whoever started the workers, who tells them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    show_log()
+    worker = Worker(Path(directory), name)
+    if worker.asked.config_dir:
+        find_own_classes()
+
+    def stop(number: int, frame: Any) -> None:
+        worker.stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    return worker.run()
+
+
+def leave_with_parent() -> None:
+    """Who started us holds the other end of our input: when it is gone, whatever we train is saved, and we end."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    status = main(*sys.argv[1:])
+    from lmlab.cli.ending import leave
+
+    leave(status)

@@ -60,7 +60,6 @@ EXCEPTIONS = {
 # Who may import what costs seconds, or is optional.
 HEAVY = {
     "lightning": ("training/", "data/datamodule.py", "experiment.py", "sweeps/reporter.py"),
-    "optuna": ("sweeps/",),
     "transformers": ("interop/", "tokenizers/pretrained.py"),
     "matplotlib": ("plots.py",),
     "datasets": ("data/corpora/hf.py",),

@@ -18,6 +18,7 @@ __all__ = [
     "defaults",
     "find",
     "load",
+    "numbers",
     "prune",
     "replicates",
     "settle",

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from lmlab.run_directory import UNFINISHED
 from lmlab.runs.tables import find, size
 
 

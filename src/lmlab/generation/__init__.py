@@ -1,7 +1,9 @@
 """Text from a model: one decoding loop for every architecture, because all of them carry a state."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from lmlab.generation.decoding import Decoding, Generated, ending_id, unknown_no
 from lmlab.generation.row import Row
 from lmlab.generation.sampling import Lockstep
 from lmlab.models.carry import Carry
+from lmlab.models.packed import packed
 
 __all__ = ["Decoding", "Generated", "generate"]
 log = logging.getLogger("lmlab")
@@ -60,16 +63,20 @@ def _generate(model, tokenizer, prompts, decoding, on_text, batch_size) -> list[
     ids = {number: tokenizer.encode(prompt).ids.tolist() for number, prompt in enumerate(prompts)}
     eos_id = ending_id(tokenizer, decoding)
     rows: dict[tuple[int, int], Row] = {}
-    if decoding.num_beams > 1:
-        search = BeamSearch(model, tokenizer, decoding, eos_id)
-        for number, prompt in ids.items():
-            rows |= {(number, sample): row for sample, row in enumerate(search.run(prompt))}
-        if on_text is not None:
-            on_text(rows[0, 0].text)
-    else:
-        lockstep = Lockstep(model, tokenizer, decoding, eos_id, on_text)
-        for group, samples in _groups(ids, decoding.num_samples, batch_size):
-            rows |= lockstep.run(group, samples)
+    at_once = (
+        decoding.num_beams if decoding.num_beams > 1 else min(batch_size or math.inf, len(ids) * decoding.num_samples)
+    )
+    with packed(model, at_once, decoding.max_new_tokens) if decoding.kernels == "auto" else nullcontext():
+        if decoding.num_beams > 1:
+            search = BeamSearch(model, tokenizer, decoding, eos_id)
+            for number, prompt in ids.items():
+                rows |= {(number, sample): row for sample, row in enumerate(search.run(prompt))}
+            if on_text is not None:
+                on_text(rows[0, 0].text)
+        else:
+            lockstep = Lockstep(model, tokenizer, decoding, eos_id, on_text)
+            for group, samples in _groups(ids, decoding.num_samples, batch_size):
+                rows |= lockstep.run(group, samples)
     results = [[] for _ in prompts]
     for (number, _), row in sorted(rows.items(), key=lambda item: item[0]):
         results[number].append(row.finish(_notes(model, tokenizer, prompts[number], ids[number], row)))

@@ -73,7 +73,11 @@ class LinearHead(Head):
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
 
     def logits_of(self, dropped: Hidden) -> Logits:
-        return cap(linear(self.project(dropped), self.weight, self.bias), self.softcap)
+        return cap(self.multiply(self.project(dropped)), self.softcap)
+
+    def multiply(self, projected: Tensor) -> Tensor:
+        """What the head's matrix makes of vectors of its width."""
+        return linear(projected, self.weight, self.bias)
 
     def nll_of(self, dropped: Hidden, targets: Tokens) -> NLL:
         h = self.project(dropped).flatten(0, 1)

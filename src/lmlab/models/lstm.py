@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from lmlab.models.dropout import Dropout, LockedDropout, check_rate, drop_weights, drop_words
 from lmlab.models.head import Head
-from lmlab.models.lstm_layer import is_quicker, lstm_layer, onednn_computes_in
+from lmlab.models.lstm_layer import LSTMWeights, is_quicker, is_step, lstm_layer, onednn_computes_in
 from lmlab.models.tied import embed_tied
 from lmlab.types import Hidden, State, Tokens
 
-CELLS = {"lstm": (nn.LSTM, torch.lstm), "gru": (nn.GRU, torch.gru), "rnn_tanh": (nn.RNN, torch.rnn_tanh)}
+CELLS = {"lstm": (LSTMWeights, torch.lstm), "gru": (nn.GRU, torch.gru), "rnn_tanh": (nn.RNN, torch.rnn_tanh)}
 
 
 class LSTMLM(nn.Module):
@@ -132,6 +132,9 @@ class LSTMLM(nn.Module):
         weights = [getattr(layer, name) for name in names]
         x = x.to(weights[0].dtype)  # under autocast the kernels cast all their arguments themselves
         dropping = self.training and self.weight_drop > 0
+        if self.cell == "lstm" and not dropping and is_step(x):
+            h, c = layer.step(x, *before)
+            return h, h, c
         if dropping:
             weights[1] = drop_weights(weights[1], self.weight_drop)
         if self.cell == "lstm" and is_quicker(x, weights[1]):

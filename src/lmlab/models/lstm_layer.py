@@ -1,8 +1,9 @@
-"""One LSTM layer over all positions, with a backward pass of our own that is quicker than oneDNN's in bf16."""
+"""One LSTM layer, where we are quicker than oneDNN: over all positions in bf16 training, and over one position."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
@@ -47,6 +48,34 @@ def lstm_layer(
     bias = (b_ih + b_hh).to(dtype)
     y, c = _LSTMLayer.apply(x.to(dtype), h[0], c[0], w_ih.to(dtype), w_hh.to(dtype), bias)
     return y, c[None]
+
+
+class LSTMWeights(nn.LSTM):
+    """The parameters of one layer, and their products for one position."""
+
+    def from_input(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight_ih_l0, self.bias_ih_l0)
+
+    def from_hidden(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.weight_hh_l0, self.bias_hh_l0)
+
+    def step(
+        self, x: Float[Tensor, "1 B D"], h: Float[Tensor, "1 B H"], c: Float[Tensor, "1 B H"]
+    ) -> tuple[Float[Tensor, "1 B H"], Float[Tensor, "1 B H"]]:
+        """The next h and c."""
+        i, f, g, o = self.from_input(x).add_(self.from_hidden(h)).chunk(4, -1)
+        c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
+        return o.sigmoid() * c.tanh(), c
+
+
+def is_step(x: Tensor) -> bool:
+    """Whether `LSTMWeights.step` beats torch.lstm: for one position without gradients in fp32 on a processor.
+
+    torch.lstm lays its weights out anew at each call: 1 row x 650 1,047 us against 457, 16 rows 1,739 against 1,307, 1
+    row x 200 189 against 54 (two cores with AVX-512).
+    """
+    plain = x.device.type == "cpu" and len(x) == 1 and _type(x) is torch.float32
+    return plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _LSTMLayer(torch.autograd.Function):

@@ -160,15 +160,16 @@ class TransformerLM(nn.Module):
         copy, which `types.select` and `types.expand` make, in order to branch.
         """
         B, T = tokens.shape
-        count = recent = None
+        count = recent = level = None
         layers, in_place = (), False
         if state is not None:
             in_place = T == 1 and not torch.is_grad_enabled()
-            count, written, recent, layers = self._writable(state, in_place)
-        place = self._place(T, count, layers[0][0].shape[2] if layers else None, in_place, tokens.device)
+            level = _level(state[0]) if in_place else None
+            count, written, recent, layers = self._writable(state, in_place, level)
+        place = self._place(T, count, layers[0][0].shape[2] if layers else None, in_place, tokens.device, level)
         x, recent = self.embed(tokens, recent)
         if self.position_embed is not None:
-            x = x + self.position_embed(self._positions(T, count, tokens.device))
+            x = x + self.position_embed(self._positions(T, count, tokens.device, level))
         # Embedding tables stay fp32 where the layers have bf16 weights (precision=bf16).
         x, caches = self.dropout(x.to(self.norm.weight.dtype)), []
         past = iter(layers)
@@ -180,41 +181,45 @@ class TransformerLM(nn.Module):
         written = written.copy_(count) if in_place else count.clone()
         return self.norm(x), (count, written, recent, tuple(caches))
 
-    def _positions(self, n: int, count: Tensor | None, device: torch.device) -> Int[Tensor, "..."]:
-        at = torch.arange(n, device=device)
-        if not self.slides and (end := n if count is None else n + int(count.max())) > self.max_context:
+    def _positions(self, n: int, count: Tensor | None, device: torch.device, level: int | None) -> Int[Tensor, "..."]:
+        seen = 0 if count is None else level
+        if not self.slides and (end := n + (int(count.max()) if seen is None else seen)) > self.max_context:
             raise ValueError(
                 f"a text of {end} tokens exceeds max_context={self.max_context}, where positions=learned end: give the "
                 "last part of it with state=None, or train with positions=rotary"
             )
-        return at if count is None else count[:, None] + at
+        if seen is None:
+            return count[:, None] + torch.arange(n, device=device)
+        return torch.arange(seen, seen + n, device=device)
 
-    def _place(self, n: int, count: Tensor | None, size: int | None, in_place: bool, device: torch.device) -> Placement:
+    def _place(
+        self, n: int, count: Tensor | None, size: int | None, in_place: bool, device: torch.device, level: int | None
+    ) -> Placement:
         rotary = None
         if self.positions == "rotary":
-            if count is None and n <= len(self.cos):
-                rotary = self.cos[:n], self.sin[:n]
+            seen = 0 if count is None else level
+            if seen is not None and seen + n <= len(self.cos):
+                rotary = self.cos[seen : seen + n], self.sin[seen : seen + n]
             else:
-                rotary = rotary_angles(self._positions(n, count, device), self.d_head, self.rope_base)
-        return Placement.of(n, self.band, count, in_place, rotary, self.slopes, device, size)
+                rotary = rotary_angles(self._positions(n, count, device, level), self.d_head, self.rope_base)
+        return Placement.of(n, self.band, count, in_place, rotary, self.slopes, device, size, level)
 
-    def _writable(self, state: State, in_place: bool) -> State:
+    def _writable(self, state: State, in_place: bool, level: int | None) -> State:
         """The state with room for what comes; with rings of its own where `in_place` would spoil what someone else
         needs."""
         count, written, recent, layers = state
         size, needed = layers[0][0].shape[2], self.band
         # Compiled steps want one shape, and a stretch of several tokens starts from a full ring.
         if size < self.band and in_place and not torch.compiler.is_compiling():
-            needed = min(self.band, int(count.max()) + 1)
+            needed = min(self.band, (int(count.max()) if level is None else level) + 1)
         if size < needed:
             grown = min(self.band, needed + GROWTH)
             layers = tuple(tuple(F.pad(t, (0, 0, 0, grown - size)) for t in kv) for kv in layers)
             return count, count.clone(), recent, layers
         if torch.compiler.is_compiling():
             return state
-        moved_on = written != count
-        shared = bool(moved_on.any())
-        if shared and bool((moved_on & (written > count + 1) & (written > self.band)).any()):
+        shared = not torch.equal(written, count)
+        if shared and bool(((written > count + 1) & (written > self.band)).any()):
             raise ValueError(
                 f"this state was continued by {int((written - count).max())} tokens, which overwrote what it needs: "
                 "copy a state before branching from it (types.select, types.expand), or continue it with gradients on"
@@ -225,3 +230,11 @@ class TransformerLM(nn.Module):
             layers = tuple(tuple(t.detach().clone() for t in kv) for kv in layers)
             written = written.clone()
         return count, written, recent, layers
+
+
+def _level(count: Tensor) -> int | None:
+    """What all of `count` are, where it is one number and asking waits for no GPU."""
+    if count.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    seen = count.tolist()
+    return seen[0] if seen.count(seen[0]) == len(seen) else None

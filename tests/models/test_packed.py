@@ -1,0 +1,129 @@
+"""Packed products: the same numbers, where they pay, and nothing left behind."""
+
+from functools import partial
+
+import pytest
+import torch
+from tests.generation.toys import write
+from tests.models.test_contract import build
+from torch import nn
+
+from lmlab.models import packed as module
+from lmlab.models.head import LinearHead
+from lmlab.models.packed import can_pack, packed, pays, product
+from lmlab.types import map_state
+
+# The op is there on every build that the suite runs on but Apple's; whether it pays is another question.
+needs_onednn = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), reason="this build of torch has no oneDNN"
+)
+FAMILIES = ("lstm", "lstm awd", "lstm softcap", "transformer", "transformer alibi", "transformer window", "gpt2")
+
+
+@pytest.fixture
+def everything(monkeypatch):
+    """Every matrix is packed, however small, whatever the machine."""
+    monkeypatch.setattr(module, "can_pack", lambda weight: True)
+    monkeypatch.setattr(module, "SMALLEST_ONE", 1)
+    monkeypatch.setattr(module, "SMALLEST", 1)
+
+
+def log_probs(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Of each token read in a step of its own."""
+    state, parts = None, []
+    for token in tokens.split(1, 1):
+        hidden, state = model(token, state)
+        parts.append(model.head.log_probs(hidden))
+    return torch.cat(parts, 1)
+
+
+@needs_onednn
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_steps_are_the_plain_ones(name, rows, everything):
+    model = build(name)
+    tokens = torch.randint(13, (rows, 10), generator=torch.Generator().manual_seed(1))
+    plain = log_probs(model, tokens)
+    with packed(model, rows, 100):
+        assert "multiply" in model.head.__dict__
+        torch.testing.assert_close(log_probs(model, tokens), plain, atol=1e-5, rtol=1e-5)
+
+
+@needs_onednn
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 64, 65])
+def test_a_packed_product_is_a_linear_layer(rows, bias):
+    layer = nn.Linear(512, 1024, bias=bias)
+    x = torch.randn(rows, 1, 512)
+    torch.testing.assert_close(product(layer.weight, layer.bias)(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_weights_that_moved_in_between_are_packed_anew(everything):
+    layer = nn.Linear(8, 8)
+    x = torch.randn(2, 8)
+    for _ in range(2):
+        with packed(layer, 2, 100):
+            torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias, atol=1e-5, rtol=1e-5)
+        layer.weight.add_(1.0)
+
+
+@needs_onednn
+@pytest.mark.parametrize("fails", [True, False])
+def test_nothing_stays_packed(fails, everything):
+    model = build("gpt2")
+    before = [set(part.__dict__) for part in model.modules()]
+    try:
+        with packed(model, 1, 100):
+            assert [set(part.__dict__) for part in model.modules()] != before
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert [set(part.__dict__) for part in model.modules()] == before
+
+
+def test_small_matrices_many_rows_and_short_texts_are_left_alone():
+    small, large = torch.empty(256, 256), torch.empty(3072, 768)
+    assert [pays(large, rows) for rows in (1, 2, 64, 65)] == [True, True, True, False]
+    assert not any(pays(small, rows) for rows in (1, 2, 64, 65))
+    assert [pays(torch.empty(768, 256), rows) for rows in (1, 2)] == [False, True]
+    assert not can_pack(large.bfloat16())
+    head = LinearHead(768, 3072, bias=False, softcap=None)
+    with packed(head, 1, 15):
+        assert "multiply" not in head.__dict__
+
+
+@needs_onednn
+def test_both_kernels_write_the_same_text(everything):
+    model = build("gpt2")
+    tell = partial(write, model, ["ab", "abcd"], max_new_tokens=40, stop_at_eos=False)
+    for how in ({}, {"temperature": 1.0}, {"num_beams": 2}):
+        assert [[t.ids for t in texts] for texts in tell(kernels="plain", **how)] == [
+            [t.ids for t in texts] for texts in tell(kernels="auto", **how)
+        ]
+    with pytest.raises(ValueError, match="kernels=fast"):
+        tell(kernels="fast")
+
+
+@torch.no_grad()
+def test_rows_at_one_position_are_read_as_rows_apart():
+    """One step of rows that stand level looks at slots in use alone; rows that do not stand so look at all, masked."""
+    for name in ("transformer", "transformer alibi", "transformer window", "transformer bounded", "gpt2"):
+        model = build(name)
+        tokens = torch.randint(13, (2, 12), generator=torch.Generator().manual_seed(2))
+        long = log_probs(model, tokens[:, :10])
+        # The second row is put three tokens behind: it starts anew while the first goes on.
+        state, parts = None, []
+        for at in range(10):
+            pair = torch.stack((tokens[0, at], tokens[1, max(at - 3, 0)]))[:, None]
+            hidden, state = model(pair, state)
+            parts.append(model.head.log_probs(hidden))
+            if at == 2:
+                state = map_state(lambda t: t.index_fill(0, torch.tensor([1]), 0), state)
+        apart = torch.cat(parts, 1)
+        torch.testing.assert_close(apart[0], long[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(apart[1, 3:], long[1, :7], atol=1e-5, rtol=1e-5)

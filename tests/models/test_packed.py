@@ -24,8 +24,9 @@ FAMILIES = ("lstm", "lstm awd", "lstm softcap", "transformer", "transformer alib
 def everything(monkeypatch):
     """Every matrix is packed, however small, whatever the machine."""
     monkeypatch.setattr(module, "can_pack", lambda weight: True)
-    monkeypatch.setattr(module, "SMALLEST_ONE", 1)
     monkeypatch.setattr(module, "SMALLEST", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
 
 def log_probs(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -86,15 +87,24 @@ def test_nothing_stays_packed(fails, everything):
     assert [set(part.__dict__) for part in model.modules()] == before
 
 
-def test_small_matrices_many_rows_and_short_texts_are_left_alone():
+def test_small_matrices_and_many_rows_are_left_alone(monkeypatch):
     small, large = torch.empty(256, 256), torch.empty(3072, 768)
-    assert [pays(large, rows) for rows in (1, 2, 64, 65)] == [True, True, True, False]
-    assert not any(pays(small, rows) for rows in (1, 2, 64, 65))
-    assert [pays(torch.empty(768, 256), rows) for rows in (1, 2)] == [False, True]
+    for threads, expected in ((2, [True, True, True, False]), (1, [False, True, True, False])):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert [pays(large, rows) for rows in (1, 2, 64, 65)] == expected
+        assert not any(pays(small, rows) for rows in (1, 2, 64, 65))
     assert not can_pack(large.bfloat16())
-    head = LinearHead(768, 3072, bias=False, softcap=None)
-    with packed(head, 1, 15):
-        assert "multiply" not in head.__dict__
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not can_pack(large)
+
+
+@needs_onednn
+@pytest.mark.parametrize(("vocab_size", "steps", "expected"), [(5462, 16, True), (5462, 15, False), (5461, 16, False)])
+def test_small_models_and_short_texts_are_left_alone(vocab_size, steps, expected, monkeypatch):
+    monkeypatch.setattr(module, "can_pack", lambda weight: True)
+    head = LinearHead(768, vocab_size, bias=False, softcap=None)
+    with packed(head, 2, steps):
+        assert ("multiply" in head.__dict__) == expected
 
 
 @needs_onednn

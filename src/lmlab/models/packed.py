@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from lmlab.models.head import LinearHead
 from lmlab.models.lstm_layer import LSTMWeights
 
-# Rows of a step, and numbers in a matrix, from which the packed product is quicker than F.linear (two cores with
-# AVX-512, fp32, microseconds plain and packed). One row: 768 x 256 19 and 27, 768 x 768 180 and 124, 3072 x 768 766 and
-# 319, 50257 x 768 20,762 and 8,952. More: 256 x 256 16 and 31, 768 x 256 44 and 31 (16 rows: 62 and 50), 3072 x 768
-# 1,400 and 546. 3072 x 768 with 64 rows: 2,176 and 1,497, with 256: 7,476 and 9,432; so prompts are read as before.
+# Weights that lie in the processor's caches are multiplied fast as they are; those that do not are read at 28 GB/s when
+# packed, and at 12 by F.linear. Microseconds a product, plain and packed, over the matrices of models of so many numbers
+# (two cores with AVX-512, fp32): 0.8M, 1 row 8 and 20, 16 rows 30 and 32; 4.7M, 82 and 65, 115 and 79; 11M, 163 and 128,
+# 470 and 140; 42M, 595 and 340, 3,551 and 1,613. A vocabulary of 50,257 x 768 alone: 20,762 and 8,952.
+LARGE = 2**22
+# Single matrices in a cache: 256 x 256 7 and 21, 16 and 31 of 4 rows; 1024 x 256 27 and 29, 58 and 36.
+SMALLEST = 3 * 2**16
+# 3072 x 768, 64 rows: 2,176 and 1,497; 256 rows: 7,476 and 9,432. So prompts are read as before.
 MOST_ROWS = 64
-SMALLEST_ONE, SMALLEST = 2**19, 3 * 2**16
 # Packing takes about as long as four steps.
 FEWEST_STEPS = 16
 
@@ -33,7 +36,9 @@ def can_pack(weight: Tensor) -> bool:
 
 def pays(weight: Tensor, rows: int) -> bool:
     """Whether the packed product of this many rows is the quicker one."""
-    return rows <= MOST_ROWS and weight.numel() >= (SMALLEST_ONE if rows == 1 else SMALLEST)
+    # One thread reads a matrix for one row as fast as it is: 487 and 511 at 42M.
+    fewest = 1 if torch.get_num_threads() > 1 else 2
+    return fewest <= rows <= MOST_ROWS and weight.numel() >= SMALLEST
 
 
 def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -57,24 +62,26 @@ def packed(model: nn.Module, rows: int, steps: int) -> Iterator[None]:
     """
     changed: list[tuple[nn.Module, str]] = []
     try:
-        for part in model.modules() if steps >= FEWEST_STEPS else ():
-            for name, weight, bias in _matrices(part):
-                if can_pack(weight) and pays(weight, rows):
-                    # An attribute of the object goes before the method of its class.
-                    part.__dict__[name] = product(weight.detach(), None if bias is None else bias.detach())
-                    changed.append((part, name))
+        matrices = [m for part in model.modules() for m in _matrices(part) if can_pack(m[2])]
+        if steps < FEWEST_STEPS or sum(weight.numel() for _, _, weight, _ in matrices) < LARGE:
+            matrices = []
+        for part, name, weight, bias in matrices:
+            if pays(weight, rows):
+                # An attribute of the object goes before the method of its class.
+                part.__dict__[name] = product(weight.detach(), None if bias is None else bias.detach())
+                changed.append((part, name))
         yield
     finally:
         for part, name in changed:
             del part.__dict__[name]
 
 
-def _matrices(part: nn.Module) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+def _matrices(part: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor, Tensor | None]]:
     """Each method of `part` that only multiplies by a matrix and adds a bias, with these two."""
     if type(part) is nn.Linear:
-        yield "forward", part.weight, part.bias
+        yield part, "forward", part.weight, part.bias
     elif isinstance(part, LinearHead):
-        yield "multiply", part.weight, part.bias
+        yield part, "multiply", part.weight, part.bias
     elif isinstance(part, LSTMWeights):
-        yield "from_input", part.weight_ih_l0, part.bias_ih_l0
-        yield "from_hidden", part.weight_hh_l0, part.bias_hh_l0
+        yield part, "from_input", part.weight_ih_l0, part.bias_ih_l0
+        yield part, "from_hidden", part.weight_hh_l0, part.bias_hh_l0

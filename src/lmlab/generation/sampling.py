@@ -98,15 +98,16 @@ class Lockstep:
         open_rows = [i for i, row in enumerate(self.rows) if not row.pending]
         if not open_rows:
             return
-        index = torch.tensor(open_rows, device=self.device)
+        # All of them, as they are: an index of each step would be a tensor to make.
+        index = slice(None)
         if len(open_rows) < len(self.rows):
-            hidden = hidden[index]
-        logits = self.model.head.logits(hidden)[:, 0].float()
+            index = torch.tensor(open_rows, device=self.device)
+        logits = self.model.head.logits(hidden[index])[:, 0].float()
         seen = None if self.seen is None else self.seen[index]
         ids = self.chooser.choose(self.chooser.allow(logits, seen), [self.generators[i] for i in open_rows])
         log_probs = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
         if self.seen is not None:
-            self.seen[index, ids] = True
+            self.seen[open_rows, ids] = True
         for i, id, log_prob in zip(open_rows, ids.tolist(), log_probs.tolist(), strict=True):
             if log_prob != log_prob:
                 raise ValueError("the model's logits are NaN: its weights are damaged, load an earlier checkpoint")

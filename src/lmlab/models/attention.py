@@ -139,7 +139,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Hidden, place: Placement, past: KV | None) -> tuple[Hidden, KV]:
         """past: the ring, which is written in place when `place.slots` says so; None at the start of text."""
-        heads = self.qkv(x).unflatten(-1, (-1, self.d_head))
+        heads = self.qkv(x).view(*x.shape[:2], -1, self.d_head)
         q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from lmlab.models.head import LinearHead
 from lmlab.models.lstm_layer import LSTMWeights
 
-# Weights that lie in the processor's caches are multiplied fast as they are; those that do not are read at 28 GB/s when
-# packed, and at 12 by F.linear. Microseconds a product, plain and packed, over the matrices of models of so many numbers
-# (two cores with AVX-512, fp32): 0.8M, 1 row 8 and 20, 16 rows 30 and 32; 4.7M, 82 and 65, 115 and 79; 11M, 163 and 128,
-# 470 and 140; 42M, 595 and 340, 3,551 and 1,613. A vocabulary of 50,257 x 768 alone: 20,762 and 8,952.
+# Weights that lie in the processor's caches are multiplied fast as they are; others are read at 28 GB/s when packed,
+# at 12 by F.linear. Microseconds a product, plain and packed, over the matrices of a model (two cores with AVX-512,
+# fp32), for 1 row and 16: 0.8M numbers 8 and 20, 30 and 32; 4.7M 82 and 65, 115 and 79; 11M 163 and 128, 470 and 140;
+# 42M 595 and 340, 3,551 and 1,613. A head of 50,257 x 768 alone, 1 row: 20,762 and 8,952.
 LARGE = 2**22
 # Single matrices in a cache: 256 x 256 7 and 21, 16 and 31 of 4 rows; 1024 x 256 27 and 29, 58 and 36.
 SMALLEST = 3 * 2**16

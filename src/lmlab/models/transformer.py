@@ -39,9 +39,10 @@ class Block(nn.Module):
         kv = None
         if self.attention is not None:
             y, kv = self.attention(self.attention_norm(x), place, past)
-            x = x + self.dropout(y)
+            x = x + (self.dropout(y) if self.training else y)
         if self.mlp is not None:
-            x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+            y = self.mlp(self.mlp_norm(x))
+            x = x + (self.dropout(y) if self.training else y)
         return x, kv
 
 
@@ -192,9 +193,8 @@ class TransformerLM(nn.Module):
             return count[:, None] + torch.arange(n, device=device)
         return torch.arange(seen, seen + n, device=device)
 
-    def _place(
-        self, n: int, count: Tensor | None, size: int | None, in_place: bool, device: torch.device, level: int | None
-    ) -> Placement:
+    def _place(self, n: int, count: Tensor | None, size: int | None, in_place: bool, device: torch.device,
+               level: int | None = None) -> Placement:  # fmt: skip
         rotary = None
         if self.positions == "rotary":
             seen = 0 if count is None else level

@@ -36,11 +36,14 @@ class StepLoop(_TrainingEpochLoop):
     """
 
     direct = False
+    _validates: bool | None = None
 
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
         self.direct = self._may_be_direct()
-        module = self.trainer.lightning_module
+        # The same all through a run, and asked for at every step.
+        self._validates = super()._should_check_val_epoch() if self.direct else None
+        self.module = module = self.trainer.lightning_module
         self._calls: dict[str, list[Any]] = {
             name: [getattr(c, name) for c in self.trainer.callbacks if _overrides(c, name, Callback)] for name in HOOKS
         }
@@ -60,12 +63,15 @@ class StepLoop(_TrainingEpochLoop):
             and not any(_overrides(module, name, LightningModule) for name in OTHERS)
         )
 
+    def _should_check_val_epoch(self) -> bool:
+        return super()._should_check_val_epoch() if self._validates is None else self._validates
+
     def advance(self, data_fetcher: Any) -> None:
         """One step, as Lightning's: raises StopIteration where there are no more batches."""
         if not self.direct or self.restarting:
             super().advance(data_fetcher)
             return
-        trainer, module, progress = self.trainer, self.trainer.lightning_module, self.batch_progress
+        trainer, module, progress = self.trainer, self.module, self.batch_progress
         batch, _, _ = next(data_fetcher)
         progress.is_last_batch = data_fetcher.done
         batch = trainer.datamodule.transfer_batch_to_device(batch, module.device, 0)
@@ -96,7 +102,7 @@ class StepLoop(_TrainingEpochLoop):
         return nullcontext() if type(plugin) is Precision else plugin.train_step_context()
 
     def _call(self, hook: str, *arguments: Any) -> None:
-        module = self.trainer.lightning_module
+        module = self.module
         attributes = vars(module)
         before, attributes["_current_fx_name"] = attributes["_current_fx_name"], hook
         for call in self._calls[hook]:
@@ -109,7 +115,7 @@ class StepLoop(_TrainingEpochLoop):
 
     def backward(self, loss: Tensor) -> None:
         if not self.direct:
-            self.trainer.lightning_module.manual_backward(loss)
+            self.module.manual_backward(loss)
             return
         self._call("on_before_backward", loss)
         loss.backward()
@@ -118,7 +124,7 @@ class StepLoop(_TrainingEpochLoop):
     def optimizer_step(self, optimizer: Optimizer) -> None:
         """Take the step and count it: `trainer.global_step` is what weight averaging and others read."""
         if not self.direct:
-            self.trainer.lightning_module.optimizers().step()
+            self.module.optimizers().step()
             return
         steps = self.manual_optimization.optim_step_progress
         steps.increment_ready()

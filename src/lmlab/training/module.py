@@ -141,7 +141,7 @@ class LMModule(LightningModule):
         """Add up the gradient of the batch, one micro-batch after the other; carry the state. Returns the loss."""
         carries = batch.reset is not None
         before = detach(reset(self.state, batch.reset)) if carries else None
-        n_rows = len(batch.inputs)
+        n_rows = batch.inputs.shape[0]
         size = self.micro_batch_size or n_rows
         loss, after = None, []
         for start in range(0, n_rows, size):

@@ -87,8 +87,9 @@ class TokenNLL(Metric):
 
     def add(self, nll: NLL, mask: Mask | None = None, counts: Int[Tensor, "B 3"] | None = None) -> None:
         """The same without what torchmetrics wraps an update in, and in place: it runs at every training step."""
-        vars(self)["_computed"] = None
-        vars(self)["_update_count"] += 1
+        attributes = vars(self)
+        attributes["_computed"] = None
+        attributes["_update_count"] += 1
         self._add(nll, mask, counts)
 
     def _add(self, nll: NLL, mask: Mask | None, counts: Int[Tensor, "B 3"] | None) -> None:

@@ -83,7 +83,7 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows [start, stop): how ranks and micro-batches share one global batch."""
-        if start == 0 and stop >= len(self.inputs):
+        if start == 0 and stop >= self.inputs.shape[0]:
             return self
         return self._map(lambda t: t[start:stop], "inputs", "targets", "mask", "reset", "counts")
 

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -117,9 +117,10 @@ def _case(name: str, shape: list[str], steps: int, folder: Path) -> Case:
     def both() -> tuple[Sample, Sample]:
         run_dir = folder / f"run{len(list(folder.glob('run*')))}"
         told = isolated(beside, overrides=[*overrides, f"run_dir={run_dir}"], path=str(folder / "beside.json"))
-        # The first two segments warm up. Neighbouring segments are compared: a machine's speed drifts.
+        # The first two segments warm up. Neighbouring segments are compared: a machine's speed drifts. Their means:
+        # one step in SEGMENT logs, which a median within the segment would leave out.
         starts = range(2 * SEGMENT, steps, SEGMENT)
-        ours, bare = ([median(told[side][i : i + SEGMENT]) for i in starts] for side in ("ours", "bare"))
+        ours, bare = ([fmean(told[side][i : i + SEGMENT]) for i in starts] for side in ("ours", "bare"))
         added = 1e3 * median(a - b for a, b in zip(ours, bare, strict=True))
         ours, bare = median(ours), median(bare)
         values = {"a step": 1e3 * ours, "added a step": added, "added": added / (10 * bare)}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from lmlab.data.batching import Batching, Documents, Lanes, Windows
+from lmlab.data.batching import Batching, Documents, Lanes, Windows, cut
 from lmlab.data.store import Split
 
 OPTIONS = sorted((Path(__file__).parents[2] / "conf/batching").glob("*.yaml"))
@@ -299,3 +299,21 @@ def test_documents_of_like_length_share_a_batch():
 def test_documents_take_some_buckets():
     with pytest.raises(ValueError, match=r"batching\.buckets=0 must be at least 1"):
         documents(Text(9), buckets=0)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 2**70])
+def test_random_streams_are_numpys_own(seed):
+    rows = windows(Text(64), seed=seed)
+    ours, numpys = rows._random(2, 5), np.random.default_rng([seed, 2, 5])
+    assert ours.bit_generator.state == numpys.bit_generator.state
+
+
+@pytest.mark.parametrize("width", [1, 5, 64])
+def test_whole_rows_are_those_that_padding_leaves_whole(width):
+    split = Text(64)
+    starts = np.array([0, 64 - width, (64 - width) // 2])
+    whole = cut(split, starts, width, 99)
+    padded = cut(split, starts, width, 99, lengths=np.full(3, width))
+    assert bool(padded.mask.all())
+    for name in ("inputs", "targets", "counts"):
+        assert torch.equal(getattr(whole, name), getattr(padded, name)), name

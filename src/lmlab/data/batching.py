@@ -58,34 +58,56 @@ def cut(
     skip: (B,), this many targets at the head of a row are context only and do not count.
     begins: (B,), True where the first input is `start_id`; None: only where a row starts the text.
     """
+    if lengths is None:
+        return _whole(split, starts, width, start_id, begins)
     columns = np.arange(width)
-    positions = starts[:, None] + columns
+    mask = columns < lengths[:, None]
+    positions = np.where(mask, starts[:, None] + columns, starts[:, None])
     # Plain arrays: each slice of a np.memmap is a costly object.
-    ids = np.asarray(split.ids)
-    mask = None if lengths is None else columns < lengths[:, None]
-    if mask is not None:
-        positions = np.where(mask, positions, starts[:, None])
-    targets = ids[positions].astype(np.int64)
-    inputs = np.empty_like(targets)
-    inputs[:, 1:] = targets[:, :-1]
-    begins = starts == 0 if begins is None else begins
-    inputs[:, 0] = np.where(begins, start_id, ids[np.maximum(starts - 1, 0)])
-    if mask is not None:
-        targets[~mask] = start_id
-        inputs[~mask] = start_id
-        mask = mask if skip is None else mask & (columns >= skip[:, None])
+    targets = np.asarray(split.ids)[positions].astype(np.int64)
+    inputs = _inputs(split, starts, targets, start_id, begins)
+    targets[~mask] = start_id
+    inputs[~mask] = start_id
+    mask = mask if skip is None else mask & (columns >= skip[:, None])
     sizes = (split.n_bytes, split.n_chars, split.n_words)
-    counts = [_total(np.asarray(size)[positions], mask) for size in sizes]
+    counts = [np.asarray(size)[positions].sum(1, dtype=np.int64, where=mask) for size in sizes]
     return Batch(
         inputs=torch.from_numpy(inputs),
         targets=torch.from_numpy(targets),
-        mask=None if mask is None else torch.from_numpy(mask),
+        mask=torch.from_numpy(mask),
         counts=torch.from_numpy(np.stack(counts, 1)),
     )
 
 
-def _total(sizes: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    return sizes.sum(1, dtype=np.int64, where=True if mask is None else mask)
+def _whole(split: Split, starts: np.ndarray, width: int, start_id: int, begins: np.ndarray | None) -> Batch:
+    """Rows without padding: whole stretches are copied, two to three times as fast as token by token."""
+    targets = _stretches(split.ids, starts, width).astype(np.int64)
+    counts = np.empty((len(starts), 3), dtype=np.int64)
+    for i, size in enumerate((split.n_bytes, split.n_chars, split.n_words)):
+        counts[:, i] = np.add.reduce(_stretches(size, starts, width), 1, np.int64)
+    return Batch(
+        inputs=torch.from_numpy(_inputs(split, starts, targets, start_id, begins)),
+        targets=torch.from_numpy(targets),
+        counts=torch.from_numpy(counts),
+    )
+
+
+def _stretches(column: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
+    """(B, width): column[start : start + width] for each start, a copy."""
+    step = column.itemsize
+    every = np.ndarray((len(column) - width + 1, width), column.dtype, np.asarray(column), 0, (step, step))
+    return every[starts]
+
+
+def _inputs(
+    split: Split, starts: np.ndarray, targets: np.ndarray, start_id: int, begins: np.ndarray | None
+) -> np.ndarray:
+    """Each target's predecessor, or `start_id` where a row begins a text."""
+    inputs = np.empty_like(targets)
+    inputs[:, 1:] = targets[:, :-1]
+    before = np.asarray(split.ids)[np.maximum(starts - 1, 0)]
+    inputs[:, 0] = np.where(starts == 0 if begins is None else begins, start_id, before)
+    return inputs
 
 
 class _Rows:
@@ -106,7 +128,11 @@ class _Rows:
         self.batch_size, self.seq_len = batch_size, seq_len
 
     def _random(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *key])
+        words = [self.seed, *key]
+        if max(words) < 1 << 32:
+            # The same stream as default_rng(words), made in half the time.
+            return np.random.Generator(np.random.PCG64(np.random.SeedSequence(np.array(words, dtype=np.uint32))))
+        return np.random.default_rng(words)
 
     def _need(self, tokens: int) -> None:
         if len(self.split) < tokens:

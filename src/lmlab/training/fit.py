@@ -24,6 +24,7 @@ from lmlab.training import performance
 from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
 from lmlab.training.checkpoints import Resume, stopped_early, write
 from lmlab.training.curves import Curves
+from lmlab.training.loop import StepLoop
 from lmlab.training.module import LMModule
 from lmlab.training.profile import Profile
 from lmlab.training.ranks import launched
@@ -178,7 +179,9 @@ def build_trainer(plan: Any, path: Path, callbacks: list[Callback], step: int) -
     if plan.decided["devices"] > 1:
         # Our own processes, whatever scheduler or launcher this shell runs under.
         several = {"devices": plan.decided["devices"], "plugins": [LightningEnvironment()]}
-    return instantiate(node, callbacks=callbacks, logger=build_logger(config, path, step), **several)
+    trainer = instantiate(node, callbacks=callbacks, logger=build_logger(config, path, step), **several)
+    trainer.fit_loop.epoch_loop = StepLoop(trainer, trainer.min_steps, trainer.max_steps)
+    return trainer
 
 
 def build_logger(config: DictConfig, path: Path, step: int) -> Any:

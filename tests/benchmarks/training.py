@@ -19,6 +19,7 @@ from .reference import LSTMLoop, TiedLSTM
 def ours(overrides: list[str]) -> dict[str, Any]:
     """`lmlab train` with a clock in it."""
     import lmlab
+    import lmlab.deferred  # as in a user's process, before the clock imports Lightning
 
     from .clock import clocked
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from lmlab.config import compose, plain
 from lmlab.instantiate import instantiate
+from lmlab.training import master_weights
 from lmlab.training.checkpoints import read, weights
 from lmlab.training.master_weights import MasterWeights
 
@@ -104,6 +105,24 @@ def test_micro_batches_add_up_in_fp32(model):
     parts = torch.stack(seen).double().sum(0)
     # Far below bf16's 2^-9: nothing was rounded on the way.
     torch.testing.assert_close(model.blocks[0].mlp.up.weight.grad.double(), parts, rtol=1e-5, atol=1e-9)
+
+
+def test_a_large_matrix_holds_its_gradient_once_and_adds_it_up_as_a_small_one_does(monkeypatch):
+    tokens, found = torch.randint(V, (4, 17)), {}
+    for large in (1, 2**30):
+        monkeypatch.setattr(master_weights, "LARGE", large)
+        torch.manual_seed(0)
+        model = compose_model(["model=transformer", "model.d_model=32", "model.n_heads=2"], V)
+        masters = MasterWeights(model)
+        with masters.halved():
+            for rows in tokens.split(2):
+                hidden, _ = model(rows[:, :-1], None)
+                model.head.nll(hidden, rows[:, 1:]).sum().backward()
+                up = model.blocks[0].mlp.up.weight
+                assert (up.grad is None) == (large == 1), "moved while the others were still being made"
+                masters.collect()
+        found[large] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.equal(found[1], found[2**30])
 
 
 def test_a_shared_matrix_has_one_copy_and_an_unused_one_no_gradient():

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmlab.models.tied import announce
+from lmlab.models.workspace import room
 
 # Below this many logits the fused softmax of F.cross_entropy is faster than blocks (measured, 2 cores).
 SMALL = 2**21
@@ -52,9 +53,10 @@ class _BlockNLL(torch.autograd.Function):
         full = torch.promote_types(dtype, torch.float32)
         peak = h.new_full((n,), -math.inf, dtype=full)
         total, picked = torch.zeros_like(peak), torch.zeros_like(peak)
-        kept = []
+        kept, whole = [], room("probabilities", (n * len(weight),), dtype, h.device) if keep else None
         for start, stop in _blocks(n, len(weight)):
-            z = cap(h @ _matrix(weight, bias, start, stop, dtype).t(), softcap)
+            into = None if whole is None else whole[n * start : n * stop].view(n, -1)
+            z = cap(torch.mm(h, _matrix(weight, bias, start, stop, dtype).t(), out=into), softcap)
             inside, at = _local(targets, start, stop)
             its = z[at]
             picked = torch.where(inside, its.to(full), picked)
@@ -85,7 +87,9 @@ class _BlockNLL(torch.autograd.Function):
         share = hot / total
         d_hidden = torch.zeros_like(h, dtype=nll.dtype)
         # Rounded to half precision at the end only: a frequent word's row is a sum over all its places.
-        d_weight = torch.empty_like(weight, dtype=nll.dtype) if ctx.needs_input_grad[1] else None
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = room("gradient of the output matrix", tuple(weight.shape), nll.dtype, weight.device)
         d_bias = torch.empty_like(bias, dtype=nll.dtype) if ctx.needs_input_grad[2] else None
         scaled = _aligned(len(h), width, h, ctx.dtype)
         for i, (start, stop) in enumerate(_blocks(len(h), len(weight))):

@@ -6,6 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+# Numbers in a matrix whose gradient is moved as soon as it is there, and not with all the others: a step then never
+# holds all gradients twice. Smaller ones are moved faster together.
+LARGE = 2**18
+
 
 class MasterWeights:
     """Mixed precision with fp32 master weights (Micikevicius et al. 2018, section 3.1), for training on one device.
@@ -31,6 +35,9 @@ class MasterWeights:
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = list(pairs.values())
         # One buffer for each gradient of a master, kept from step to step.
         self._buffers: dict[int, Tensor] = {}
+        for p, copy in self._pairs:
+            if copy.requires_grad and copy.numel() >= LARGE:
+                copy.register_post_accumulate_grad_hook(lambda _, pair=(p, copy): self._move([pair]))
 
     @contextmanager
     def halved(self) -> Iterator[None]:
@@ -45,12 +52,15 @@ class MasterWeights:
             for module, name, p, _ in self._places:
                 _put(module, name, p)
 
-    @torch.no_grad()
     def collect(self) -> None:
         """Move the copies' gradients to the masters', adding in fp32 to what those have."""
+        self._move(self._pairs)
+
+    @torch.no_grad()
+    def _move(self, pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
         first: tuple[list[Tensor], list[Tensor]] = ([], [])
         more: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for p, copy in self._pairs:
+        for p, copy in pairs:
             if copy.grad is None:
                 continue
             ours, theirs = first if p.grad is None else more

@@ -1,11 +1,14 @@
 """Memory is used again, and never while somebody still needs what is in it."""
 
+import platform
+import resource
+
 import pytest
 import torch
 
 from lmlab.models import cross_entropy, workspace
 from lmlab.models.cross_entropy import linear_nll
-from lmlab.models.workspace import clear, room
+from lmlab.models.workspace import clear, kept, room
 
 CPU = torch.device("cpu")
 
@@ -92,3 +95,34 @@ def test_a_gradient_that_somebody_keeps_stays_as_it_was(problem):
     kept, before, weight.grad = weight.grad, weight.grad.clone(), None
     linear_nll(hidden[1], weight, bias, targets[1]).sum().backward()
     assert torch.equal(kept, before)
+
+
+def faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def freed_and_allocated() -> int:
+    """Pages fetched while 8 blocks of 16 MB are written to twice, freed in between."""
+    before = faults()
+    for _ in range(2):
+        blocks = [torch.ones(2**22) for _ in range(8)]
+        del blocks
+    return faults() - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
+def test_what_is_freed_within_is_there_for_the_next_step_and_is_given_back_at_the_end(monkeypatch):
+    pages = 8 * 2**24 // resource.getpagesize()
+    for name in ("GLIBC_TUNABLES", *(n for n in workspace.os.environ if n.startswith("MALLOC_"))):
+        monkeypatch.delenv(name, raising=False)
+    with kept():
+        freed_and_allocated()
+        assert freed_and_allocated() < pages // 8
+        room("a", (4, 8), torch.float32, CPU)
+    assert not workspace._kept
+    assert freed_and_allocated() > pages // 8, "given back"
+
+
+def test_what_the_user_chose_for_the_allocator_stays(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
+    assert workspace._glibc() is None

@@ -1,4 +1,10 @@
-"""Large pieces of memory that a step leaves to the next one."""
+"""Memory that a step leaves to the next one, instead of giving it back to the system."""
+
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -37,6 +43,39 @@ def _is_free(held: Tensor) -> bool:
 def clear() -> None:
     """Give all of it back."""
     _kept.clear()
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Within, glibc keeps what is freed for what is allocated next; afterwards it and `room` give it back.
+
+    By itself it returns the free end of its heap whenever that exceeds twice the largest block: a training step does
+    so many times, and fetching and clearing those pages anew took 7 % of it (10M Transformer, 2 cores). Peak memory
+    stays what it was. Other allocators have their own ways, and settings of the user's are left alone.
+    """
+    libc = _glibc()
+    if libc is not None:
+        # Larger blocks have pages of their own either way; these are the largest that its own rule puts on the heap.
+        libc.mallopt(M_MMAP_THRESHOLD, HEAP_BLOCK)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        clear()
+        if libc is not None:
+            libc.mallopt(M_TRIM_THRESHOLD, 2 * HEAP_BLOCK)
+            libc.malloc_trim(0)
+
+
+# mallopt(3); DEFAULT_MMAP_THRESHOLD_MAX of 64 bits.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, HEAP_BLOCK = -1, -3, 2**25
+
+
+def _glibc() -> ctypes.CDLL | None:
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if chosen or platform.libc_ver()[0] != "glibc":
+        return None
+    return ctypes.CDLL(None)
 
 
 def _idle_count() -> int:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import NotFinite, TrainingFailed
 from lmlab.evaluation.protocol import batches
 from lmlab.instantiate import instantiate
+from lmlab.models import workspace
 from lmlab.training import performance
 from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
 from lmlab.training.checkpoints import Resume, stopped_early, write
@@ -60,7 +62,8 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
         passing = checkpoint is not None and checkpoint["lmlab"]["in_passing"]
         module.curves = Curves(directory, module.step or None, passing)
     try:
-        trainer.fit(module, datamodule=data)
+        with workspace.kept() if plan.decided["device"] == "cpu" else nullcontext():
+            trainer.fit(module, datamodule=data)
     except SystemExit as error:
         # Lightning's answer to the second Ctrl-C; it also leaves the signal ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)

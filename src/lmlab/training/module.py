@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lmlab.errors import NotFinite
 from lmlab.evaluation.evaluate import score_batch
 from lmlab.metrics import TokenNLL
-from lmlab.models import workspace
 from lmlab.training import optim
 from lmlab.training.curves import Curves
 from lmlab.training.master_weights import MasterWeights
@@ -301,7 +300,6 @@ class LMModule(LightningModule):
 
     def on_train_end(self) -> None:
         self.watch.stop()
-        workspace.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called on all ranks: rows of carried state are gathered in the order of the global batch."""

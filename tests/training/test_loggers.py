@@ -1,12 +1,14 @@
 """What the loggers leave: one run a directory in the board, curves that go on after a resume, a row of HPARAMS."""
 
 import csv
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
 from lmlab.training.loggers import CSV
@@ -57,7 +59,8 @@ def test_a_killed_run_has_one_curve_and_one_row_of_hparams(train, tmp_path, monk
         *("optim/lr", "optim/grad_norm", "perf/tokens_per_s", "progress/epoch", "progress/tokens"),
         *("perf/mfu", "perf/memory_gb"),
         *("perf/data_share", "perf/forward_share", "perf/backward_share", "perf/optimizer_share"),
-        *("final/val_bpb", "final/val_ppl", "final/test_bpb", "final/test_ppl"),
+        *("best/val_bpb", "best/val_ppl", "final/val_bpb", "final/val_ppl", "final/test_bpb", "final/test_ppl"),
+        *("cost/parameters", "cost/seconds", "cost/tokens_per_s"),
     }
     content = found.PluginTagToContent("hparams")[metadata.SESSION_START_INFO_TAG]
     shown = metadata.parse_session_start_info_plugin_data(content).hparams
@@ -65,9 +68,25 @@ def test_a_killed_run_has_one_curve_and_one_row_of_hparams(train, tmp_path, monk
     assert shown["optimizer"].string_value == "adam"
     assert shown["model.d_model"].number_value == 8
     assert not [key for key in shown if key.endswith(("_target_", "_partial_")) or key.startswith("evaluation")]
+    layout = Layout.FromString(found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    tags = [tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag]
+    assert tags[0] == "^val/bpb$"
+    assert all([t for t in found.Tags()["scalars"] if re.search(tag, t)] for tag in tags)
     folders = {path.parent for path in (tmp_path / "run").rglob("events.out*")}
     assert folders == {tmp_path / "run"}, "the board would show a second run"
     assert not (tmp_path / "run/hparams.yaml").exists()
+
+
+def test_replicates_are_one_trial_of_hparams(train, tmp_path):
+    def trial(name: str, *overrides: str) -> str:
+        train(name, *TINY, "logger=tensorboard", *overrides)
+        content = events(tmp_path / name).PluginTagToContent("hparams")[metadata.SESSION_START_INFO_TAG]
+        return metadata.parse_session_start_info_plugin_data(content).group_name
+
+    first = trial("a", "seed=1")
+    assert first.startswith("files_byte_lstm_")
+    assert trial("b", "seed=2") == first
+    assert trial("c", "seed=2", "optimizer.lr=0.02") != first
 
 
 def test_a_killed_run_has_one_table(train, tmp_path, monkeypatch):

@@ -10,11 +10,26 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 # Tells the event file of the HPARAMS page from those of the curves beside it.
 SUFFIX = ".hparams"
+# The custom-scalars page: what runs are compared by comes first. Tags are regular expressions there.
+LAYOUT = {
+    "Which is best": {
+        "val: bits per byte": ["Multiline", ["^val/bpb$"]],
+        "val: perplexity": ["Multiline", ["^val/ppl$"]],
+        "over-fitting: val loss minus train loss": ["Multiline", ["^val/gap$"]],
+    },
+    "How it trains": {
+        "train: bits per byte": ["Multiline", ["^train/bpb$"]],
+        "gradient norm": ["Multiline", ["^optim/grad_norm$"]],
+        "learning rate": ["Multiline", ["^optim/lr$"]],
+        "tokens a second": ["Multiline", ["^perf/tokens_per_s$"]],
+    },
+}
 
 
 class TensorBoard(TensorBoardLogger):
@@ -76,12 +91,14 @@ class CSV(Logger):
         self.save()
 
 
-def write_hparams(directory: Path, shown: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
-    """One row of TensorBoard's HPARAMS page, in an event file of its own beside the curves.
+def write_hparams(
+    directory: Path, shown: Mapping[str, Any], metrics: Mapping[str, float], step: int, group: str
+) -> None:
+    """One row of TensorBoard's HPARAMS page and the layout of its custom scalars, in an event file beside the curves.
 
-    Written anew when a run is continued, because the page keeps the first row that it finds. Without a summary of the
-    experiment: where one is found, the page takes its columns from that run alone, and no longer puts those first in
-    which the runs differ.
+    group: the same for replicates, which the page then shows as one trial, with means. Written anew when a run is
+    continued, because the page keeps the first row that it finds. Without a summary of the experiment: where one is
+    found, the page takes its columns from that run alone, and no longer puts those first in which the runs differ.
     """
     for old in directory.glob(f"events.out.tfevents.*{SUFFIX}"):
         old.unlink()
@@ -91,7 +108,17 @@ def write_hparams(directory: Path, shown: Mapping[str, Any], metrics: Mapping[st
     finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
     with SummaryWriter(str(directory), filename_suffix=SUFFIX) as writer:
         _, start, end = hparams(words | numbers, finite)
-        writer.file_writer.add_summary(start)
+        writer.file_writer.add_summary(grouped(start, group))
         writer.file_writer.add_summary(end)
-        for name, value in finite.items():
-            writer.add_scalar(name, value, step)
+        writer.add_custom_scalars(LAYOUT)
+        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in finite.items()]
+        writer.file_writer.add_summary(Summary(value=values), step)
+
+
+def grouped(start: Summary, group: str) -> Summary:
+    """The start of a session of a group, which torch has no argument for."""
+    plugin = start.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(plugin.content)
+    data.session_start_info.group_name = group
+    plugin.content = data.SerializeToString()
+    return start

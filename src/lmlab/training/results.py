@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from lmlab.config import asked, flatten, short_name
+from lmlab.config import asked, flatten, short_name, treatment
 from lmlab.evaluation import audit
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.floors import floors
@@ -54,7 +54,8 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
     if plan.config.get("logger") and short_name(plan.config.logger) == "tensorboard":
         from lmlab.training.loggers import write_hparams
 
-        write_hparams(directory.path, hyper_parameters(plan), final_metrics(results), training["steps"])
+        shown, step = hyper_parameters(plan), training["steps"]
+        write_hparams(directory.path, shown, final_metrics(results), step, group_name(directory.asked()))
     return results
 
 
@@ -101,5 +102,17 @@ def hyper_parameters(plan: Any) -> dict[str, Any]:
 
 
 def final_metrics(results: dict[str, Any]) -> dict[str, float]:
-    """The page's first metrics, by name. Under val/bpb they would be one more point of that curve."""
-    return {f"final/{split}_{name}": sums[name] for split, sums in results["splits"].items() for name in ("bpb", "ppl")}
+    """The page's first metrics, by name. Under val/bpb they would be one more point of that curve.
+
+    best: the lowest of the validations in training; final: of the best checkpoint, on all of the split.
+    """
+    history, training = results["training"].get("history") or [], results["training"]
+    told = {f"best/val_{name}": min(p[f"val/{name}"] for p in history) for name in ("bpb", "ppl") if history}
+    told |= {f"final/{split}_{n}": sums[n] for split, sums in results["splits"].items() for n in ("bpb", "ppl")}
+    costs = {"parameters": results["model"]["parameters"]} | {k: training[k] for k in ("seconds", "tokens_per_s")}
+    return told | {f"cost/{name}": value for name, value in costs.items() if value is not None}
+
+
+def group_name(asked: dict[str, Any]) -> str:
+    """The same for runs that differ in nothing but the seed."""
+    return "_".join([*(short_name(asked[g]) for g in ("corpus", "tokenizer", "model")), treatment(asked)])

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lmlab.config import parse_count
@@ -42,9 +43,15 @@ def parameters(frame: "pd.DataFrame") -> list[Parameter]:
             leader.also.append(key)
             continue
         numbers = [v for v in values if v is not None] if number else []
-        log = bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) >= LOG_FROM
-        found.append(Parameter(key, values, number, log, []))
+        found.append(Parameter(key, values, number, logarithmic(numbers), []))
     return sorted(found, key=lambda p: list(columns).index(p.name))
+
+
+def logarithmic(numbers: list[float]) -> bool:
+    """Whether they reach far and crowd at the low end: what is drawn evenly over a range does not."""
+    if not numbers or min(numbers) <= 0 or max(numbers) / min(numbers) < LOG_FROM:
+        return False
+    return median(set(numbers)) < (min(numbers) + max(numbers)) / 4
 
 
 def missing(value: Any) -> bool:

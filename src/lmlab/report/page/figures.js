@@ -39,8 +39,8 @@ function blend(share) {
   return "rgb(" + a.map((v, k) => Math.round(v + (b[k] - v) * (at - i))).join(",") + ")";
 }
 
-// A scale from values to 0..1: logarithmic, linear, or of words.
-function scale(values, { log = false, words = null, pad = 0.04 } = {}) {
+// A scale from values to 0..1: logarithmic, linear, or of words. exact: few values are their own ticks.
+function scale(values, { log = false, words = null, pad = 0.04, exact = false } = {}) {
   if (words) {
     const place = new Map(words.map((word, i) => [word, (i + 0.5) / words.length]));
     return { of: (v) => place.get(v), ticks: words.map((w) => [place.get(w), w]), words };
@@ -51,9 +51,9 @@ function scale(values, { log = false, words = null, pad = 0.04 } = {}) {
   if (low === high) [low, high] = log ? [low - 0.5, high + 0.5] : [low - (Math.abs(low) || 1) * 0.05, high + (Math.abs(high) || 1) * 0.05];
   const margin = (high - low) * pad;
   [low, high] = [low - margin, high + margin];
-  const back = (share) => { const v = low + share * (high - low); return log ? 10 ** v : v; };
   const of = (v) => (v === null || v === undefined || (log && v <= 0) ? undefined : (f(v) - low) / (high - low));
-  return { of, back, ticks: ticks(low, high, log).map((v) => [of(v), short(v)]), log };
+  const few = [...new Set(known)].sort((a, b) => a - b);
+  return { of, ticks: (exact && few.length <= 6 ? few : ticks(low, high, log)).map((v) => [of(v), short(v)]) };
 }
 
 function ticks(low, high, log) {

@@ -30,7 +30,7 @@ function words(i) {
 }
 const value = (g, i) => (g.values[i] === null && !P[i].number ? "none" : g.values[i]);
 const paramScale = (i, pad) =>
-  P[i].number ? scale(G.map((g) => g.values[i]), { log: P[i].log, pad }) : scale([], { words: words(i) });
+  P[i].number ? scale(G.map((g) => g.values[i]), { log: P[i].log, pad, exact: true }) : scale([], { words: words(i) });
 
 function head() {
   $("title").textContent = document.title = `${D.title}: ${R.length} runs`;
@@ -103,7 +103,7 @@ function leaderboard() {
   if (!G.length) return drop("leaderboard");
   const low = min(G.map((g) => clip(g.low ?? g.mean))), high = max(G.map((g) => clip(g.high ?? g.mean)));
   const bar = (g) => {
-    const at = (v) => 2 + (96 * (Math.min(Math.max(v, low), high) - low)) / (high - low || 1);
+    const at = (v) => 5 + (90 * (Math.min(Math.max(v, low), high) - low)) / (high - low || 1);
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     const part = (tag, a) => { const node = document.createElementNS(svg.namespaceURI, tag); for (const k in a) node.setAttribute(k, a[k]); svg.append(node); };
     svg.setAttribute("width", 100); svg.setAttribute("height", 14); svg.setAttribute("aria-hidden", "true");
@@ -254,12 +254,13 @@ function slices() {
   body("slices").append(grid);
   const weight = new Map(D.importance.values), order = P.map((_, i) => i).sort((a, b) => (weight.get(P[b].name) || 0) - (weight.get(P[a].name) || 0));
   order.slice(0, 24).forEach((i) => figure(grid, 230, `${M} against ${P[i].name}`, (ctx, width, height) => {
-    const x = paramScale(i), { px, py, w } = axes(ctx, width, height, x, scoreScale(0.06), P[i].name, M);
+    const x = paramScale(i), { px, py, w, h, edge } = axes(ctx, width, height, x, scoreScale(0.06), P[i].name, M);
+    const inside = (y) => Math.min(Math.max(y, edge.top), edge.top + h);
     const jitter = x.words ? (g) => ((((g.rank * 0.618) % 1) - 0.5) * w * 0.5) / x.words.length : () => 0;
     return [...G].reverse().filter((g) => x.of(value(g, i)) !== undefined).map((g) => {
       const spot = { x: px(value(g, i)) + jitter(g), y: py(clip(g.mean)), tip: () => told(g) };
       ctx.globalAlpha = G.length > 200 ? 0.6 : 0.9;
-      if (g.low != null && G.length <= 60) { ctx.strokeStyle = tint(g.mean); stroke(ctx, [[spot.x, py(clip(g.low))], [spot.x, py(clip(g.high))]]); }
+      if (g.low != null && G.length <= 60) { ctx.strokeStyle = tint(g.mean); stroke(ctx, [[spot.x, inside(py(g.low))], [spot.x, inside(py(g.high))]]); }
       dot(ctx, spot.x, spot.y, G.length > 200 ? 2.5 : 3.5, g.rank === 1 ? colour("hot") : tint(g.mean));
       ctx.globalAlpha = 1;
       return spot;
@@ -294,7 +295,9 @@ function contour() {
       if (sum < 0.1) continue;
       ctx.fillStyle = blend(Math.round(share(total / sum) * bands) / bands);
       ctx.globalAlpha = 0.5;
-      ctx.fillRect(edge.left + (w * i) / nx, edge.top + h - (h * (j + 1)) / ny, w / nx + 0.6, h / ny + 0.6);
+      // Whole pixels: what overlaps would be seen twice.
+      const [left, right] = [i, i + 1].map((k) => Math.round(edge.left + (w * k) / nx)), [low, high] = [j, j + 1].map((k) => Math.round(edge.top + h - (h * k) / ny));
+      ctx.fillRect(left, high, right - left, low - high);
     }
     ctx.globalAlpha = 1;
     return points.reverse().map(([, , score, g]) => {

@@ -84,7 +84,8 @@ def samples(plan: Any) -> list[str]:
 def hyper_parameters(plan: Any) -> dict[str, Any]:
     """What people compare runs by: the name of each option, and the sizes and rates below it that are not null."""
     config, decided = asked(plan.config), plan.decided
-    shown: dict[str, Any] = {"seed": config["seed"], "corpus": short_name(config["corpus"])}
+    # Without the seed: replicates are one trial of the page, of which it would show the first one's.
+    shown: dict[str, Any] = {"corpus": short_name(config["corpus"])}
     shown |= {"tokenizer": short_name(config["tokenizer"]), "vocab_size": decided["vocab_size"]}
     # A model that counts has no batches and takes no steps.
     trained = ("batching", "optimizer", "schedule", "training") if plan.batching is not None else ()

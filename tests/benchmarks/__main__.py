@@ -7,14 +7,37 @@ import json
 import tempfile
 from pathlib import Path
 
-from . import evaluating, generating, gpu, overhead, parity, preparing, starting, table, throughput, time_to_loss
+from . import (
+    evaluating,
+    generating,
+    gpu,
+    many_runs,
+    overhead,
+    parity,
+    preparing,
+    starting,
+    table,
+    throughput,
+    time_to_loss,
+)
 from .harness import Row, Settings, join, lines, measure, write
 from .machine import machine
 
 # In the table's order.
 ROWS: dict[str, Row] = {
     row.name: row
-    for module in (time_to_loss, throughput, overhead, preparing, generating, evaluating, starting, parity, gpu)
+    for module in (
+        time_to_loss,
+        throughput,
+        overhead,
+        preparing,
+        generating,
+        evaluating,
+        starting,
+        many_runs,
+        parity,
+        gpu,
+    )
     for row in module.ROWS
 }
 

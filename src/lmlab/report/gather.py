@@ -30,7 +30,8 @@ FAULTS = ("failed", "damaged", "unfinished", "interrupted", "pruned", "running",
 
 
 def gather(root: str | os.PathLike, metric: str | None = None) -> dict[str, Any]:
-    """Everything on the page. metric: a column of the table; None: a sweep's objective, else val/bpb.
+    """Everything on the page. metric: a column of the table; None: a sweep's objective, else val/bpb, and where no run
+    has come to its end, the best that there was of it.
 
     Raises FileNotFoundError where there are no runs, ValueError for a metric that none has.
     """
@@ -38,10 +39,10 @@ def gather(root: str | os.PathLike, metric: str | None = None) -> dict[str, Any]
     if frame.empty:
         raise FileNotFoundError(f"no runs under {root}; train one: lmlab train")
     objective = objectives(Path(root))
-    metric = metric or next(iter(objective), "val/bpb")
-    if metric not in frame or frame[metric].dtype.kind not in "if":
-        near = suggest(metric, frame.columns)
-        raise ValueError(f"no run under {root} has metric={metric}{near}; lmlab runs format=csv has all of them")
+    metric = measure(frame, metric, [*objective, "val/bpb", "val/bpb_best"])
+    if metric not in frame:
+        # Nothing was ever validated: what is left to tell is why.
+        frame[metric] = math.nan
     sign = -1 if objective.get(metric, "maximize" if metric in HIGHER else "minimize") == "maximize" else 1
     varied = parameters(frame)
     groups = treatments(frame, metric, sign, varied)
@@ -58,6 +59,17 @@ def gather(root: str | os.PathLike, metric: str | None = None) -> dict[str, Any]
     if groups:
         told |= winner(Path(root), frame, groups[0], metric, sign)
     return clean(told)
+
+
+def measure(frame: "pd.DataFrame", metric: str | None, defaults: list[str]) -> str:
+    """The column by which runs are compared."""
+    numbers = [c for c in frame if frame[c].dtype.kind in "if" and frame[c].notna().any() and c != "seed"]
+    if metric is None:
+        return next((name for name in defaults if name in numbers), defaults[0])
+    if metric not in numbers:
+        near = suggest(metric, numbers)
+        raise ValueError(f"no run has metric={metric}{near}; lmlab runs format=csv has all of them")
+    return metric
 
 
 def objectives(root: Path) -> dict[str, str]:

@@ -19,6 +19,8 @@ def importance(varied: list[Parameter], groups: list[dict[str, Any]], sign: int)
     note = f"Not weighed, as some runs do not have them: {', '.join(left)}." if left else ""
     if len(groups) < LEAST or not places:
         return {"values": [], "note": f"Weighed from {LEAST} different configurations on; here are {len(groups)}."}
+    if groups[0]["mean"] == groups[-1]["mean"]:
+        return {"values": [], "note": "All configurations are equally good."}
     try:
         import sklearn  # noqa: F401
     except ImportError:
@@ -32,8 +34,6 @@ def importance(varied: list[Parameter], groups: list[dict[str, Any]], sign: int)
         warnings.simplefilter("ignore")
         found = FanovaImportanceEvaluator(seed=0).evaluate(study([varied[i] for i in places], places, groups, sign))
     total = sum(found.values())
-    if not total > 0:
-        return {"values": [], "note": "All configurations are equally good."}
     return {"values": [[name, share / total] for name, share in found.items()], "note": note}
 
 

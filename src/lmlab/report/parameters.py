@@ -31,7 +31,7 @@ class Parameter:
 
 def parameters(frame: "pd.DataFrame") -> list[Parameter]:
     """Of the keys in which the runs differ; those that only follow from another are named by it, as `also`."""
-    columns = {key: [None if missing(v) else v for v in frame[key]] for key in varied(frame)}
+    columns = {key: [None if missing(v) else v for v in frame[key].tolist()] for key in varied(frame)}
     # Words first: a choice of class brings keys of its own along.
     order = sorted(columns, key=lambda key: kind(key, columns[key])[0])
     n_different = frame["treatment"].nunique()
@@ -61,9 +61,11 @@ def missing(value: Any) -> bool:
 def kind(key: str, values: list[Any]) -> tuple[bool, list[Any]]:
     """Whether a key's values are numbers, and the values as such: 2M is one, a list is a word."""
     known = [v for v in values if v is not None]
-    if known and all(isinstance(v, int | float) and not isinstance(v, bool) for v in known):
+    plain = [v for v in known if isinstance(v, int | float) and not isinstance(v, bool)]
+    if known and len(plain) == len(known):
         return True, values
-    if known and all(isinstance(v, int) or re.fullmatch(r"[0-9.]+[kKmMbB]", str(v)) for v in known):
+    counts = [v for v in known if re.fullmatch(r"[0-9.]+[kKmMbB]", str(v))]
+    if counts and len(plain) + len(counts) == len(known):
         return True, [None if v is None else parse_count(v, key) for v in values]
     return False, [None if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in values]
 

@@ -1,0 +1,139 @@
+"""The page: everything in one file, nothing of a run's text is markup, and what it says is what the runs say."""
+
+import json
+import re
+import shutil
+
+import pytest
+from tests.benchmarks.many_runs import make
+
+from lmlab import report, runs
+from lmlab.report.gather import gather, objectives
+from lmlab.runs import table
+
+HOSTILE = "</script><script>alert(1)</script><!-- & 明月几时有 \u2028 \ud800 [[data]] [[style.css]]"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    root = tmp_path_factory.mktemp("many")
+    make(root / "runs", 60, sample=HOSTILE.replace("\ud800", ""))
+    return root / "runs"
+
+
+@pytest.fixture(scope="module")
+def told(many):
+    return gather(many)
+
+
+def data(page: str) -> dict:
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(text)
+
+
+def test_the_page_needs_nothing_from_outside(many):
+    page = report.write(many).read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)\s*=\s*["']?(?!#)|@import|url\(|fetch\(|XMLHttpRequest|import\(""", page)
+    assert "default-src 'none'" in page
+    (address,) = set(re.findall(r"https?://[^\s\"']+", page)) or {None}
+    assert address in (None, "http://www.w3.org/2000/svg")
+    assert not re.search(r"\[\[\w+\.(css|js)\]\]", page.split('id="data"')[0] + page.split("</script>")[-2])
+    assert not list(many.glob("*.tmp"))
+
+
+def test_no_text_of_a_run_is_markup(tmp_path):
+    told = {"title": HOSTILE, "runs": [{"run": HOSTILE, "reason": HOSTILE}], "samples": [HOSTILE]}
+    page = report.render(told)
+    assert page.count("</script>") == report.render({}).count("</script>") == 2
+    assert "alert(1)</script>" not in page
+    assert "<!--" not in page
+    readable = HOSTILE.replace("\ud800", "?")
+    assert data(page) == {"title": readable, "runs": [{"run": readable, "reason": readable}], "samples": [readable]}
+
+
+def test_nothing_is_set_as_markup_by_the_scripts():
+    scripts = "".join(path.read_text(encoding="utf-8") for path in report.PAGE.glob("*.js"))
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", scripts)
+
+
+def test_the_leaderboard_is_the_table_s(many, told):
+    found = runs.replicates(table(many))
+    assert [g["mean"] for g in told["groups"]] == pytest.approx(found["mean"].tolist())
+    assert [g["n"] for g in told["groups"]] == found["n"].tolist()
+    assert [g["low"] for g in told["groups"]] == pytest.approx(found["low"].tolist())
+    names = [p["name"] for p in told["params"]]
+    assert sorted(names) == ["model.d_model", "model.dropout", "optimizer.lr"]
+    best = told["groups"][0]
+    assert best["values"][names.index("optimizer.lr")] == found["optimizer.lr"][0]
+    scores = [told["runs"][i]["score"] for i in best["runs"]]
+    assert told["runs"][told["best"]]["score"] == min(scores)
+    assert told["samples"][0].startswith("</script>")
+
+
+def test_what_made_the_numbers_is_what_matters(told):
+    """lr moves them by up to 0.7, the width by 0.12, dropout not at all."""
+    shares = dict(told["importance"]["values"])
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["optimizer.lr"] > 0.6
+    assert next(p for p in told["params"] if p["name"] == "optimizer.lr")["log"]
+
+
+def test_runs_without_a_result_say_why(told):
+    failed = [run for run in told["runs"] if run["state"] == "failed"]
+    assert [run["reason"] for run in failed] == ["TrainingFailed: the loss is no longer finite"] * 2
+    assert all("score" not in run for run in failed)
+
+
+def test_curves_are_thinned_and_keep_their_ends(many, monkeypatch):
+    monkeypatch.setattr("lmlab.report.gather.POINTS", 0)
+    monkeypatch.setattr("lmlab.report.gather.max", lambda a, b: 4 if a == 12 else max(a, b), raising=False)
+    told = gather(many)["curves"]
+    assert {len(values) for values in told["values"]} == {3, 4}
+    assert told["tokens"][0][0] == 40 * 2048
+    assert told["tokens"][0][-1] == 400 * 2048
+
+
+def test_more_is_better_where_a_sweep_says_so(tmp_path):
+    make(tmp_path / "trials", 9)
+    (tmp_path / "sweep.yaml").write_text("objective:\n- {metric: seconds, direction: maximize}\n- {metric: val/bpb}\n")
+    assert objectives(tmp_path) == {}, "damaged: one objective has no direction"
+    (tmp_path / "sweep.yaml").write_text("objective:\n- {metric: seconds, direction: maximize}\n")
+    told = gather(tmp_path)
+    means = [g["mean"] for g in told["groups"]]
+    assert told["metric"] == {"name": "seconds", "higher": True}
+    assert means == sorted(means, reverse=True)
+
+
+def test_any_runs_make_a_report(trained, tmp_path):
+    """Of three families, one of them counted; and of runs that nobody finished."""
+    told = gather(trained["lstm"].parent)
+    assert len(told["groups"]) == 3
+    assert "model" in [p["name"] for p in told["params"]]
+    assert told["curves"]["values"][1] == [], "an n-gram has no curve"
+    shutil.copytree(trained["lstm"], tmp_path / "open")
+    (tmp_path / "open/results.json").unlink()
+    told = gather(tmp_path)
+    assert told["metric"]["name"] == "val/bpb_best"
+    assert len(told["groups"]) == 1
+
+
+def test_of_runs_that_all_failed_the_reasons_are_left(tmp_path):
+    make(tmp_path, 25)
+    for path in sorted(tmp_path.iterdir())[:24]:
+        shutil.rmtree(path)
+    (curve,) = tmp_path.glob("*/curves.csv")
+    curve.unlink()
+    told = gather(tmp_path)
+    assert told["groups"] == []
+    assert told["runs"][0]["reason"] == "TrainingFailed: the loss is no longer finite"
+    assert len(report.render(told)) > 1000
+
+
+def test_nothing_to_report_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no runs under"):
+        report.write(tmp_path)
+    make(tmp_path, 1)
+    with pytest.raises(ValueError, match="metric=val/bbp"):
+        report.write(tmp_path, "val/bbp")
+    with pytest.raises(FileNotFoundError, match="is in no directory"):
+        report.write(tmp_path, out=tmp_path / "a/b.html")

@@ -1,0 +1,41 @@
+"""What a sweep's ledger says goes into the table; a damaged one costs nothing."""
+
+import logging
+import sqlite3
+from contextlib import closing
+
+import pytest
+from tests.benchmarks.many_runs import make
+
+from lmlab.runs import table
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Three runs, of which the ledger knows one as failed and one as running; a fourth trial never had a directory."""
+    root = tmp_path / "sweep"
+    make(root / "trials", 3)
+    names = sorted(path.name for path in (root / "trials").iterdir())
+    with closing(sqlite3.connect(root / "ledger.sqlite")) as database:
+        database.execute("CREATE TABLE trials (id INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir TEXT)")
+        rows = [(1, "done", None, 0, f"trials/{names[0]}"), (2, "failed", "坏 <b>", 1, f"trials/{names[1]}")]
+        rows += [(3, "running", None, 2, f"trials/{names[2]}"), (4, "failed", "no such corpus", 0, None)]
+        database.executemany("INSERT INTO trials VALUES (?, ?, ?, ?, ?)", [*rows, (5, "waiting", None, 0, None)])
+        database.commit()
+    return root
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_states_and_reasons_come_from_the_ledger(sweep, above):
+    frame = table(sweep.parent if above else sweep)
+    assert frame["state"].tolist()[:4] == ["budget", "failed", "running", "failed"]
+    assert frame["reason"].tolist()[1] == "坏 <b>"
+    assert frame["reason"].tolist()[3] == "no such corpus"
+    assert len(frame) == 4, "what waits has left nothing yet"
+
+
+def test_a_damaged_ledger_is_said_and_the_runs_are_shown(sweep, caplog):
+    (sweep / "ledger.sqlite").write_bytes(b"not a database at all" * 100)
+    with caplog.at_level(logging.WARNING, logger="lmlab"):
+        assert table(sweep)["state"].tolist() == ["budget"] * 3
+    assert "ledger.sqlite cannot be read" in caplog.text

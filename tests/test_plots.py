@@ -9,6 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from lmlab import plots
+from lmlab.runs import scaling_law
 
 CURVES = pd.DataFrame(
     {
@@ -32,6 +33,11 @@ GIVEN = {"learning_curves": {"curves": CURVES}, "beside_floors": {"results": RES
 def _closed():
     yield
     plt.close("all")
+
+
+SIZES = pd.DataFrame({"parameters": [1e5, 2e5, 5e5, 1e6, 4e6], "treatment": list("abcde")})
+SIZES["val/bpb"] = 1.5 + 200 / SIZES["parameters"] ** 0.5
+GIVEN["scaling"] = {"table": SIZES, "law": scaling_law(SIZES)}
 
 
 def draw(name, **given):
@@ -71,3 +77,13 @@ def test_surprisal_is_in_bits_and_its_labels_can_be_read():
     ax = draw("surprisal")
     assert ax.patches[1].get_height() == pytest.approx(1 / 0.6931471805599453)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["␣the", r"\n", r"\$5\$", "明"]
+
+
+def test_the_law_is_drawn_through_the_runs_and_beyond():
+    ax = draw("scaling")
+    solid, dashed = ax.get_lines()
+    assert solid.get_label() == "1.5 + 200 / N^0.5"
+    for line in (solid, dashed):
+        assert line.get_ydata() == pytest.approx(1.5 + 200 / line.get_xdata() ** 0.5, rel=1e-4)
+    assert dashed.get_xdata().max() == pytest.approx(3 * 4e6)
+    assert ax.get_xscale() == "log"

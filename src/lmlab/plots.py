@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -78,6 +79,36 @@ def surprisal(tokens: "pd.DataFrame", ax: Axes | None = None) -> Axes:
     ax.axhline(bits.mean(), color=GREY, lw=1, zorder=0, label=f"mean {bits.mean():.2f} bits")
     ax.legend(frameon=False)
     ax.set(title="Surprisal, token by token (blue: the model's first guess)", ylabel="bits, -log2 P(token | before)")
+    return ax
+
+
+def scaling(
+    table: "pd.DataFrame", law: Any, size: str = "parameters", metric: str = "val/bpb", ax: Axes | None = None
+) -> Axes:
+    """Every run of a table by its size, and a law fitted to the best of each, with its interval.
+
+    law: `lmlab.runs.scaling_law(table)`. It is drawn to three times the largest size, dashed where nothing was trained.
+    """
+    ax = _axes(ax)
+    known = table[table[metric].notna() & table[size].notna()]
+    smallest, largest = known[size].min(), known[size].max()
+    ax.scatter(known[size], known[metric], s=18, color=GREY, zorder=3, label="runs")
+    sizes = np.geomspace(smallest, 3 * largest, 200)
+    inside = sizes <= largest
+    ax.fill_between(sizes, *law.band(sizes), color=BLUE, alpha=0.15, lw=0, label=f"{law.level:.0%} interval")
+    ax.plot(
+        sizes[inside],
+        law.predict(sizes)[inside],
+        color=BLUE,
+        label=f"{law.floor:.3g} + {law.scale:.3g} / N^{law.exponent:.3g}",
+    )
+    ax.plot(sizes[~inside], law.predict(sizes)[~inside], color=BLUE, ls="--")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda n, _: _count(n))
+    ax.xaxis.set_minor_formatter(lambda n, _: "")
+    unit = {"val/bpb": "bits per byte", "test/bpb": "bits per byte", "val/nll": "nats per token"}.get(metric, metric)
+    ax.set(title="Scaling law", xlabel=f"{size}, N", ylabel=f"{metric} ({unit})")
+    ax.legend(frameon=False)
     return ax
 
 

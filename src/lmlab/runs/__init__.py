@@ -5,6 +5,7 @@ from typing import Any
 
 from lmlab.runs.points import curves
 from lmlab.runs.replicates import replicates
+from lmlab.runs.scaling import scaling_law
 from lmlab.runs.space import prune
 from lmlab.runs.tables import as_json, find, numbers, table, write_tables
 
@@ -21,6 +22,7 @@ __all__ = [
     "numbers",
     "prune",
     "replicates",
+    "scaling_law",
     "settle",
     "table",
     "write_tables",

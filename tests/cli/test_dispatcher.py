@@ -1,14 +1,16 @@
 """`lmlab` itself: verbs found, text kept exactly, and errors as one line with an exit status."""
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlab import __version__
+from lmlab import __version__, cli
 from lmlab.cli import VERBS, main, quote
 
 # Every character that Hydra's or OmegaConf's grammar knows, and any other but lone surrogates and NUL, which no
@@ -158,3 +160,9 @@ def test_the_exit_status_tells_whose_fault_it_is(monkeypatch, capsys):
         told = capsys.readouterr().err
         assert ("please report" in told) == (status == 1)
         assert status == 1 or told.count("\n") == 1
+
+
+def test_no_function_of_the_dispatcher_is_named_as_a_verb():
+    """Importing the verb's module would put it in the function's place."""
+    tree = ast.parse(Path(cli.__file__).read_text(encoding="utf-8"))
+    assert not {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} & set(cli.VERBS)

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 
 import pytest
 from tests.benchmarks.many_runs import make
@@ -127,6 +129,17 @@ def test_of_runs_that_all_failed_the_reasons_are_left(tmp_path):
     assert told["groups"] == []
     assert told["runs"][0]["reason"] == "TrainingFailed: the loss is no longer finite"
     assert len(report.render(told)) > 1000
+
+
+def test_of_a_sweep_that_left_no_directory_the_reasons_are_left(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
+        database.execute("CREATE TABLE trials (id INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir TEXT)")
+        database.execute("INSERT INTO trials VALUES (1, 'failed', 'no such corpus', 0, NULL)")
+        database.commit()
+    assert report.leave(tmp_path)[0].exists()
+    told = gather(tmp_path)
+    assert told["groups"] == []
+    assert told["runs"][0]["reason"] == "no such corpus"
 
 
 def test_nothing_to_report_is_said(tmp_path):

@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        return report(error, verb)
+        return tell(error, verb)
 
 
 def run() -> None:
@@ -126,7 +126,7 @@ def run() -> None:
     leave(status)
 
 
-def report(error: Exception, verb: str, where: str = "") -> int:
+def tell(error: Exception, verb: str, where: str = "") -> int:
     """Show an error as its one line; return its exit status. where: which job of several."""
     status, message = classify(error, verb)
     if status == OUR_FAULT or os.environ.get("LMLAB_DEBUG"):

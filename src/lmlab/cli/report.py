@@ -1,11 +1,8 @@
 """lmlab report: a page about many runs, and their tables beside it."""
 
-import logging
 from pathlib import Path
 
 from lmlab.cli.command import options
-
-log = logging.getLogger("lmlab")
 
 
 def main(arguments: list[str]) -> int:
@@ -17,13 +14,8 @@ def main(arguments: list[str]) -> int:
     root = Path(config["root"])
     if not root.is_dir():
         raise FileNotFoundError(f"root={root} is no directory; train a run first: lmlab train")
-    from lmlab import report, runs
+    from lmlab.report import leave
 
-    written = [report.write(root, config["metric"], config["out"])]
-    try:
-        written += runs.write_tables(root)
-    except ImportError as error:
-        log.warning("%s", error)
-    for path in written:
+    for path in leave(root, config["metric"], config["out"]):
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
     return 0

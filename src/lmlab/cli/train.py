@@ -2,7 +2,7 @@
 
 import sys
 
-from lmlab.cli import report
+from lmlab.cli import tell
 from lmlab.cli.command import look_for_garbage, parse, show_help, show_log
 from lmlab.config import compose, conf_dir
 from lmlab.errors import DONE, INTERRUPTED
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
             where = f"job {hydra_config.job.num} ({told}): " if multirun else ""
             failures.append((error, where))
             if where:
-                report(error, "train", where)
+                tell(error, "train", where)
             return None
         interrupted |= stopped(results)
         if interrupted and multirun:

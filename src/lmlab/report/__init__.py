@@ -1,9 +1,12 @@
 """report.html: what a set of runs says, in one file that needs no network, no server and no other file."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger("lmlab")
 
 PAGE = Path(__file__).parent / "page"
 
@@ -20,6 +23,18 @@ def write(root: str | os.PathLike, metric: str | None = None, out: str | os.Path
     beside.write_text(page, encoding="utf-8")
     os.replace(beside, out)
     return out
+
+
+def leave(root: str | os.PathLike, metric: str | None = None, out: str | os.PathLike | None = None) -> list[Path]:
+    """The report, and the tables of the same runs beside them; what could not be written is said."""
+    from lmlab.runs import write_tables
+
+    written = [write(root, metric, out)]
+    try:
+        return written + write_tables(root)
+    except ImportError as error:
+        log.warning("%s", error)
+        return [*written, Path(root) / "trials.csv"]
 
 
 def render(told: dict[str, Any]) -> str:

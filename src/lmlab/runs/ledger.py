@@ -25,7 +25,7 @@ def apply(rows: list[dict[str, Any]], root: str | os.PathLike) -> None:
                 if trial["status"] == "waiting":
                     continue
                 run = run or os.path.relpath(ledger.parent / f"trial {trial['id']}", root)
-                by_run[run] = {"run": run, "seed": trial["seed"], "asked": {}}
+                by_run[run] = {"run": run, "seed": trial["seed"], "treatment": None, "asked": {}}
                 rows.append(by_run[run])
             by_run[run] |= {"state": trial["status"], "reason": trial["reason"]}
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from lmlab.config import asked as asked_config
 from lmlab.config import cache_dir, plain, with_budget
 from lmlab.errors import OUR_FAULT, USER_INPUT, TrainingFailed
+from lmlab.report import leave
 from lmlab.sweeps import asked as asking
 from lmlab.sweeps import pruning, strategy
 from lmlab.sweeps.asked import Asked
@@ -60,6 +61,7 @@ def sweep(
             raise KeyboardInterrupt
         tidy.finish()
         view.conclude()
+        leave(directory)
         complain(ledger)
 
 

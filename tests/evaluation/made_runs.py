@@ -1,7 +1,7 @@
 """Small real runs, each made to be of a kind, for the diagnosis: `python -m tests.evaluation.made_runs ROOT [SET]`.
 
 Two sets of 32: thresholds were chosen on `design`, and `check` has other text, seeds, sizes and models.
-Each is a model of 3 to 130 thousand parameters on slices of the embedded speeches, and takes seconds.
+Each is a model of 2 to 260 thousand parameters on slices of the embedded speeches, and takes seconds.
 """
 
 import csv
@@ -21,75 +21,86 @@ LSTM = "model=lstm batching=lanes batching.seq_len=32 model.n_layers=1 evaluatio
 # A model that sees one character converges in seconds: there is little to learn.
 BIGRAM = "model=transformer model.n_heads=1 model.window=1 model.positions=none batching=windows batching.seq_len=64"
 
-# (kind, kilobytes of train text, overrides), four of a kind in each set.
+# Short words for what differs: (kind, kilobytes of train text, family, words), four of a kind in each set.
+KEYS = {
+    "d": "model.d_model",
+    "rows": "batching.batch_size",
+    "lr": "optimizer.lr",
+    "steps": "trainer.max_steps",
+    "layers": "model.n_layers",
+    "drop": "model.dropout",
+    "cell": "model.cell",
+}
+SGD, UNCLIPPED, RAW = "optimizer=sgd", "training.clip_norm=null", "model.qk_norm=false"
+CONSTANT, COSINE = "schedule=constant", "schedule=cosine"
 DESIGN = [
-    ("improving", 1000, f"{TRANSFORMER} model.d_model=48 batching.batch_size=16 optimizer.lr=3e-3 trainer.max_steps=200"),
-    ("improving", 1000, f"{TRANSFORMER} model.d_model=64 batching.batch_size=8 optimizer.lr=2e-3 trainer.max_steps=300"),
-    ("improving", 600, f"{TRANSFORMER} model.d_model=32 batching.batch_size=16 optimizer.lr=5e-3 trainer.max_steps=250 schedule=constant"),
-    ("improving", 1000, f"{LSTM} model.d_model=96 batching.batch_size=32 optimizer.lr=5e-3 trainer.max_steps=300"),
-    ("converged", 1000, f"{BIGRAM} model.d_model=32 model.n_layers=1 batching.batch_size=32 optimizer.lr=1e-2 trainer.max_steps=500"),
-    ("converged", 1000, f"{BIGRAM} model.d_model=48 model.n_layers=1 batching.batch_size=48 optimizer.lr=1e-2 trainer.max_steps=400"),
-    ("converged", 600, f"{BIGRAM} model.d_model=32 model.n_layers=1 batching.batch_size=32 optimizer.lr=1e-2 trainer.max_steps=600 schedule=cosine"),
-    ("converged", 600, f"{BIGRAM} model.d_model=24 model.n_layers=1 batching.batch_size=32 optimizer.lr=2e-2 trainer.max_steps=500 schedule=constant"),
-    ("over-fitting", 12, f"{TRANSFORMER} model.d_model=64 batching.batch_size=16 optimizer.lr=3e-3 trainer.max_steps=400"),
-    ("over-fitting", 20, f"{TRANSFORMER} model.d_model=64 batching.batch_size=16 optimizer.lr=5e-3 trainer.max_steps=400 schedule=constant"),
-    ("over-fitting", 8, f"{TRANSFORMER} model.d_model=48 batching.batch_size=16 optimizer.lr=3e-3 trainer.max_steps=400"),
-    ("over-fitting", 15, f"{LSTM} model.d_model=128 batching.batch_size=16 optimizer.lr=5e-3 trainer.max_steps=500"),
-    ("under-regularised", 60, f"{TRANSFORMER} model.d_model=64 batching.batch_size=16 optimizer.lr=4e-3 trainer.max_steps=400"),
-    ("under-regularised", 50, f"{TRANSFORMER} model.d_model=48 batching.batch_size=16 optimizer.lr=5e-3 trainer.max_steps=400"),
-    ("under-regularised", 80, f"{TRANSFORMER} model.d_model=80 batching.batch_size=16 optimizer.lr=4e-3 trainer.max_steps=400"),
-    ("under-regularised", 50, f"{LSTM} model.d_model=128 batching.batch_size=16 optimizer.lr=8e-3 trainer.max_steps=400"),
-    ("starved", 6, f"{TRANSFORMER} model.d_model=64 batching.batch_size=16 optimizer.lr=2e-3 trainer.max_steps=150"),
-    ("starved", 10, f"{TRANSFORMER} model.d_model=80 batching.batch_size=8 optimizer.lr=2e-3 trainer.max_steps=200"),
-    ("starved", 8, f"{TRANSFORMER} model.d_model=64 batching.batch_size=16 optimizer.lr=3e-3 trainer.max_steps=200 model.dropout=0.2"),
-    ("starved", 10, f"{LSTM} model.d_model=128 batching.batch_size=8 optimizer.lr=4e-3 trainer.max_steps=250"),
-    ("diverged", 600, f"{TRANSFORMER} model.d_model=48 batching.batch_size=16 optimizer.lr=1.0 trainer.max_steps=150 schedule=constant model.qk_norm=false"),
-    ("diverged", 600, f"{TRANSFORMER} model.d_model=48 batching.batch_size=16 optimizer=sgd optimizer.lr=30 training.clip_norm=null trainer.max_steps=150 schedule=constant"),
-    ("diverged", 600, f"{LSTM} model.d_model=64 batching.batch_size=16 optimizer=sgd optimizer.lr=300 training.clip_norm=null trainer.max_steps=150 schedule=constant"),
-    ("diverged", 1000, f"{TRANSFORMER} model.d_model=32 batching.batch_size=16 optimizer.lr=3.0 trainer.max_steps=150 schedule=constant model.qk_norm=false training.clip_norm=null"),
-    ("rate too high", 600, f"{TRANSFORMER} model.d_model=48 batching.batch_size=16 optimizer.lr=0.1 trainer.max_steps=250"),
-    ("rate too high", 600, f"{TRANSFORMER} model.d_model=64 batching.batch_size=16 optimizer.lr=0.06 trainer.max_steps=250 schedule=constant"),
-    ("rate too high", 1000, f"{TRANSFORMER} model.d_model=48 batching.batch_size=16 optimizer.lr=0.15 trainer.max_steps=250 schedule=cosine"),
-    ("rate too high", 600, f"{LSTM} model.d_model=96 batching.batch_size=32 optimizer.lr=0.15 trainer.max_steps=300"),
-    ("rate too low", 600, f"{TRANSFORMER} model.d_model=48 batching.batch_size=16 optimizer.lr=1e-4 trainer.max_steps=250"),
-    ("rate too low", 1000, f"{TRANSFORMER} model.d_model=64 batching.batch_size=16 optimizer.lr=5e-5 trainer.max_steps=250 schedule=constant"),
-    ("rate too low", 600, f"{TRANSFORMER} model.d_model=32 batching.batch_size=16 optimizer.lr=2e-4 trainer.max_steps=250 schedule=constant"),
-    ("rate too low", 1000, f"{LSTM} model.d_model=96 batching.batch_size=32 optimizer.lr=1e-4 trainer.max_steps=300"),
-]  # fmt: skip
+    ("improving", 1000, TRANSFORMER, "d=48 rows=16 lr=3e-3 steps=200"),
+    ("improving", 1000, TRANSFORMER, "d=64 rows=8 lr=2e-3 steps=300"),
+    ("improving", 600, TRANSFORMER, f"d=32 rows=16 lr=5e-3 steps=250 {CONSTANT}"),
+    ("improving", 1000, LSTM, "d=96 rows=32 lr=5e-3 steps=300"),
+    ("converged", 1000, BIGRAM, "d=32 layers=1 rows=32 lr=1e-2 steps=500"),
+    ("converged", 1000, BIGRAM, "d=48 layers=1 rows=48 lr=1e-2 steps=400"),
+    ("converged", 600, BIGRAM, f"d=32 layers=1 rows=32 lr=1e-2 steps=600 {COSINE}"),
+    ("converged", 600, BIGRAM, f"d=24 layers=1 rows=32 lr=2e-2 steps=500 {CONSTANT}"),
+    ("under-regularised", 12, TRANSFORMER, "d=64 rows=16 lr=3e-3 steps=400"),
+    ("under-regularised", 20, TRANSFORMER, f"d=64 rows=16 lr=5e-3 steps=400 {CONSTANT}"),
+    ("under-regularised", 8, TRANSFORMER, "d=48 rows=16 lr=3e-3 steps=400"),
+    ("under-regularised", 15, LSTM, "d=128 rows=16 lr=5e-3 steps=300"),
+    ("over-fitting", 3, TRANSFORMER, f"d=64 rows=16 lr=6e-3 steps=300 {CONSTANT}"),
+    ("over-fitting", 4, TRANSFORMER, f"d=80 rows=16 lr=6e-3 steps=300 {CONSTANT}"),
+    ("over-fitting", 3, TRANSFORMER, "d=64 rows=16 lr=8e-3 steps=400"),
+    ("over-fitting", 4, LSTM, f"d=128 rows=4 lr=1e-2 steps=400 {CONSTANT}"),
+    ("starved", 6, TRANSFORMER, "d=64 rows=16 lr=2e-3 steps=100"),
+    ("starved", 10, TRANSFORMER, "d=80 rows=8 lr=2e-3 steps=150"),
+    ("starved", 8, TRANSFORMER, "d=64 rows=16 lr=3e-3 steps=120 drop=0.2"),
+    ("starved", 10, LSTM, "d=128 rows=8 lr=4e-3 steps=150"),
+    ("diverged", 600, TRANSFORMER, f"d=48 rows=16 lr=1.0 steps=100 {CONSTANT} {RAW}"),
+    ("diverged", 600, TRANSFORMER, f"d=48 rows=16 lr=30 steps=100 {CONSTANT} {SGD} {UNCLIPPED}"),
+    ("diverged", 600, LSTM, f"d=64 rows=16 lr=300 steps=100 {CONSTANT} {SGD} {UNCLIPPED}"),
+    ("diverged", 1000, TRANSFORMER, f"d=32 rows=16 lr=3.0 steps=100 {CONSTANT} {RAW} {UNCLIPPED}"),
+    ("rate too high", 600, TRANSFORMER, "d=48 rows=16 lr=0.1 steps=180"),
+    ("rate too high", 600, TRANSFORMER, f"d=64 rows=16 lr=0.06 steps=180 {CONSTANT}"),
+    ("rate too high", 1000, TRANSFORMER, f"d=48 rows=16 lr=0.15 steps=180 {COSINE}"),
+    ("rate too high", 600, LSTM, "d=96 rows=32 lr=0.15 steps=200"),
+    ("rate too low", 600, TRANSFORMER, "d=48 rows=16 lr=1e-4 steps=180"),
+    ("rate too low", 1000, TRANSFORMER, f"d=64 rows=16 lr=5e-5 steps=180 {CONSTANT}"),
+    ("rate too low", 600, TRANSFORMER, f"d=32 rows=16 lr=2e-4 steps=180 {CONSTANT}"),
+    ("rate too low", 1000, LSTM, "d=96 rows=32 lr=1e-4 steps=200"),
+]
 CHECK = [
-    ("improving", 900, f"{TRANSFORMER} model.d_model=64 batching.batch_size=12 optimizer.lr=4e-3 trainer.max_steps=250 schedule=cosine"),
-    ("improving", 1000, f"{TRANSFORMER} model.d_model=40 batching.batch_size=16 optimizer.lr=3e-3 trainer.max_steps=300"),
-    ("improving", 800, f"{TRANSFORMER} model.d_model=56 batching.batch_size=16 optimizer.lr=2e-3 trainer.max_steps=220 schedule=constant"),
-    ("improving", 1000, f"{LSTM} model.d_model=128 batching.batch_size=24 optimizer.lr=6e-3 trainer.max_steps=300 model.cell=gru"),
-    ("converged", 900, f"{BIGRAM} model.d_model=40 model.n_layers=1 batching.batch_size=32 optimizer.lr=1e-2 trainer.max_steps=500"),
-    ("converged", 900, f"{BIGRAM} model.d_model=32 model.n_layers=1 batching.batch_size=32 optimizer.lr=1.5e-2 trainer.max_steps=600 schedule=constant"),
-    ("converged", 700, f"{BIGRAM} model.d_model=24 model.n_layers=1 batching.batch_size=48 optimizer.lr=2e-2 trainer.max_steps=500 schedule=cosine"),
-    ("converged", 900, f"{BIGRAM} model.d_model=32 model.n_layers=2 batching.batch_size=32 optimizer.lr=1e-2 trainer.max_steps=500"),
-    ("over-fitting", 10, f"{TRANSFORMER} model.d_model=56 batching.batch_size=16 optimizer.lr=4e-3 trainer.max_steps=400 schedule=cosine"),
-    ("over-fitting", 16, f"{TRANSFORMER} model.d_model=72 batching.batch_size=16 optimizer.lr=3e-3 trainer.max_steps=450"),
-    ("over-fitting", 12, f"{TRANSFORMER} model.d_model=48 batching.batch_size=24 optimizer.lr=4e-3 trainer.max_steps=400 schedule=constant"),
-    ("over-fitting", 12, f"{LSTM} model.d_model=144 batching.batch_size=16 optimizer.lr=4e-3 trainer.max_steps=500 model.cell=gru"),
-    ("under-regularised", 70, f"{TRANSFORMER} model.d_model=72 batching.batch_size=16 optimizer.lr=4e-3 trainer.max_steps=400"),
-    ("under-regularised", 60, f"{TRANSFORMER} model.d_model=56 batching.batch_size=16 optimizer.lr=5e-3 trainer.max_steps=450 schedule=cosine"),
-    ("under-regularised", 50, f"{TRANSFORMER} model.d_model=64 batching.batch_size=16 optimizer.lr=4e-3 trainer.max_steps=350"),
-    ("under-regularised", 45, f"{LSTM} model.d_model=120 batching.batch_size=16 optimizer.lr=8e-3 trainer.max_steps=400"),
-    ("starved", 7, f"{TRANSFORMER} model.d_model=72 batching.batch_size=12 optimizer.lr=2e-3 trainer.max_steps=180"),
-    ("starved", 12, f"{TRANSFORMER} model.d_model=80 batching.batch_size=12 optimizer.lr=2e-3 trainer.max_steps=160 model.dropout=0.1"),
-    ("starved", 9, f"{TRANSFORMER} model.d_model=64 batching.batch_size=16 optimizer.lr=3e-3 trainer.max_steps=200 model.dropout=0.3"),
-    ("starved", 8, f"{LSTM} model.d_model=144 batching.batch_size=8 optimizer.lr=4e-3 trainer.max_steps=220"),
-    ("diverged", 700, f"{TRANSFORMER} model.d_model=56 batching.batch_size=16 optimizer.lr=2.0 trainer.max_steps=150 schedule=constant model.qk_norm=false"),
-    ("diverged", 700, f"{TRANSFORMER} model.d_model=40 batching.batch_size=16 optimizer=sgd optimizer.lr=50 training.clip_norm=null trainer.max_steps=150 schedule=constant"),
-    ("diverged", 900, f"{LSTM} model.d_model=80 batching.batch_size=16 optimizer=sgd optimizer.lr=200 training.clip_norm=null trainer.max_steps=150 schedule=constant model.cell=gru"),
-    ("diverged", 900, f"{TRANSFORMER} model.d_model=64 batching.batch_size=12 optimizer.lr=5.0 trainer.max_steps=150 schedule=constant training.clip_norm=null"),
-    ("rate too high", 700, f"{TRANSFORMER} model.d_model=56 batching.batch_size=16 optimizer.lr=0.08 trainer.max_steps=250"),
-    ("rate too high", 700, f"{TRANSFORMER} model.d_model=40 batching.batch_size=16 optimizer.lr=0.12 trainer.max_steps=300 schedule=constant"),
-    ("rate too high", 900, f"{TRANSFORMER} model.d_model=64 batching.batch_size=12 optimizer.lr=0.1 trainer.max_steps=250 schedule=cosine"),
-    ("rate too high", 900, f"{LSTM} model.d_model=112 batching.batch_size=24 optimizer.lr=0.12 trainer.max_steps=300 model.cell=gru"),
-    ("rate too low", 700, f"{TRANSFORMER} model.d_model=56 batching.batch_size=16 optimizer.lr=1e-4 trainer.max_steps=250 schedule=cosine"),
-    ("rate too low", 900, f"{TRANSFORMER} model.d_model=40 batching.batch_size=16 optimizer.lr=1.5e-4 trainer.max_steps=220"),
-    ("rate too low", 900, f"{TRANSFORMER} model.d_model=64 batching.batch_size=12 optimizer.lr=6e-5 trainer.max_steps=300 schedule=constant"),
-    ("rate too low", 700, f"{LSTM} model.d_model=80 batching.batch_size=24 optimizer.lr=1.5e-4 trainer.max_steps=280"),
-]  # fmt: skip
+    ("improving", 900, TRANSFORMER, f"d=64 rows=12 lr=4e-3 steps=250 {COSINE}"),
+    ("improving", 1000, TRANSFORMER, "d=40 rows=16 lr=3e-3 steps=300"),
+    ("improving", 800, TRANSFORMER, f"d=56 rows=16 lr=2e-3 steps=220 {CONSTANT}"),
+    ("improving", 1000, LSTM, "d=128 rows=24 lr=6e-3 steps=300 cell=gru"),
+    ("converged", 900, BIGRAM, "d=40 layers=1 rows=32 lr=1e-2 steps=500"),
+    ("converged", 900, BIGRAM, f"d=32 layers=1 rows=32 lr=1.5e-2 steps=600 {CONSTANT}"),
+    ("converged", 700, BIGRAM, f"d=24 layers=1 rows=48 lr=2e-2 steps=500 {COSINE}"),
+    ("converged", 900, BIGRAM, "d=32 layers=2 rows=32 lr=1e-2 steps=500"),
+    ("under-regularised", 10, TRANSFORMER, f"d=56 rows=16 lr=4e-3 steps=400 {COSINE}"),
+    ("under-regularised", 16, TRANSFORMER, "d=72 rows=16 lr=3e-3 steps=450"),
+    ("under-regularised", 14, TRANSFORMER, f"d=48 rows=16 lr=4e-3 steps=350 {CONSTANT}"),
+    ("under-regularised", 12, LSTM, "d=144 rows=16 lr=5e-3 steps=300 cell=gru"),
+    ("over-fitting", 4, TRANSFORMER, f"d=56 rows=16 lr=6e-3 steps=300 {CONSTANT}"),
+    ("over-fitting", 3, TRANSFORMER, f"d=72 rows=12 lr=6e-3 steps=350 {COSINE}"),
+    ("over-fitting", 5, TRANSFORMER, f"d=64 rows=16 lr=8e-3 steps=350 {CONSTANT}"),
+    ("over-fitting", 3, LSTM, f"d=144 rows=4 lr=1e-2 steps=350 cell=gru {CONSTANT}"),
+    ("starved", 7, TRANSFORMER, "d=72 rows=12 lr=2e-3 steps=120"),
+    ("starved", 12, TRANSFORMER, "d=80 rows=12 lr=2e-3 steps=120 drop=0.1"),
+    ("starved", 9, TRANSFORMER, "d=64 rows=16 lr=3e-3 steps=120 drop=0.3"),
+    ("starved", 8, LSTM, "d=144 rows=8 lr=4e-3 steps=120"),
+    ("diverged", 700, TRANSFORMER, f"d=56 rows=16 lr=2.0 steps=100 {CONSTANT} {RAW}"),
+    ("diverged", 700, TRANSFORMER, f"d=40 rows=16 lr=50 steps=100 {CONSTANT} {SGD} {UNCLIPPED}"),
+    ("diverged", 900, LSTM, f"d=80 rows=16 lr=200 steps=100 cell=gru {CONSTANT} {SGD} {UNCLIPPED}"),
+    ("diverged", 900, TRANSFORMER, f"d=64 rows=12 lr=5.0 steps=100 {CONSTANT} {UNCLIPPED}"),
+    ("rate too high", 700, TRANSFORMER, "d=56 rows=16 lr=0.08 steps=180"),
+    ("rate too high", 700, TRANSFORMER, f"d=40 rows=16 lr=0.12 steps=200 {CONSTANT}"),
+    ("rate too high", 900, TRANSFORMER, f"d=64 rows=12 lr=0.1 steps=180 {COSINE}"),
+    ("rate too high", 900, LSTM, "d=112 rows=24 lr=0.12 steps=200 cell=gru"),
+    ("rate too low", 700, TRANSFORMER, f"d=56 rows=16 lr=1e-4 steps=180 {COSINE}"),
+    ("rate too low", 900, TRANSFORMER, "d=40 rows=16 lr=1.5e-4 steps=160"),
+    ("rate too low", 900, TRANSFORMER, f"d=64 rows=12 lr=6e-5 steps=200 {CONSTANT}"),
+    ("rate too low", 700, LSTM, "d=80 rows=24 lr=1.5e-4 steps=200"),
+]
 SETS = {"design": DESIGN, "check": CHECK}
 
 
@@ -122,11 +133,13 @@ def train_all(root: Path, name: str) -> None:
 
     # One of each kind, then the second of each: of a set that is broken off every kind has its share.
     for number in sorted(range(len(SETS[name])), key=lambda n: n % 4):
-        kind, kilobytes, words = SETS[name][number]
+        kind, kilobytes, family, words = SETS[name][number]
+        pairs = [word.partition("=") for word in words.split()]
+        overrides = [f"{KEYS.get(key, key)}={value}" for key, _, value in pairs]
         seed = number + (0 if name == "design" else 1000)
         train_text, val_text = text_files(root, name, kilobytes)
         places = [f"corpus.train={train_text}", f"corpus.val={val_text}", f"run_dir={root / f'{name}{number:02}'}"]
-        config = compose([*COMMON.split(), *words.split(), *places, f"seed={seed}"])
+        config = compose([*COMMON.split(), *family.split(), *overrides, *places, f"seed={seed}"])
         try:
             train(config)
         except TrainingFailed as error:

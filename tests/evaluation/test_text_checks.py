@@ -61,7 +61,7 @@ def kind(request):
 
 def test_an_honest_text_passes(tmp_path, kind):
     made = store(tmp_path, KINDS[kind])
-    remade = KINDS[kind](documents=list(piece for d in HONEST.documents("train") for piece in d.pieces))
+    remade = KINDS[kind](documents=[piece for d in HONEST.documents("train") for piece in d.pieces])
     found = [
         text_checks.ledger(made, {}, HONEST),
         text_checks.ledger(made, {}, None),

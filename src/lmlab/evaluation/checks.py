@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,7 @@ def chunked(probe: Probe) -> Check:
     inputs, targets = probe.rows(4)
     cuts = [0, *(c for c in (1, probe.length // 3, probe.length // 2) if 0 < c < probe.length), probe.length]
     state, parts = None, []
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in pairwise(cuts):
         if stop > start:
             hidden, state = probe.model(inputs[:, start:stop], state)
             parts.append(probe.model.head.nll(hidden, targets[:, start:stop]))

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ SPIKE = 8.0
 # Bits of text that a parameter can hold by heart: Morris et al. 2025. Epochs that are nearly as good as new text:
 # Muennighoff et al. 2023. Tokens a parameter at which compute is spent best: Hoffmann et al. 2022.
 BITS_HELD, EPOCHS_FREE, TOKENS_BEST = 3.6, 4.0, 20.0
+MORE_TEXT = "corpus.train=MORE_TEXT"
 KINDS = (
     "diverged", "rate too high", "rate too low", "over-fitting", "under-regularised", "starved", "unstable",
     "improving", "converged",
@@ -87,12 +89,42 @@ class Facts:
     unigram: float | None
     ngram: float | None
     dropout: float
-    weight_decay: float
-    recurrent: bool
+    dropout_key: str
     first_loss: float | None
     failure: str | None = None
     target: float | None = None
-    bytes_per_token: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        decided: Mapping[str, Any],
+        train: Mapping[str, int],
+        floors: Mapping[str, Mapping[str, Mapping[str, float]]],
+        points: Sequence[Mapping[str, Any]],
+        failure: str | None,
+    ) -> "Facts":
+        """config, decided: of config.yaml. train: tokens and bytes of that split. floors: as in results.json."""
+        model = config["model"]
+        rates = {k: v for k, v in model.items() if k.startswith("dropout") and isinstance(v, int | float)}
+        losses = {name: floors.get(name, {}).get("val", {}).get("nll") for name in ("unigram", "kneser_ney_5")}
+        steps = max((int(p["step"]) for p in points), default=0)
+        shown = [p["train/loss"] for p in points if p.get("train/loss") not in (None, "")]
+        return cls(
+            vocab_size=decided["vocab_size"],
+            parameters=decided["n_params"],
+            train_tokens=train["tokens"],
+            train_bytes=train["bytes"],
+            epochs=steps / decided["steps_per_epoch"],
+            steps=steps,
+            lr=config["optimizer"].get("lr"),
+            unigram=losses["unigram"],
+            ngram=losses["kneser_ney_5"],
+            dropout=max(rates.values(), default=0.0),
+            dropout_key="model.dropout" if "dropout" in rates else f"model.{max(rates, default='dropout')}",
+            first_loss=float(shown[0]) if shown else None,
+            failure=failure,
+        )
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -123,6 +155,10 @@ class Remedy:
     high: float
     basis: str
 
+    def expected(self) -> str:
+        reach = f"{self.low:.3f} to {self.high:.3f}" if self.low > 0 else f"up to {self.high:.3f}"
+        return f"{reach} nats a token less ({self.basis})"
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -135,6 +171,22 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         return self.findings[0].kind
+
+    def with_more_text(self, tokens: Sequence[int], losses: Sequence[float]) -> "Diagnosis":
+        """With what runs on parts of the text say, in place of a guess."""
+        gain, low, high = more_text(tokens, losses)
+        told = ", ".join(f"{n:,} tokens {loss:.3f}" for n, loss in sorted(zip(tokens, losses, strict=True)))
+        line = f"on parts of the text: {told}; twice the text would bring {gain:.3f} nats ({low:.3f} to {high:.3f})"
+        others = [r for r in self.remedies if r.overrides != MORE_TEXT]
+        measured = Remedy(MORE_TEXT, low, high, f"measured on {len(tokens)} parts, for twice the text")
+        found = sorted([*others, measured], key=lambda r: -(r.low + r.high))[:3]
+        return replace(self, remedies=found, figures=[*self.figures, line])
+
+    def card(self) -> list[str]:
+        """A few lines for the end of a training."""
+        told = [f"{finding.kind}: {finding.told}" for finding in self.findings]
+        lines = [f"diagnosis: {told[0]}", *(f"  also {other}" for other in told[1:])]
+        return lines + [f"  try {remedy.overrides}: {remedy.expected()}" for remedy in self.remedies]
 
     def as_dict(self) -> dict[str, Any]:
         return {"verdict": self.verdict, **asdict(self)}
@@ -257,7 +309,9 @@ def over_fitting(curve: Curve) -> Finding | None:
     if best >= len(curve.val) - 2 or rise < ROSE or not (curve.gap[-1] > curve.gap[best] or np.isnan(curve.gap[-1])):
         return None
     since = int(curve.val_steps[best])
-    return Finding("over-fitting", f"the held-out loss rose by {rise:.1%} since step {since}, while train's fell", since)
+    return Finding(
+        "over-fitting", f"the held-out loss rose by {rise:.1%} since step {since}, while train's fell", since
+    )
 
 
 def excess_gap(curve: Curve) -> float | None:
@@ -295,6 +349,22 @@ def improving(curve: Curve, ahead: Forecast | None) -> Finding | None:
 def converged(curve: Curve, ahead: Forecast | None) -> Finding:
     more = "" if ahead is None else f"; twice the training would bring {ahead.gain:.3f} nats"
     return Finding("converged", f"the held-out loss is level at {curve.val.min():.3f}{more}")
+
+
+def more_text(tokens: Sequence[int], losses: Sequence[float]) -> tuple[float, float, float]:
+    """What twice the text would bring, from runs on parts of it: (expected, low, high), nats a token.
+
+    tokens: (n,) of train; losses: (n,) on val. Between neighbours the gain of a doubling is measured; the next gain is
+    the last one times the ratio by which gains have shrunk, at least nothing and at most the last.
+    """
+    order = np.argsort(tokens)
+    size, loss = np.log2(np.array(tokens, float)[order]), np.array(losses, float)[order]
+    if len(size) < 2 or (np.diff(size) <= 0).any():
+        raise ValueError("fractions=... needs runs of different train_share")
+    gains = -np.diff(loss) / np.diff(size)
+    last = max(0.0, float(gains[-1]))
+    shrunk = [float(np.clip(b / a, 0, 1)) for a, b in pairwise(gains) if a > 0]
+    return last * (float(np.median(shrunk)) if shrunk else 1.0), last * min(shrunk, default=0.0), last
 
 
 def figures(curve: Curve, facts: Facts, ahead: Forecast | None) -> list[str]:
@@ -338,9 +408,10 @@ def remedies(findings: list[Finding], curve: Curve, facts: Facts, ahead: Forecas
     if kinds & {"over-fitting", "under-regularised", "starved"} and gap > 0:
         told = "a bound: the gap between train and held-out text"
         if facts.dropout < 0.4:
-            key = "model.dropout_out" if facts.recurrent else "model.dropout"
-            found.append(Remedy(f"{key}={min(0.5, facts.dropout + 0.2):.2g}", 0.0, gap / 2, f"half of {told[2:]}"))
-        found.append(Remedy("corpus.train=MORE_TEXT", 0.0, gap, told))
+            found.append(
+                Remedy(f"{facts.dropout_key}={min(0.5, facts.dropout + 0.2):.2g}", 0.0, gap / 2, f"half of {told[2:]}")
+            )
+        found.append(Remedy(MORE_TEXT, 0.0, gap, told))
         smaller = max(1000, facts.parameters // 4)
         found.append(Remedy(f"n_params={smaller}", 0.0, gap / 4, f"a quarter of {told[2:]}"))
     if "over-fitting" in kinds:

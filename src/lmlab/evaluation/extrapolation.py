@@ -1,4 +1,4 @@
-"""Where a loss curve is going: a power law in the area under the learning rate, with a term for what cooling down gains.
+"""Where a loss curve is going: a power law in the area under the learning rate, and what cooling down gains.
 
 L = c + a S^-b - d (1 - r), S being the sum of the learning rates up to a step and r the rate there as a share of its
 peak: the law of Tissue et al. 2024 (Scaling Law with Learning Rate Annealing, equation 1), whose annealing area is
@@ -12,8 +12,8 @@ import numpy as np
 # Exponents that are tried. A fit needs two points more than it has coefficients.
 EXPONENTS = np.linspace(0.05, 2.0, 40)
 FEWEST = 6
-# Shares of the loss that a rate which falls to nothing may gain: Hägele et al. 2024 found up to some five per cent. More
-# would take for cooling what is plain learning, as the two go together in a cosine.
+# Shares of the loss that a rate which falls to nothing may gain: Hägele et al. 2024 found up to some five per cent.
+# More would take for cooling what is plain learning, as the two go together in a cosine.
 COOLING = np.linspace(0, 0.05, 6)
 # Fits to resampled residuals, for the interval.
 N_RESAMPLED = 200
@@ -46,7 +46,8 @@ def forecast(area: np.ndarray, rate: np.ndarray, loss: np.ndarray, times: float)
     residuals = (residuals - residuals.mean()) * np.sqrt(len(loss) / max(len(loss) - 4, 1))
     random = np.random.default_rng(0)
     gains = [
-        _fit(powers, cooled, fitted + random.choice(residuals, len(loss)), cooling, times)[1] for _ in range(N_RESAMPLED)
+        _fit(powers, cooled, fitted + random.choice(residuals, len(loss)), cooling, times)[1]
+        for _ in range(N_RESAMPLED)
     ]
     low, high = np.quantile(gains, [0.05, 0.95])
     return Forecast(gain, float(min(low, gain)), float(max(high, gain)), float(loss[-1] - gain))

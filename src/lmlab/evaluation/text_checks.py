@@ -1,4 +1,4 @@
-"""What an audit asks of the text: its sizes, its tokens, its vocabulary, and whether train and held-out text overlap."""
+"""What an audit asks of the text: its sizes, its tokens, its vocabulary, whether train and held-out text overlap."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -133,7 +133,7 @@ def _entries(tokenizer: Any) -> list[str]:
 
 
 def tokens_overlap(store: Store) -> Check:
-    """Stretches of tokens that held-out text has in common with train; the last three million tokens of train are read."""
+    """Stretches of tokens that held-out text shares with train, of which the last three million tokens are read."""
     name, held_out = "overlap", [s for s in store.splits if s != "train"]
     if "train" not in store.splits or not held_out:
         return Check(name, None, "there are no two splits")

@@ -148,7 +148,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to try: overrides of `lmlab train`. low, high: nats a token that it should gain. basis: how that is known."""
+    """What to try: overrides of `lmlab train`. low, high: nats a token that it should gain. basis: how it is known."""
 
     overrides: str
     low: float
@@ -267,7 +267,7 @@ def _at_level(curve: Curve, facts: Facts) -> np.ndarray | None:
 
 
 def rate_too_high(curve: Curve, facts: Facts) -> Finding | None:
-    """It learnt frequencies at once, and for most of the training nothing more; or only the falling rate let it learn."""
+    """It learnt frequencies at once, and for most of the training nothing more; or its loss jumps about above these."""
     level = _at_level(curve, facts)
     if level is None or len(level) < 8:
         return None

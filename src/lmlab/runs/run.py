@@ -184,13 +184,16 @@ class Run:
         known = results.get("floors") or floors(store, ["val"])
         train = store.split("train").totals
         share = self.config.get("train_share", 1.0)
+        # Of all that ends a run, what its curve is to blame for.
+        failure = self.directory.failure()
+        failure = failure if failure and ("finite" in failure or "loss is" in failure) else None
         facts = Facts.of(
             self.config,
             decided,
             {k: round(share * train[k]) for k in ("tokens", "bytes")},
             known,
             points,
-            self.directory.failure(),
+            failure,
         )
         found = diagnose(points, facts)
         runs = [self, *(Run(path, allow_targets=self._allow_targets) for path in fractions)]

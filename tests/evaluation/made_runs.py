@@ -6,6 +6,7 @@ Each is a model of 2 to 260 thousand parameters on slices of the embedded speech
 
 import csv
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -125,14 +126,14 @@ def text_files(root: Path, name: str, kilobytes: int) -> tuple[Path, Path]:
     return paths
 
 
-def train_all(root: Path, name: str) -> None:
-    """What is finished is left alone."""
+def train_all(root: Path, name: str, numbers: Iterable[int] | None = None) -> None:
+    """Those of these numbers, None for all; what is finished is left alone."""
     from lmlab.config import compose
     from lmlab.errors import TrainingFailed
     from lmlab.experiment import train
 
     # One of each kind, then the second of each: of a set that is broken off every kind has its share.
-    for number in sorted(range(len(SETS[name])), key=lambda n: n % 4):
+    for number in sorted(range(len(SETS[name])) if numbers is None else numbers, key=lambda n: n % 4):
         kind, kilobytes, family, words = SETS[name][number]
         pairs = [word.partition("=") for word in words.split()]
         overrides = [f"{KEYS.get(key, key)}={value}" for key, _, value in pairs]

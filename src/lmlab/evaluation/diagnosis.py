@@ -280,9 +280,9 @@ def rate_too_high(curve: Curve, facts: Facts) -> Finding | None:
                            f"{curve.loss[1:].max():.2f}, above what frequencies alone give")  # fmt: skip
         return None
     after = level[reached[0] :]
-    if after.mean() >= STUCK:
-        share = f"{after.mean():.0%}"
-        return Finding("rate too high", f"for {share} of training it knew no more than frequencies do", None)
+    if after.mean() >= STUCK and curve.val.min() > facts.unigram * (1 - LEVEL / 3):
+        told = f"for {after.mean():.0%} of training, and in the end, it knew no more than frequencies do"
+        return Finding("rate too high", f"{told}; lr=true tells at which rates it learns")
     return None
 
 

@@ -131,6 +131,9 @@ def with_budget(config: DictConfig) -> DictConfig:
 def asked(config: Mapping) -> dict[str, Any]:
     """What makes a run the run that it is: the config without places, devices and display, and the code's identity."""
     kept = plain(config) | {"code": IDENTITY}
+    # All of it is what every run had before there was this key.
+    if kept.get("train_share") == 1:
+        del kept["train_share"]
     # A data set's name on a hub is no place on a disk: it stays.
     hub = str((kept.get("corpus") or {}).get("_target_")).endswith("HuggingFace")
     for key in _NOT_IDENTITY:

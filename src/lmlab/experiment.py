@@ -6,7 +6,7 @@ Lightning takes seconds to import, so it waits inside `train`.
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,18 @@ import xxhash
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lmlab.config import asked, cache_dir, conf_dir, parse_count, plain, short_name, with_budget
+from lmlab.config import (
+    asked,
+    cache_dir,
+    check_targets,
+    conf_dir,
+    literal,
+    parse_count,
+    plain,
+    short_name,
+    targets,
+    with_budget,
+)
 from lmlab.data.store import Store, prepare
 from lmlab.decisions import (
     check_interval,
@@ -133,7 +144,9 @@ def plan(config: DictConfig) -> Plan:
         decided["protocol"] = protocol.as_dict()
         return Plan(config, store, model, None, protocol, 0, None, decided)
 
-    batching = instantiate(config.batching)(split=store.split("train"), start_id=start_id, seed=config.seed)
+    batching = instantiate(config.batching)(
+        split=train_part(store, config.train_share), start_id=start_id, seed=config.seed
+    )
     check_pairing(model, batching)
     if "val" not in store.splits or not len(store.split("val")):
         raise ValueError(
@@ -166,6 +179,14 @@ def plan(config: DictConfig) -> Plan:
     }
     check_precision(decided["precision"], devices)
     return Plan(config, store, model, batching, protocol, steps, schedule, decided, reasons)
+
+
+def train_part(store: Store, share: float) -> Any:
+    """The train split, or of a share below 1 its end, which is the nearest to what is held out."""
+    split = store.split("train")
+    if not 0 < share <= 1:
+        raise ValueError(f"train_share={share} must be above 0 and at most 1")
+    return split if share == 1 else split.tail(max(1, round(share * len(split))))
 
 
 def weights_may_be_held_twice(model: nn.Module, devices: int) -> bool:
@@ -344,6 +365,23 @@ class log_to:
         log.removeHandler(self.handler)
         self.handler.close()
         log.setLevel(self.level)
+
+
+def range_test(stored: Mapping[str, Any], steps: int, allow_targets: Iterable[str]) -> dict[str, Any]:
+    """A learning-rate range test of a stored run's recipe: see `lmlab.training.range_test`. Nothing is written.
+
+    stored: the content of its config.yaml, which may name what our own options name, and what allow_targets adds.
+    """
+    from lmlab.training.range_test import range_test as test
+
+    tree = {key: value for key, value in stored.items() if key not in ("format", "decided")}
+    options = (OmegaConf.to_container(OmegaConf.load(path)) for path in conf_dir().rglob("*.yaml"))
+    check_targets(tree, {*(name for option in options for name in targets(option)), *allow_targets})
+    config = OmegaConf.create(literal(tree))
+    if (config.optimizer or {}).get("lr") is None:
+        raise ValueError("lr=true needs a recipe with optimizer.lr")
+    with threads(config.threads):
+        return test(plan(config), steps)
 
 
 def dry_run(planned: Plan) -> dict[str, Any]:

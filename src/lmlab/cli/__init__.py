@@ -16,6 +16,7 @@ VERBS = {
     "sweep": "train many, of a search space or a list, and find the best",
     "evaluate": "measure a run on held-out text, or on any text",
     "audit": "check that a run's numbers can be trusted",
+    "diagnose": "whether a run is trained well enough, and what to try next",
     "score": "log-probability of given text, token by token",
     "generate": "let a run write",
     "prepare": "encode a corpus and report on it, or look after the cache",
@@ -49,7 +50,9 @@ PATH_KEYS = frozenset(
     ]
 )
 # The same, and a value in brackets is a list of them.
-LIST_KEYS = frozenset(["stop", "corpus.path", "corpus.train", "corpus.val", "corpus.test", "callbacks.samples.prompts"])
+LIST_KEYS = frozenset(
+    ["stop", "fractions", "corpus.path", "corpus.train", "corpus.val", "corpus.test", "callbacks.samples.prompts"]
+)
 # In these `\n` and `\t` are a newline and a tab, which few can type into a shell.
 MARK_KEYS = frozenset({"stop", "corpus.document_separator"})
 

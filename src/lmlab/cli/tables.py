@@ -115,6 +115,28 @@ def show_checks(checks: Sequence[Any]) -> None:
             out.print(f"  {check.name}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
+def show_diagnosis(found: Any, tested: Mapping[str, Any] | None) -> None:
+    """The findings, the figures behind them, what to try; tested: a range test's, where there was one."""
+    out = console()
+    for n, finding in enumerate(found.findings):
+        out.print(f"{'verdict' if n == 0 else 'also':8} {finding.kind}: {finding.told}", highlight=False)
+    out.print()
+    for line in found.figures:
+        out.print(line, highlight=False)
+    if tested is not None:
+        told = f"learning rate {tested['used']:g}: {tested['verdict']} (the loss breaks at {tested['breaks_at']:g})"
+        out.print(f"{told}; try optimizer.lr={tested['suggested']:g}", highlight=False)
+    if found.remedies:
+        table = Table(box=None, pad_edge=False)
+        for name in ("next, best first", "expected, nats a token", "known by"):
+            table.add_column(name, overflow="fold")
+        for remedy in found.remedies:
+            reach = f"{remedy.low:.3f} to {remedy.high:.3f}" if remedy.low > 0 else f"up to {remedy.high:.3f}"
+            table.add_row(remedy.overrides, f"{reach} less", remedy.basis)
+        out.print()
+        out.print(table)
+
+
 # Of a table of runs: left out first where the terminal is narrow, being derived, or told by others.
 LAST = ("tokens", "seconds", "tokens_per_s", "megabytes", "val/nll", "val/ppl", "test/nll", "test/ppl")
 

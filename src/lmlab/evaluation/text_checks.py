@@ -1,4 +1,4 @@
-"""What an audit asks of the text: its sizes, its tokens, its vocabulary, and whether train and held-out text overlap."""
+"""What an audit asks of the text: its sizes, its tokens, its vocabulary, whether train and held-out text overlap."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,10 +13,10 @@ from lmlab.evaluation.overlap import Overlap, covered, overlap, stretches
 
 # Of the held-out words: if a model knew these by heart, its held-out nll were too low by one part in a hundred.
 MOST_SHARED = 0.01
-# A stretch of tokens long enough not to be shared by chance covers so many bytes of text, and so many tokens.
-STRETCH_BYTES, STRETCH_TOKENS = 60, 13
+# A stretch of tokens as long as 13 words covers so many bytes of text, and so many tokens, punctuation among them.
+STRETCH_BYTES, STRETCH_TOKENS = 80, 16
 # The quick comparison reads so many tokens of train, the nearest to what is held out.
-QUICK_TOKENS = 4_000_000
+QUICK_TOKENS = 3_000_000
 # Characters of a passage that are shown.
 SHOWN = 160
 # Of kinds whose every entry is a word or a character of the train text.
@@ -133,7 +133,7 @@ def _entries(tokenizer: Any) -> list[str]:
 
 
 def tokens_overlap(store: Store) -> Check:
-    """Stretches of tokens that held-out text has in common with train; the last four million tokens of train are read."""
+    """Stretches of tokens that held-out text shares with train, of which the last three million tokens are read."""
     name, held_out = "overlap", [s for s in store.splits if s != "train"]
     if "train" not in store.splits or not held_out:
         return Check(name, None, "there are no two splits")

@@ -166,6 +166,46 @@ class Run:
         asked = (self.model, store, self.protocol, self.device, results["splits"] if results else {})
         return audit.quick(*asked) if quick else audit.full(*asked, *self.text(), shown=passages)
 
+    def diagnose(self, fractions: Iterable[str | os.PathLike] = ()) -> Any:
+        """Whether it is trained well enough: `lmlab.evaluation.diagnosis`, of an unfinished or failed run, too.
+
+        fractions: directories of runs that differ from this one in train_share.
+        """
+        from lmlab.evaluation.diagnosis import Facts, diagnose
+        from lmlab.evaluation.floors import floors
+
+        decided = self.config["decided"]
+        if "total_steps" not in decided:
+            raise ValueError(f"{self.path} holds a model that counts: it has no curve to diagnose")
+        points = self.directory.points()
+        if not points:
+            raise ValueError(f"{self.path} has no curves.csv with points; train a run with this version of lmlab")
+        store, results = self.store(), self.results or {}
+        known = results.get("floors") or floors(store, ["val"])
+        train = store.split("train").totals
+        share = self.config.get("train_share", 1.0)
+        # Of all that ends a run, what its curve is to blame for.
+        failure = self.directory.failure()
+        failure = failure if failure and ("finite" in failure or "loss is" in failure) else None
+        facts = Facts.of(
+            self.config,
+            decided,
+            {k: round(share * train[k]) for k in ("tokens", "bytes")},
+            known,
+            points,
+            failure,
+        )
+        found = diagnose(points, facts)
+        runs = [self, *(Run(path, allow_targets=self._allow_targets) for path in fractions)]
+        return found.with_more_text(*zip(*(run._size_and_loss() for run in runs), strict=True)) if fractions else found
+
+    def _size_and_loss(self) -> tuple[int, float]:
+        """Tokens of train that it had, and its loss on val."""
+        if self.results is None:
+            raise ValueError(f"fractions: {self.path} is not finished")
+        share = self.config.get("train_share", 1.0)
+        return round(len(self.store().split("train")) * share), self.results["splits"]["val"]["nll"]
+
     def evaluate(
         self,
         split: str = "test",

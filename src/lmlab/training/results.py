@@ -7,8 +7,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from lmlab.config import asked, flatten, short_name, treatment
+from lmlab.config import asked, flatten, plain, short_name, treatment
 from lmlab.evaluation import audit
+from lmlab.evaluation.diagnosis import Diagnosis, Facts, diagnose
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.floors import floors
 from lmlab.evaluation.protocol import batches
@@ -49,6 +50,11 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
         log.log(logging.INFO if results["audit"]["passed"] else logging.WARNING, "%s", audit.verdict(checks))
     if plan.config.floors and not pruned:
         results["floors"] = floors(plan.store, list(results["splits"]))
+    if plan.batching is not None and not pruned:
+        found = diagnosed(plan, directory, results)
+        results["diagnosis"] = found.as_dict()
+        for line in found.card():
+            log.info("%s", line)
     results["samples"] = [] if pruned else samples(plan)
     directory.write_json("results.json", results)
     if plan.config.get("logger") and short_name(plan.config.logger) == "tensorboard":
@@ -57,6 +63,14 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
         shown, step = hyper_parameters(plan), training["steps"]
         write_hparams(directory.path, shown, final_metrics(results), step, group_name(directory.asked()))
     return results
+
+
+def diagnosed(plan: Any, directory: Any, results: dict[str, Any]) -> Diagnosis:
+    """Whether the run was trained well enough, by its own curve."""
+    points, totals = directory.points(), plan.store.split("train").totals
+    train = {key: round(plan.config.train_share * totals[key]) for key in ("tokens", "bytes")}
+    known = (plain(plan.config), plan.decided, train, results.get("floors", {}))
+    return diagnose(points, Facts.of(*known, points, None))
 
 
 def measured_splits(plan: Any, interrupted: bool) -> list[str]:

@@ -46,14 +46,14 @@ def attempt(plan: Any, steps: int, seconds: float, warm_up: int, **changes: Any)
     The steps are the run's own: its module, batches, optimizer and trainer, without logger, checkpoints and
     validation. changes: entries of `decided` to try instead (precision, compile).
     """
-    plan = _alone(plan, warm_up + steps, changes)
+    plan = alone(plan, warm_up + steps, changes)
     module, timer = build_module(plan), _Timer(warm_up, seconds)
     data = TextDataModule(lambda: plan.store)
     data.prepare_data()
     data.connect(plan.batching, lambda: module.step, plan.total_steps, evaluation_batches(plan), **limits(plan.config))
     quiet_lightning()
     fault = None
-    with _signals_kept():
+    with signals_kept():
         try:
             build_trainer(plan, Path(), [timer], 0).fit(module, datamodule=data)
         except torch.OutOfMemoryError:
@@ -64,7 +64,7 @@ def attempt(plan: Any, steps: int, seconds: float, warm_up: int, **changes: Any)
     return Trial(timer.step_seconds or [float("inf")], timer.starting, loss, fault)
 
 
-def _alone(plan: Any, steps: int, changes: dict[str, Any]) -> Any:
+def alone(plan: Any, steps: int, changes: dict[str, Any]) -> Any:
     """The plan for so many steps in this process, with nothing written."""
     config = copy.deepcopy(plan.config)
     with open_dict(config):
@@ -78,7 +78,7 @@ def _alone(plan: Any, steps: int, changes: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
+def signals_kept() -> Iterator[None]:
     """Lightning answers Ctrl-C by SystemExit, and leaves the signal ignored."""
     before = signal.getsignal(signal.SIGINT)
     try:

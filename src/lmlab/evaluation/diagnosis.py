@@ -1,0 +1,424 @@
+"""Is it trained well enough? What a run's own curve says, and what to try next. Pure functions of points and facts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from lmlab.evaluation.extrapolation import Forecast, forecast
+
+# Shares of the loss. Less than two hundredths for twice the training are a level curve.
+IMPROVES = 0.02
+# The held-out loss has risen, and not by the noise of a validation.
+ROSE = 0.01
+# Held-out loss above that of the train slice, beyond what they differed by at the first validation.
+GAP = 0.1
+# Letter or word frequencies are the first thing learnt: a share of training that is too long for it, and the nearness
+# to the unigram floor that counts as no more than that.
+SLOW, LEVEL = 0.25, 0.03
+# A share of all steps at that level, and still there in the end: the rate does not let the model settle.
+STUCK = 0.5
+# Above its median by so many times its usual deviation, a training loss is a spike.
+SPIKE = 8.0
+# Bits of text that a parameter can hold by heart: Morris et al. 2025. Epochs that are nearly as good as new text:
+# Muennighoff et al. 2023. Tokens a parameter at which compute is spent best: Hoffmann et al. 2022.
+BITS_HELD, EPOCHS_FREE, TOKENS_BEST = 3.6, 4.0, 20.0
+MORE_TEXT = "corpus.train=MORE_TEXT"
+KINDS = (
+    "diverged", "rate too high", "rate too low", "over-fitting", "under-regularised", "starved", "unstable",
+    "improving", "converged",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's points: training (n,) and validation (m,), each with its steps.
+
+    lr: the rate at each point of training. gap: held-out loss less that of a slice of train without dropout, nan
+    where none was measured.
+    """
+
+    steps: np.ndarray
+    loss: np.ndarray
+    lr: np.ndarray
+    norm: np.ndarray
+    val_steps: np.ndarray
+    val: np.ndarray
+    gap: np.ndarray
+
+    @classmethod
+    def of(cls, points: Sequence[Mapping[str, Any]]) -> "Curve":
+        """From the rows of curves.csv, or of a table with its columns; empty cells are none."""
+
+        def column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+            return np.array([float(row.get(name) or "nan") for row in rows])
+
+        train = [p for p in points if p.get("train/loss") not in (None, "")]
+        val = [p for p in points if p.get("val/loss") not in (None, "")]
+        names = ("step", "train/loss", "optim/lr", "optim/grad_norm")
+        return cls(*(column(train, n) for n in names), *(column(val, n) for n in ("step", "val/loss", "val/gap")))
+
+    @property
+    def areas(self) -> tuple[np.ndarray, np.ndarray]:
+        """At each validation the sum of the learning rates so far, and the rate as a share of its peak."""
+        if len(self.steps) < 2 or not np.nanmax(self.lr) > 0:
+            return self.val_steps.astype(float), np.ones(len(self.val_steps))
+        grid = np.arange(1, max(self.steps[-1], self.val_steps[-1]) + 1)
+        lr = np.interp(grid, self.steps, self.lr)
+        at = self.val_steps.astype(int) - 1
+        return np.cumsum(lr)[at], lr[at] / lr.max()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run beside its curve. Losses in nats a token; None: not known, or none.
+
+    floors: of the unigram and the 5-gram on val. dropout: the largest of the model's. target: a published loss.
+    """
+
+    vocab_size: int
+    parameters: int
+    train_tokens: int
+    train_bytes: int
+    epochs: float
+    steps: int
+    lr: float | None
+    unigram: float | None
+    ngram: float | None
+    dropout: float
+    dropout_key: str
+    first_loss: float | None
+    failure: str | None = None
+    target: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        decided: Mapping[str, Any],
+        train: Mapping[str, int],
+        floors: Mapping[str, Mapping[str, Mapping[str, float]]],
+        points: Sequence[Mapping[str, Any]],
+        failure: str | None,
+    ) -> "Facts":
+        """config, decided: of config.yaml. train: tokens and bytes of that split. floors: as in results.json."""
+        model = config["model"]
+        rates = {k: v for k, v in model.items() if k.startswith("dropout") and isinstance(v, int | float)}
+        losses = {name: floors.get(name, {}).get("val", {}).get("nll") for name in ("unigram", "kneser_ney_5")}
+        steps = max((int(p["step"]) for p in points), default=0)
+        shown = [p["train/loss"] for p in points if p.get("train/loss") not in (None, "")]
+        return cls(
+            vocab_size=decided["vocab_size"],
+            parameters=decided["n_params"],
+            train_tokens=train["tokens"],
+            train_bytes=train["bytes"],
+            epochs=steps / decided["steps_per_epoch"],
+            steps=steps,
+            lr=config["optimizer"].get("lr"),
+            unigram=losses["unigram"],
+            ngram=losses["kneser_ney_5"],
+            dropout=max(rates.values(), default=0.0),
+            dropout_key="model.dropout" if "dropout" in rates else f"model.{max(rates, default='dropout')}",
+            first_loss=float(shown[0]) if shown else None,
+            failure=failure,
+        )
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        return self.train_tokens / max(self.parameters, 1)
+
+    @property
+    def bits_per_parameter(self) -> float | None:
+        """Of the train text, as a 5-gram would pack it."""
+        packed = self.ngram if self.ngram is not None else self.unigram
+        return None if packed is None else self.train_tokens * packed / math.log(2) / max(self.parameters, 1)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is so. kind: of KINDS. since: the step from which on, where there is one."""
+
+    kind: str
+    told: str
+    since: int | None = None
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What to try: overrides of `lmlab train`. low, high: nats a token that it should gain. basis: how it is known."""
+
+    overrides: str
+    low: float
+    high: float
+    basis: str
+
+    def expected(self) -> str:
+        reach = f"{self.low:.3f} to {self.high:.3f}" if self.low > 0 else f"up to {self.high:.3f}"
+        return f"{reach} nats a token less ({self.basis})"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """findings: the first is the verdict. facts: lines of figures. remedies: at most three, the best first."""
+
+    findings: list[Finding]
+    remedies: list[Remedy]
+    figures: list[str]
+
+    @property
+    def verdict(self) -> str:
+        return self.findings[0].kind
+
+    def with_more_text(self, tokens: Sequence[int], losses: Sequence[float]) -> "Diagnosis":
+        """With what runs on parts of the text say, in place of a guess."""
+        gain, low, high = more_text(tokens, losses)
+        told = ", ".join(f"{n:,} tokens {loss:.3f}" for n, loss in sorted(zip(tokens, losses, strict=True)))
+        line = f"on parts of the text: {told}; twice the text would bring {gain:.3f} nats ({low:.3f} to {high:.3f})"
+        others = [r for r in self.remedies if r.overrides != MORE_TEXT]
+        measured = Remedy(MORE_TEXT, low, high, f"measured on {len(tokens)} parts, for twice the text")
+        found = sorted([*others, measured], key=lambda r: -(r.low + r.high))[:3]
+        return replace(self, remedies=found, figures=[*self.figures, line])
+
+    def card(self) -> list[str]:
+        """A few lines for the end of a training."""
+        told = [f"{finding.kind}: {finding.told}" for finding in self.findings]
+        lines = [f"diagnosis: {told[0]}", *(f"  also {other}" for other in told[1:])]
+        return lines + [f"  try {remedy.overrides}: {remedy.expected()}" for remedy in self.remedies]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"verdict": self.verdict, **asdict(self)}
+
+
+def diagnose(points: Sequence[Mapping[str, Any]], facts: Facts) -> Diagnosis:
+    """All that holds, most urgent first, and what follows from it."""
+    curve = Curve.of(points)
+    if (broken := diverged(curve, facts)) is not None:
+        return Diagnosis([broken], remedies([broken], curve, facts, None), figures(curve, facts, None))
+    if not len(curve.val):
+        short = Finding("improving", "it was never validated: too short to tell")
+        return Diagnosis([short], [], figures(curve, facts, None))
+    ahead = _forecast(curve)
+    found = [rate_too_high(curve, facts), rate_too_low(curve, facts), over_fitting(curve)]
+    found += [under_regularised(curve), starved(curve, facts), unstable(curve)]
+    findings = [finding for finding in found if finding is not None]
+    if not {f.kind for f in findings} & {"rate too high", "over-fitting"}:
+        findings.append(improving(curve, ahead) or converged(curve, ahead))
+    return Diagnosis(findings, remedies(findings, curve, facts, ahead), figures(curve, facts, ahead))
+
+
+def _forecast(curve: Curve) -> Forecast | None:
+    """Of twice the training; the first quarter, where the law does not hold yet, is left out."""
+    area, rate = curve.areas
+    late = curve.val_steps > 0.25 * curve.val_steps[-1]
+    ahead = forecast(area[late], rate[late], curve.val[late], 2.0)
+    if ahead is None:
+        return None
+    # A law with a falling exponent never gains more from a doubling than the one before it brought.
+    half = np.interp(area[-1] / 2, area, curve.val)
+    most = max(0.0, float(half - curve.val[-1]))
+    gain, high = min(ahead.gain, most), min(ahead.high, most)
+    return Forecast(gain, min(ahead.low, gain), max(high, gain), float(curve.val[-1] - gain))
+
+
+def diverged(curve: Curve, facts: Facts) -> Finding | None:
+    values = np.concatenate([curve.loss, curve.val])
+    if facts.failure is not None or not np.isfinite(values).all():
+        at = int(curve.steps[-1]) if len(curve.steps) else 0
+        return Finding("diverged", f"training ended in a loss that is no number, after step {at}", at)
+    if len(curve.loss) < 3:
+        return None
+    # What it ends with is worse than what it began with, or than knowing frequencies alone, on its own train text.
+    end = float(np.median(curve.loss[-3:]))
+    first = facts.first_loss if facts.first_loss is not None else float(curve.loss[0])
+    limit = min(first, math.log(facts.vocab_size))
+    if facts.unigram is not None:
+        limit = min(limit, facts.unigram + 0.25 * (math.log(facts.vocab_size) - facts.unigram))
+    best = float(curve.loss.min())
+    if end > limit and (end > best * 1.05 or end > first):
+        since = int(curve.steps[int(curve.loss.argmin())])
+        return Finding("diverged", f"the training loss ends at {end:.3f}, and was {best:.3f} at step {since}", since)
+    return None
+
+
+def unstable(curve: Curve) -> Finding | None:
+    """Spikes: a loss far above the points around it, which comes back."""
+    if len(curve.loss) < 8:
+        return None
+    skip = max(2, len(curve.loss) // 10)
+    loss, steps = curve.loss[skip:], curve.steps[skip:]
+    # Above what was before and above what follows: a steep fall is no spike.
+    before = np.array([np.median(loss[max(0, i - 3) : i]) if i else np.inf for i in range(len(loss))])
+    after = np.array([np.median(loss[i + 1 : i + 4]) if i + 1 < len(loss) else np.inf for i in range(len(loss))])
+    off = loss - np.maximum(before, after)
+    usual = max(float(np.median(np.abs(np.diff(loss)))) * 1.4826, 0.003 * float(np.median(loss)))
+    spikes = steps[off > SPIKE * usual]
+    if not len(spikes):
+        return None
+    at = ", ".join(str(int(s)) for s in spikes[:3])
+    return Finding("unstable", f"{len(spikes)} spikes of the training loss (steps {at})", int(spikes[0]))
+
+
+def _at_level(curve: Curve, facts: Facts) -> np.ndarray | None:
+    """Where the training loss is no better than frequencies alone: (n,) bool."""
+    return None if facts.unigram is None else curve.loss > facts.unigram * (1 - LEVEL)
+
+
+def rate_too_high(curve: Curve, facts: Facts) -> Finding | None:
+    """It learnt frequencies at once, and for most of the training nothing more; or its loss jumps about above these."""
+    level = _at_level(curve, facts)
+    if level is None or len(level) < 8:
+        return None
+    reached = np.flatnonzero(curve.loss < facts.unigram * (1 + 2 * LEVEL))
+    if not len(reached) or curve.steps[reached[0]] > SLOW * curve.steps[-1]:
+        # Not even that, by the end: but a rate that is too low falls steadily.
+        falling = np.diff(curve.loss[1:])
+        if not len(reached) and (falling > 0).mean() > 0.3:
+            return Finding("rate too high", f"the training loss jumps between {curve.loss.min():.2f} and "
+                           f"{curve.loss[1:].max():.2f}, above what frequencies alone give")  # fmt: skip
+        return None
+    after = level[reached[0] :]
+    if after.mean() >= STUCK and curve.val.min() > facts.unigram * (1 - LEVEL / 3):
+        told = f"for {after.mean():.0%} of training, and in the end, it knew no more than frequencies do"
+        return Finding("rate too high", f"{told}; lr=true tells at which rates it learns")
+    return None
+
+
+def rate_too_low(curve: Curve, facts: Facts) -> Finding | None:
+    """Frequencies alone took a large part of the training, and the loss came down steadily."""
+    if facts.unigram is None or len(curve.loss) < 8:
+        return None
+    start = max(float(curve.loss[0]), facts.unigram)
+    near = facts.unigram + 0.15 * (start - facts.unigram)
+    reached = np.flatnonzero(curve.loss <= near)
+    at = curve.steps[reached[0]] if len(reached) else curve.steps[-1]
+    if len(reached) and at <= SLOW * curve.steps[-1]:
+        return None
+    if (np.diff(curve.loss) > 0).mean() > 0.3:
+        return None
+    took = f"{at / curve.steps[-1]:.0%} of training" if len(reached) else "more than the whole training"
+    return Finding("rate too low", f"learning frequencies alone took {took}")
+
+
+def over_fitting(curve: Curve) -> Finding | None:
+    best = int(curve.val.argmin())
+    rise = float(curve.val[-1] / curve.val[best] - 1)
+    # A single worse validation is noise; the train slice must have gone on falling.
+    if best >= len(curve.val) - 2 or rise < ROSE or not (curve.gap[-1] > curve.gap[best] or np.isnan(curve.gap[-1])):
+        return None
+    since = int(curve.val_steps[best])
+    return Finding(
+        "over-fitting", f"the held-out loss rose by {rise:.1%} since step {since}, while train's fell", since
+    )
+
+
+def excess_gap(curve: Curve) -> float | None:
+    """The gap at the best validation, beyond the gap of the first one: what is learnt by heart, not what is harder."""
+    best = int(curve.val.argmin())
+    gap = curve.gap[best] - curve.gap[0]
+    return None if np.isnan(gap) else float(gap)
+
+
+def under_regularised(curve: Curve) -> Finding | None:
+    gap = excess_gap(curve)
+    if gap is None or gap < GAP * float(curve.val.min()):
+        return None
+    return Finding("under-regularised", f"where held-out text was best, train's loss was {gap:.3f} nats lower")
+
+
+def starved(curve: Curve, facts: Facts) -> Finding | None:
+    bits = facts.bits_per_parameter
+    if bits is None or bits > BITS_HELD or facts.epochs < EPOCHS_FREE:
+        return None
+    told = f"{facts.epochs:.0f} epochs of a text with {bits:.2g} bits and {facts.tokens_per_parameter:.2g} tokens a "
+    return Finding("starved", f"{told}parameter: it can be learnt by heart ({BITS_HELD} bits a parameter)")
+
+
+def improving(curve: Curve, ahead: Forecast | None) -> Finding | None:
+    if ahead is None:
+        told = "fewer validations than a forecast needs; the last was the best"
+        return Finding("improving", told) if curve.val.argmin() == len(curve.val) - 1 else None
+    if ahead.gain < IMPROVES * curve.val[-1]:
+        return None
+    told = f"twice the training: {ahead.final:.3f} nats ({curve.val[-1] - ahead.high:.3f} to "
+    return Finding("improving", f"{told}{curve.val[-1] - ahead.low:.3f}), now {curve.val[-1]:.3f}")
+
+
+def converged(curve: Curve, ahead: Forecast | None) -> Finding:
+    more = "" if ahead is None else f"; twice the training would bring {ahead.gain:.3f} nats"
+    return Finding("converged", f"the held-out loss is level at {curve.val.min():.3f}{more}")
+
+
+def more_text(tokens: Sequence[int], losses: Sequence[float]) -> tuple[float, float, float]:
+    """What twice the text would bring, from runs on parts of it: (expected, low, high), nats a token.
+
+    tokens: (n,) of train; losses: (n,) on val. Between neighbours the gain of a doubling is measured; the next gain is
+    the last one times the ratio by which gains have shrunk, at least nothing and at most the last.
+    """
+    order = np.argsort(tokens)
+    size, loss = np.log2(np.array(tokens, float)[order]), np.array(losses, float)[order]
+    if len(size) < 2 or (np.diff(size) <= 0).any():
+        raise ValueError("fractions=... needs runs of different train_share")
+    gains = -np.diff(loss) / np.diff(size)
+    last = max(0.0, float(gains[-1]))
+    shrunk = [float(np.clip(b / a, 0, 1)) for a, b in pairwise(gains) if a > 0]
+    return last * (float(np.median(shrunk)) if shrunk else 1.0), last * min(shrunk, default=0.0), last
+
+
+def figures(curve: Curve, facts: Facts, ahead: Forecast | None) -> list[str]:
+    """What was measured, for whoever wants to judge for himself."""
+    lines = []
+    if len(curve.val):
+        best = int(curve.val.argmin())
+        gap = excess_gap(curve)
+        lines.append(
+            f"held-out loss {curve.val[best]:.4f} at step {int(curve.val_steps[best]):,}"
+            + ("" if gap is None else f", gap to train's {curve.gap[best]:+.3f}, of it {gap:+.3f} since the start")
+        )
+        floors = {"unigram": facts.unigram, "5-gram": facts.ngram, "published": facts.target}
+        told = [f"{name} {floor:.3f} ({curve.val[best] - floor:+.3f})" for name, floor in floors.items() if floor]
+        lines += [f"floors: {', '.join(told)}"] if told else []
+    bits = facts.bits_per_parameter
+    lines.append(
+        f"{facts.tokens_per_parameter:.3g} tokens a parameter (compute is spent best at {TOKENS_BEST:.0f})"
+        + ("" if bits is None else f", {bits:.3g} bits")
+        + f", {facts.epochs:.3g} epochs"
+    )
+    if ahead is not None:
+        lines.append(f"twice the training: {ahead.gain:+.4f} nats less ({ahead.low:.4f} to {ahead.high:.4f})")
+    return lines
+
+
+def remedies(findings: list[Finding], curve: Curve, facts: Facts, ahead: Forecast | None) -> list[Remedy]:
+    """At most three, in order of what they should gain. A gain that no measurement gives is an interval from 0 on."""
+    kinds, found = {f.kind for f in findings}, []
+    loss = float(curve.val.min()) if len(curve.val) else facts.unigram
+    floor = min((x for x in (facts.ngram, facts.unigram) if x is not None), default=None)
+    behind = 0.0 if loss is None or floor is None else max(0.0, loss - floor)
+    gap = max(0.0, (excess_gap(curve) if len(curve.val) else None) or 0.0)
+    bound = "a bound: how far it stays above the 5-gram"
+    if kinds & {"diverged", "rate too high"} and facts.lr:
+        found.append(Remedy(f"optimizer.lr={facts.lr / 10:.2g}", 0.0, behind, bound))
+    if kinds & {"diverged", "unstable"}:
+        found.append(Remedy("training.clip_norm=1.0 schedule.warmup=0.05", 0.0, behind / 2, f"half of {bound[2:]}"))
+    if "rate too low" in kinds and facts.lr:
+        found.append(Remedy(f"optimizer.lr={facts.lr * 10:.2g}", ahead.gain if ahead else 0.0, behind, bound))
+    if kinds & {"over-fitting", "under-regularised", "starved"} and gap > 0:
+        told = "a bound: the gap between train and held-out text"
+        if facts.dropout < 0.4:
+            found.append(
+                Remedy(f"{facts.dropout_key}={min(0.5, facts.dropout + 0.2):.2g}", 0.0, gap / 2, f"half of {told[2:]}")
+            )
+        found.append(Remedy(MORE_TEXT, 0.0, gap, told))
+        smaller = max(1000, facts.parameters // 4)
+        found.append(Remedy(f"n_params={smaller}", 0.0, gap / 4, f"a quarter of {told[2:]}"))
+    if "over-fitting" in kinds:
+        rise = float(curve.val[-1] - curve.val.min())
+        found.append(Remedy("callbacks/early_stopping=patience", 0.0, rise, "time; best.ckpt has this already"))
+    if ahead is not None and kinds & {"improving", "rate too low"}:
+        found.append(Remedy(f"trainer.max_steps={2 * facts.steps}", max(0.0, ahead.low), ahead.high, "fitted"))
+    if "converged" in kinds:
+        found.append(Remedy(f"n_params={4 * facts.parameters}", 0.0, behind, bound))
+    return sorted(found, key=lambda r: -(r.low + r.high))[:3]

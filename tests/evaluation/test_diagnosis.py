@@ -1,0 +1,194 @@
+"""Verdicts on made curves; tests/evaluation/made_runs.py has real ones."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lmlab.evaluation.diagnosis import KINDS, MORE_TEXT, Curve, Facts, diagnose, more_text
+
+STEPS = np.arange(10, 401, 10)
+V, UNIGRAM, NGRAM = 80, 3.0, 1.5
+GOOD = Facts(
+    vocab_size=V, parameters=50_000, train_tokens=1_000_000, train_bytes=1_000_000, epochs=0.4, steps=400, lr=3e-3,
+    unigram=UNIGRAM, ngram=NGRAM, dropout=0.0, dropout_key="model.dropout", first_loss=math.log(V),
+)  # fmt: skip
+SMALL = replace(GOOD, train_tokens=5_000, train_bytes=5_000, epochs=80.0)
+
+
+def noise(seed, scale):
+    return np.random.default_rng(seed).normal(0, scale, len(STEPS))
+
+
+def points(loss, val=None, train=None, lr=None):
+    """Rows as in curves.csv: training every 10 steps, a validation every 40."""
+    lr = np.full(len(loss), 3e-3) if lr is None else lr
+    rows = []
+    for i, step in enumerate(STEPS[: len(loss)]):
+        rows.append({"step": str(step), "train/loss": repr(float(loss[i])), "optim/lr": repr(float(lr[i])),
+                     "optim/grad_norm": "1.0", "val/loss": "", "val/gap": ""})  # fmt: skip
+        if step % 40 == 0:
+            held_out = float((loss if val is None else val)[i])
+            fixed = float((loss if train is None else train)[i])
+            rows.append({"step": str(step), "train/loss": "", "val/loss": repr(held_out),
+                         "val/gap": repr(held_out - fixed)})  # fmt: skip
+    return rows
+
+
+def learning(c=1.6, b=0.5, late=0):
+    return c + (math.log(V) - c) * ((STEPS + late) / (10 + late)) ** -b
+
+
+def test_still_improving_with_an_interval_and_more_steps_to_try():
+    found = diagnose(points(learning() + noise(0, 0.003)), GOOD)
+    assert [f.kind for f in found.findings] == ["improving"]
+    assert found.remedies[0].overrides == "trainer.max_steps=800"
+    truth = learning()[-1] - (1.6 + (math.log(V) - 1.6) * 80**-0.5)
+    assert found.remedies[0].low <= truth + 0.02
+    assert found.remedies[0].high >= truth - 0.02
+
+
+def test_converged():
+    found = diagnose(points(learning(c=2.2, b=1.8) + noise(1, 0.002)), GOOD)
+    assert [f.kind for f in found.findings] == ["converged"]
+    # More of the same is not proposed; a larger model is.
+    assert not [r for r in found.remedies if "max_steps" in r.overrides]
+    assert found.remedies[0].overrides == "n_params=200000"
+
+
+def test_over_fitting_names_the_step():
+    train = learning(c=0.3, b=0.6)
+    val = np.where(STEPS <= 160, learning(c=1.2, b=0.5), 0)
+    val[STEPS > 160] = val[STEPS == 160] + 0.002 * (STEPS[STEPS > 160] - 160)
+    found = diagnose(points(train, val, train), SMALL)
+    assert found.verdict == "over-fitting"
+    assert found.findings[0].since == 160
+    assert {f.kind for f in found.findings} >= {"over-fitting", "starved"}
+    assert any(r.overrides == "model.dropout=0.2" for r in found.remedies)
+
+
+def test_a_single_worse_validation_at_the_end_is_no_over_fitting():
+    val = learning(c=2.2, b=1.8)
+    val[-1] *= 1.02
+    assert diagnose(points(learning(c=2.2, b=1.8), val), GOOD).verdict != "over-fitting"
+
+
+def test_under_regularised_is_a_gap_that_grew():
+    train = learning(c=0.9, b=0.4)
+    val = learning(c=1.9, b=0.6)
+    val += train[STEPS == 40] - val[STEPS == 40]
+    found = diagnose(points(train, np.maximum.accumulate(val[::-1])[::-1], train), GOOD)
+    assert found.verdict == "under-regularised"
+
+
+def test_text_that_is_harder_from_the_start_is_no_gap():
+    loss = learning()
+    assert diagnose(points(loss, loss + 0.5, loss), GOOD).verdict == "improving"
+
+
+def test_starved_by_bits_a_parameter_and_epochs():
+    found = diagnose(points(learning(), learning() + 0.02, learning()), SMALL)
+    assert found.verdict == "starved"
+    # 5,000 tokens of 1.5 nats in 50,000 parameters: by hand 0.1 tokens and 5000 * 1.5 / ln 2 / 50000 = 0.216 bits.
+    assert SMALL.tokens_per_parameter == 0.1
+    assert SMALL.bits_per_parameter == pytest.approx(0.2164, abs=1e-4)
+    assert diagnose(points(learning()), replace(SMALL, epochs=2.0)).verdict == "improving"
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        learning() + np.where(STEPS > 200, 3.0, 0),
+        np.where(STEPS > 20, 4.6, 4.3),
+        np.where(STEPS < 200, learning(), np.nan),
+    ],
+    ids=["climbed", "above the start", "no number"],
+)  # fmt: skip
+def test_diverged(loss):
+    found = diagnose(points(loss), GOOD)
+    assert [f.kind for f in found.findings] == ["diverged"]
+    assert found.remedies[0].overrides == "optimizer.lr=0.0003"
+
+
+def test_a_run_that_failed_before_its_first_validation_is_told_as_diverged():
+    facts = replace(GOOD, failure="TrainingFailed: the loss or its gradient is no longer finite at step 31")
+    assert diagnose(points(learning()[:3]), facts).verdict == "diverged"
+    assert diagnose([], facts).verdict == "diverged"
+
+
+def test_over_fitting_is_not_divergence_however_far_the_held_out_loss_climbs():
+    train = learning(c=0.2, b=0.7)
+    val = np.where(STEPS <= 80, learning(), 2.2 + (STEPS - 80) / 40)
+    assert diagnose(points(train, val, train), SMALL).verdict == "over-fitting"
+
+
+def test_spikes_that_come_back_are_unstable_and_a_steep_start_is_not():
+    loss = learning(late=20)
+    assert "unstable" not in {f.kind for f in diagnose(points(loss), GOOD).findings}
+    loss[25] += 1.0
+    found = {f.kind: f for f in diagnose(points(loss, learning(late=20)), GOOD).findings}
+    assert found["unstable"].since == STEPS[25]
+
+
+def test_rate_too_high_is_stuck_at_frequencies():
+    loss = np.where(STEPS <= 20, 3.5, UNIGRAM + 0.02) + noise(3, 0.01)
+    found = diagnose(points(loss), GOOD)
+    assert found.verdict == "rate too high"
+    assert found.remedies[0].overrides == "optimizer.lr=0.0003"
+
+
+def test_rate_too_low_takes_long_for_frequencies():
+    loss = math.log(V) - (math.log(V) - UNIGRAM) * STEPS / 500
+    found = diagnose(points(loss), GOOD)
+    assert found.verdict == "rate too low"
+    assert any(r.overrides == "optimizer.lr=0.03" for r in found.remedies)
+
+
+def test_figures_have_the_distances_to_the_floors_and_to_what_is_published():
+    lines = "\n".join(diagnose(points(learning()), replace(GOOD, target=1.4)).figures)
+    best = learning()[-1]
+    assert f"unigram 3.000 ({best - 3:+.3f})" in lines
+    assert f"5-gram 1.500 ({best - 1.5:+.3f})" in lines
+    assert f"published 1.400 ({best - 1.4:+.3f})" in lines
+
+
+def test_there_are_three_remedies_at_most_best_first():
+    train = learning(c=0.3, b=0.6)
+    val = np.where(STEPS <= 160, learning(c=1.2, b=0.5), 3.0)
+    found = diagnose(points(train, val, train), SMALL)
+    assert len(found.remedies) == 3
+    gains = [r.low + r.high for r in found.remedies]
+    assert gains == sorted(gains, reverse=True)
+    assert all(f.kind in KINDS for f in found.findings)
+    assert found.card()[0].startswith("diagnosis: over-fitting")
+
+
+def test_what_was_not_measured_is_left_out():
+    """Without floors, without a slice of train, with two validations."""
+    rows = [{"step": str(s), "val/loss": str(v)} for s, v in ((10, 3.0), (20, 2.5))]
+    bare = replace(GOOD, unigram=None, ngram=None, first_loss=None)
+    found = diagnose(rows, bare)
+    assert found.verdict == "improving"
+    assert "floors" not in "\n".join(found.figures)
+    assert diagnose([], bare).findings[0].told == "it was never validated: too short to tell"
+
+
+def test_areas_are_sums_of_the_learning_rate():
+    """By hand: rates 1 2 3 at steps 1 2 3, then 1: the sum up to step 2 is 3, up to 4 it is 7."""
+    rows = [{"step": s, "train/loss": 2, "optim/lr": lr} for s, lr in ((1, 1), (2, 2), (3, 3), (4, 1))]
+    rows += [{"step": 2, "val/loss": 2}, {"step": 4, "val/loss": 2}]
+    area, rate = Curve.of(rows).areas
+    assert area.tolist() == [3, 7]
+    assert rate.tolist() == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+
+
+def test_what_more_text_would_bring_is_by_hand():
+    """Doublings brought 0.4 and 0.2: the next brings 0.2 times the ratio 0.5."""
+    assert more_text([100, 400, 200], [3.0, 2.4, 2.6]) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.2))
+    with pytest.raises(ValueError, match="train_share"):
+        more_text([100, 100], [3.0, 2.9])
+    found = diagnose(points(learning()), SMALL).with_more_text([100, 200, 400], [3.0, 2.6, 2.4])
+    told = next(r for r in found.remedies if r.overrides == MORE_TEXT)
+    assert (told.low, told.high) == (pytest.approx(0.1), pytest.approx(0.2))
+    assert "twice the text would bring 0.100 nats" in found.figures[-1]

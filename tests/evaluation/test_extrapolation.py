@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from lmlab.evaluation.extrapolation import forecast
+
+STEPS = np.arange(1, 13) * 50.0
+
+
+def schedule(kind, steps=600):
+    t = np.arange(1, steps + 1)
+    rate = {"constant": np.ones(steps), "cosine": 0.5 + 0.5 * np.cos(np.pi * t / steps)}
+    rate["wsd"] = np.minimum(1, (steps - t) / (0.4 * steps))
+    at = (STEPS * steps / 600).astype(int) - 1
+    return np.cumsum(rate[kind])[at], rate[kind][at]
+
+
+def law(area, rate, c=1.5, a=2.0, b=0.4, cooling=0.05):
+    return c + a * (area / 100) ** -b - cooling * (1 - rate)
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine", "wsd"])
+def test_a_law_s_own_curve_is_forecast_whatever_the_schedule(kind):
+    """Twice the steps under the stretched schedule, computed from the same law."""
+    area, rate = schedule(kind)
+    later = law(*schedule(kind, 1200))[-1]
+    found = forecast(area, rate, law(area, rate), 2.0)
+    assert found.final == pytest.approx(later, abs=0.02)
+    assert found.low <= found.gain <= found.high
+
+
+def test_the_interval_holds_the_truth_under_noise():
+    held = 0
+    area, rate = schedule("wsd")
+    truth = law(area, rate)[-1] - law(*schedule("wsd", 1200))[-1]
+    for seed in range(30):
+        noisy = law(area, rate) + np.random.default_rng(seed).normal(0, 0.005, len(area))
+        found = forecast(area, rate, noisy, 2.0)
+        held += found.low <= truth <= found.high
+    # 90 % intervals: fewer than 22 of 30 would have a probability below 0.001.
+    assert held >= 22
+
+
+def test_a_level_curve_gains_nothing_and_a_rising_one_neither():
+    area, rate = schedule("constant")
+    assert forecast(area, rate, np.full(12, 2.0), 2.0).gain == pytest.approx(0, abs=1e-9)
+    assert forecast(area, rate, 2 + STEPS / 1000, 2.0).gain == 0
+
+
+def test_what_only_cools_is_not_taken_for_learning():
+    """The loss falls by two per cent exactly as the rate does, and has been level before."""
+    area, rate = schedule("wsd")
+    assert forecast(area, rate, 2 - 0.04 * (1 - rate), 2.0).gain < 0.005
+
+
+def test_few_points_say_nothing():
+    assert forecast(np.arange(1.0, 6), np.ones(5), np.ones(5), 2.0) is None

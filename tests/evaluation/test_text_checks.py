@@ -1,0 +1,183 @@
+"""Each check of the text passes for an honest store, and catches the fault that was planted for it."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from lmlab.data.corpora import Document
+from lmlab.data.store import prepare
+from lmlab.evaluation import text_checks
+from lmlab.tokenizers import bpe, byte, char, word
+
+WORDS = [f"word{i}" for i in range(800)]
+
+
+def prose(n, seed):
+    chosen = np.random.default_rng(seed).choice(WORDS[:400], n)
+    return " ".join(chosen.tolist()) + ".\n"
+
+
+class Texts:
+    """A corpus in memory, two documents a split."""
+
+    name = "texts"
+
+    def __init__(self, **splits):
+        self.content, self.splits = splits, tuple(splits)
+
+    def fingerprint(self):
+        return str(hash(tuple(self.content.values())))
+
+    def provenance(self):
+        return "made"
+
+    def approximate_bytes(self):
+        return None
+
+    def documents(self, split):
+        text = self.content[split]
+        for i, part in enumerate((text[: len(text) // 2], text[len(text) // 2 :])):
+            yield Document(f"{split}{i}", [part])
+
+
+HONEST = Texts(train=prose(3000, 0), val=prose(300, 1) + "é 明月", test=prose(300, 2))
+KINDS = {
+    "char": partial(char.train, min_count=1),
+    "word": partial(word.train, min_count=1, max_vocab=None),
+    "bpe": partial(bpe.train, vocab_size=300, min_frequency=2, sample_bytes=10**6),
+    "byte": byte.train,
+}
+
+
+def store(tmp_path, train_tokenizer=KINDS["char"], corpus=HONEST):
+    return prepare(corpus, train_tokenizer, {"kind": "k"}, tmp_path, progress=False)
+
+
+@pytest.fixture(params=["char", "word", "bpe", "byte"])
+def kind(request):
+    return request.param
+
+
+def test_an_honest_text_passes(tmp_path, kind):
+    made = store(tmp_path, KINDS[kind])
+    remade = KINDS[kind](documents=[piece for d in HONEST.documents("train") for piece in d.pieces])
+    found = [
+        text_checks.ledger(made, {}, HONEST),
+        text_checks.ledger(made, {}, None),
+        text_checks.decoding(made, HONEST),
+        text_checks.decoding(made, None),
+        text_checks.vocabulary(made, remade, None),
+        text_checks.vocabulary(made, None, None),
+        text_checks.tokens_overlap(made),
+        text_checks.words_overlap(HONEST, made.splits, 3),
+    ]
+    assert [check for check in found if check.passed is False] == []
+    not_asked = {i for i, check in enumerate(found) if check.passed is None}
+    assert not_asked == {"char": set(), "word": {2, 3}, "bpe": {5}, "byte": {5}}[kind]
+
+
+def test_characters_are_asked_for_documents_without_unk(tmp_path):
+    found = text_checks.decoding(store(tmp_path), HONEST)
+    assert "5 documents" in found.figure
+    assert "1 with an <unk> left out" in found.figure
+
+
+@pytest.mark.parametrize("name", ["n_bytes", "n_chars"])
+def test_a_wrong_size_of_a_token_is_caught(tmp_path, name):
+    made = store(tmp_path)
+    part = made.split("val")
+    sizes = np.array(getattr(part, name))
+    sizes[7] += 1
+    setattr(part, name, sizes)
+    assert text_checks.ledger(made, {}, None).passed is False
+    # As if whoever wrote the store had erred, and its record with it.
+    part.totals = part.totals | {name[2:]: int(sizes.sum())}
+    assert text_checks.ledger(made, {}, None).passed is True
+    found = text_checks.ledger(made, {}, HONEST)
+    assert found.passed is False
+    assert "the source" in found.figure
+
+
+def test_results_of_another_size_are_caught(tmp_path):
+    made = store(tmp_path)
+    honest = dict(made.split("val").totals)
+    assert text_checks.ledger(made, {"val": honest}, None).passed
+    found = text_checks.ledger(made, {"val": honest | {"bytes": honest["bytes"] - 1}}, None)
+    assert found.passed is False
+    assert "results.json" in found.figure
+
+
+def test_text_that_the_files_have_and_the_corpus_leaves_out_is_caught(tmp_path):
+    class Short(Texts):
+        def file_bytes(self):
+            return 10 + sum(len(text.encode()) for text in self.content.values())
+
+    corpus = Short(**HONEST.content)
+    found = text_checks.ledger(store(tmp_path, corpus=corpus), {}, corpus)
+    assert found.passed is False
+    assert "files" in found.figure
+
+
+class Lowers(char.CharTokenizer):
+    def decode(self, ids):
+        return super().decode(ids).replace("w", "W")
+
+
+@pytest.mark.parametrize("corpus", [HONEST, None])
+def test_a_tokenizer_that_changes_text_is_caught(tmp_path, corpus):
+    made = store(tmp_path)
+    made.tokenizer = Lowers(made.tokenizer.characters)
+    assert text_checks.decoding(made, corpus).passed is False
+
+
+def test_ids_that_are_not_those_of_the_text_are_caught(tmp_path):
+    made = store(tmp_path)
+    ids = np.array(made.split("test").ids)
+    ids[100] = ids[100] + 1 if ids[100] < made.tokenizer.vocab_size - 1 else ids[100] - 1
+    made.split("test").ids = ids
+    found = text_checks.decoding(made, HONEST)
+    assert found.passed is False
+    assert "test0" in found.figure
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+def test_a_vocabulary_that_saw_held_out_text_is_caught(tmp_path, kind):
+    strange = " ".join(f"ßtrange{i}" for i in range(40)) * 3
+    corpus = Texts(train=prose(3000, 0), val=prose(200, 1) + strange)
+
+    def cheating(documents):
+        return KINDS[kind](documents=[*documents, strange])
+
+    made = store(tmp_path, cheating, corpus)
+    honest = KINDS[kind](documents=[corpus.content["train"]])
+    found = text_checks.vocabulary(made, honest, None)
+    assert found.passed is False
+    assert found.details
+    # The quick question is not asked of subwords, whose merges say nothing by themselves.
+    assert text_checks.vocabulary(made, None, None).passed is (None if kind == "bpe" else False)
+
+
+def test_a_copied_passage_is_caught_and_shown(tmp_path, kind):
+    copied = prose(60, 9)
+    corpus = Texts(train=prose(1500, 0) + copied + prose(1500, 3), val=prose(200, 1) + copied + prose(200, 4))
+    made = store(tmp_path, KINDS[kind], corpus)
+    for found in (text_checks.tokens_overlap(made), text_checks.words_overlap(corpus, made.splits, 3)):
+        assert found.passed is False
+        assert any(copied[10:60] in line for line in found.details), found.details
+
+
+def test_an_edited_copy_is_caught_by_words_alone(tmp_path):
+    copied = prose(60, 9).split(" ")
+    edited = [f"new{i}" if i % 11 == 10 else w for i, w in enumerate(copied)]
+    corpus = Texts(train=prose(3000, 0) + " ".join(copied), val=" ".join(edited) + prose(200, 4))
+    assert text_checks.tokens_overlap(store(tmp_path, KINDS["word"], corpus)).passed
+    assert text_checks.words_overlap(corpus, corpus.splits, 3).passed is False
+
+
+def test_what_cannot_be_asked_is_said(tmp_path):
+    alone = Texts(val=prose(100, 0))
+    made = store(tmp_path, byte.train, alone)
+    assert text_checks.tokens_overlap(made).passed is None
+    assert text_checks.words_overlap(alone, made.splits, 3).passed is None
+    assert text_checks.vocabulary(made, None, "it came with the weights").figure == "it came with the weights"

@@ -1,6 +1,5 @@
 """What an audit asks of a model and of the evaluator, each on a little text of its own run: see `audit`."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -90,13 +89,12 @@ class Probe:
         moved = (self.nll(self.other(inputs), targets) - self.nll(inputs, targets)).abs()
         return min(TOLERANCE, ROUNDING + SHARE * float(moved.max()))
 
-    def limit(self, seconds: float) -> None:
-        """Read no more than takes about so long."""
-        began = time.perf_counter()
-        self.nll(*self.rows(4))
-        rate = 4 * self.length / max(time.perf_counter() - began, 1e-6)
-        # Eight readings of it, of which each may look at a token twice.
-        self.n_tokens = min(len(self.split), max(FEWEST, min(MOST, int(rate * seconds / 16))))
+    def limit(self, work: float) -> None:
+        """Read no more than takes about so many multiplications: by the model's size, so that what is recorded does
+        not depend on the machine."""
+        # Eight readings, of which each may look at a token twice.
+        cost = 16 * sum(p.numel() for p in self.model.parameters())
+        self.n_tokens = min(len(self.split), max(FEWEST, min(MOST, int(work / max(cost, 1)))))
 
 
 @torch.inference_mode()

@@ -65,7 +65,7 @@ def test_an_honest_model_passes_on_documents(check):
     assert found.passed, found
 
 
-def test_the_text_that_is_read_is_bounded_by_the_model_s_own_speed():
+def test_the_text_that_is_read_is_bounded_by_the_model_s_size():
     tried = probe(model("lstm"))
     tried.limit(1e-9)
     assert tried.n_tokens == checks.FEWEST

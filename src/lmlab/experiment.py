@@ -77,6 +77,12 @@ class Plan:
     reasons: dict[str, str | None] = field(default_factory=dict)
     watchers: Sequence[Callable[[], Any]] = ()
 
+    def part(self, split: str) -> Any:
+        """A split, with what the protocol charges for its <unk>."""
+        from lmlab.evaluation.spelling import charged
+
+        return charged(self.store, split, self.protocol, lambda: instantiate(self.config.corpus))
+
 
 def build_store(config: Mapping[str, Any], progress: bool = True) -> Store:
     """The encoded corpus, made or opened."""

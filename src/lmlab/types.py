@@ -63,6 +63,8 @@ class Batch:
     mask: (B, T), True where the target counts; None when all do.
     reset: (B,), True where the row starts new text; None when every row does. It stays on the CPU, which decides by it.
     counts: (B, 3), bytes, characters and words of the source that each row's counted targets cover.
+    starts: (B,), the place of each row's first target in its split; on the CPU. None where nobody will ask.
+    charges: (B, T), nats that a target costs besides its own nll, whatever the model (letters of an <unk>); None: none.
     lr_scale: multiplies the learning rate of this step (AWD-LSTM's random lengths).
     """
 
@@ -72,6 +74,8 @@ class Batch:
     reset: Bool[Tensor, " B"] | None = None
     counts: Int[Tensor, "B 3"] | None = None
     lr_scale: float = 1.0
+    starts: Int[Tensor, " B"] | None = None
+    charges: NLL | None = None
 
     def _map(self, f: Callable[[Tensor], Tensor], *names: str) -> "Batch":
         return replace(self, **{n: f(t) for n in names if (t := getattr(self, n)) is not None})
@@ -79,13 +83,15 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         if self.inputs.device == torch.device(device):
             return self
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking), "inputs", "targets", "mask", "counts")
+        return self._map(
+            lambda t: t.to(device, non_blocking=non_blocking), "inputs", "targets", "mask", "counts", "charges"
+        )
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows [start, stop): how ranks and micro-batches share one global batch."""
         if start == 0 and stop >= self.inputs.shape[0]:
             return self
-        return self._map(lambda t: t[start:stop], "inputs", "targets", "mask", "reset", "counts")
+        return self._map(lambda t: t[start:stop], "inputs", "targets", "mask", "reset", "counts", "starts", "charges")
 
     @property
     def n_targets(self) -> int:

@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "measure a run on held-out text, or on any text",
     "audit": "check that a run's numbers can be trusted",
     "diagnose": "whether a run is trained well enough, and what to try next",
+    "compare": "whether the difference between runs, or sets of runs, is real",
     "score": "log-probability of given text, token by token",
     "generate": "let a run write",
     "prepare": "encode a corpus and report on it, or look after the cache",
@@ -40,6 +41,7 @@ PATH_KEYS = frozenset(
         "init_from",
         "hydra.sweeper.sweep_dir",
         "status",
+        "mix",
         "save_to",
         "out",
         "corpus.name",
@@ -51,7 +53,10 @@ PATH_KEYS = frozenset(
 )
 # The same, and a value in brackets is a list of them.
 LIST_KEYS = frozenset(
-    ["stop", "fractions", "corpus.path", "corpus.train", "corpus.val", "corpus.test", "callbacks.samples.prompts"]
+    [
+        *("stop", "by", "fractions", "callbacks.samples.prompts"),
+        *("corpus.path", "corpus.train", "corpus.val", "corpus.test"),
+    ]
 )
 # In these `\n` and `\t` are a newline and a tab, which few can type into a shell.
 MARK_KEYS = frozenset({"stop", "corpus.document_separator"})

@@ -89,7 +89,8 @@ def show_help(verb: str) -> None:
 
 def groups(verb: str) -> dict[str, list[str]]:
     """The groups of options that a verb takes, `model/head` within `model`, each with its options."""
-    top = {"train": None, "evaluate": ("corpus", "evaluation"), "prepare": ("corpus", "tokenizer")}.get(verb, ())
+    measured = ("corpus", "evaluation")
+    top = {"train": None, "evaluate": measured, "compare": measured, "prepare": ("corpus", "tokenizer")}.get(verb, ())
     found = {}
     for folder in sorted(p for p in conf_dir().rglob("*") if p.is_dir()):
         group = folder.relative_to(conf_dir())

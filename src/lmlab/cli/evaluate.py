@@ -1,7 +1,10 @@
-"""lmlab evaluate: the numbers of results.json again from disk, or of any text."""
+"""lmlab evaluate: the numbers of results.json again from disk, or of any text; adapted, mixed, and broken down."""
+
+from dataclasses import replace
+from typing import Any
 
 from lmlab.cli.command import load_run, one_of, options, show_json
-from lmlab.cli.tables import console, show_likelihoods
+from lmlab.cli.tables import FLOORS, console, show_breakdown, show_likelihoods
 
 
 def main(arguments: list[str]) -> int:
@@ -9,13 +12,45 @@ def main(arguments: list[str]) -> int:
     if config is None:
         return 0
     one_of("format", config["format"], ("table", "json"))
+    from lmlab import measurement
+    from lmlab.evaluation.breakdown import breakdown
+
     run = load_run(config)
     protocol = run.protocol if config.get("evaluation") is None else run.resolve(config["evaluation"])
-    likelihood = run.evaluate(config["split"], config.get("corpus"), protocol, config["batch_size"])
-    sums = likelihood.as_dict()
+    place = measurement.Place(config["split"], config.get("corpus"), config["batch_size"])
+    found = measurement.measure(run, place, protocol, config, partner(config, run, protocol))
+    if config["scores"]:
+        measurement.keep(run, place, found.scores)
+    tables = {by: breakdown(found.scores, by) for by in _names(config["by"])}
+    floors = measurement.floors_of(run, place, protocol) if config["floors"] else {}
+    sums = found.likelihood.as_dict() | {"unknown": found.scores.about["unknown"]}
+    parts = {name: part.as_dict() for name, part in found.parts.items()}
     if config["format"] == "json":
-        show_json({"protocol": protocol.as_dict(), config["split"]: sums})
+        told = {
+            "protocol": found.protocol.as_dict(),
+            config["split"]: sums,
+            "parts": parts,
+            "floors": floors,
+            "by": tables,
+        }
+        show_json({key: value for key, value in told.items() if value})
         return 0
-    show_likelihoods({config["split"]: sums})
-    console().print(f"measured {protocol.describe()}", highlight=False)
+    rows = parts | {config["split"]: sums} | {FLOORS[name]: floor for name, floor in floors.items()}
+    show_likelihoods(rows)
+    console().print(f"measured {found.protocol.describe()}", highlight=False)
+    for by, table in tables.items():
+        show_breakdown(by, table)
     return 0
+
+
+def partner(config: dict[str, Any], run: Any, protocol: Any) -> Any:
+    """The run to mix with, and its protocol: the same tokens and charges, from the context that suits it."""
+    if config["mix"] is None:
+        return None
+    other = load_run(config | {"run_dir": config["mix"]})
+    theirs = other.protocol if config.get("evaluation") is None else other.resolve(config["evaluation"])
+    return other, replace(theirs, limit_tokens=protocol.limit_tokens, unknown=protocol.unknown)
+
+
+def _names(by: str | list[str] | None) -> list[str]:
+    return [] if by is None else [name.strip() for name in (by.split(",") if isinstance(by, str) else by)]

@@ -239,5 +239,70 @@ def show_bench(found: Mapping[str, Any]) -> None:
     out.print(f"  {found['command'] or found['overrides']}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+def _percent(share: float | None, places: int = 0) -> str:
+    return "" if share is None else f"{share:.{places}%}"
+
+
+# Of a breakdown with more groups, those that cost most.
+MOST_GROUPS = 25
+
+
+def show_breakdown(by: str, rows: Any) -> None:
+    """Where the nats go, group by group."""
+    out, table = console(), Table(box=None, pad_edge=False)
+    for name in (f"by {by}", "tokens", "of tokens", "of nats", "nll", "ppl", "bpb"):
+        table.add_column(name, justify="left" if name.startswith("by ") else "right")
+    shown = rows
+    if len(rows) > MOST_GROUPS:
+        shown = sorted(rows, key=lambda row: -row["share_of_nats"])[:MOST_GROUPS]
+    for row in shown:
+        cells = (f"{row['tokens']:,}", _percent(row["share_of_tokens"], 1), _percent(row["share_of_nats"], 1))
+        table.add_row(escape(row["group"]), *cells, f"{row['nll']:.4f}", f"{row['ppl']:,.2f}", f"{row['bpb']:.4f}")
+    out.print()
+    out.print(table)
+    if len(rows) > len(shown):
+        out.print(f"the {len(shown)} of {len(rows)} that cost most; format=json has all", highlight=False)
+
+
+def show_comparison(report: Mapping[str, Any]) -> None:
+    """Each side's numbers, each difference with its interval, and the verdicts in words."""
+    from lmlab.evaluation.protocol import Protocol
+
+    out, unit = console(), "ppl" if "ppl" in report["sides"][0] else "word_ppl"
+    named = unit.replace("_", " ")
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "runs", "bpb", named, "sd of seeds, bpb"):
+        table.add_column(name, justify="left" if not name else "right", overflow="fold")
+    for side in report["sides"]:
+        spread = "" if side["sd"] is None else f"{side['sd']:.4f}"
+        table.add_row(escape(side["name"]), str(side["runs"]), f"{side['bpb']:.4f}", f"{side[unit]:,.2f}", spread)
+    for name, floor in report.get("floors", {}).items():
+        table.add_row(FLOORS[name], "", f"{floor['bpb']:.4f}", f"{floor[unit]:,.2f}", "")
+    out.print(table)
+    share = f"{report['confidence']:.0%} interval"
+    table = Table(box=None, pad_edge=False)
+    for name in ("difference", "bpb", share, named, share, "p", "p (Holm)", "detectable"):
+        table.add_column(name, justify="left" if name == "difference" else "right", overflow="fold")
+    for c in report["comparisons"]:
+        cells = (
+            f"{c['bpb']:+.4f}",
+            _interval(c["bpb_interval"], 4),
+            f"{c[unit]:+,.2f}",
+            _interval(c[f"{unit}_interval"], 2),
+        )
+        cells += (f"{c['p']:.2g}", f"{c['p_holm']:.2g}", f"{c['detectable']:.4f}")
+        table.add_row(escape(f"{c['ours']} less {c['theirs']}"), *cells)
+    out.print()
+    out.print(table)
+    out.print()
+    for c in report["comparisons"]:
+        out.print(c["words"], highlight=False, markup=False, soft_wrap=True)
+    blocks = report["blocks"]
+    kind = "documents" if blocks["kind"] == "documents" else "stretches"
+    out.print(f"\n{report['split']}, {blocks['n']} {kind} of {blocks['bytes']:,.0f} bytes resampled", highlight=False)
+    for protocol in report["protocols"]:
+        out.print(f"measured {Protocol(**protocol).describe()}", highlight=False)
+
+
+def _interval(bounds: Any, places: int) -> str:
+    return f"[{bounds[0]:+,.{places}f}, {bounds[1]:+,.{places}f}]"

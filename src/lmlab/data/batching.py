@@ -71,11 +71,14 @@ def cut(
     mask = mask if skip is None else mask & (columns >= skip[:, None])
     sizes = (split.n_bytes, split.n_chars, split.n_words)
     counts = [np.asarray(size)[positions].sum(1, dtype=np.int64, where=mask) for size in sizes]
+    charges = None if split.charges is None else torch.from_numpy(split.charges[positions])
     return Batch(
         inputs=torch.from_numpy(inputs),
         targets=torch.from_numpy(targets),
         mask=torch.from_numpy(mask),
         counts=torch.from_numpy(np.stack(counts, 1)),
+        starts=torch.from_numpy(np.asarray(starts)),
+        charges=charges,
     )
 
 

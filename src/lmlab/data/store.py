@@ -43,7 +43,10 @@ class Split:
     ids: (n,) uint16 or uint32. n_bytes, n_chars, n_words: (n,) unsigned, what each token covers of the source.
     doc_starts: (documents,) int64, the first token of each document.
     totals: the sums over the split of tokens, bytes, chars and words.
+    charges: (n,) float32, nats that a token costs besides its own nll under the protocol in use; None: none.
     """
+
+    charges: np.ndarray | None = None
 
     def __init__(self, folder: Path, name: str, entry: dict[str, Any]):
         columns = {key: column(folder / f"{name}.{key}", value) for key, value in entry["columns"].items()}
@@ -61,6 +64,8 @@ class Split:
         part = copy.copy(self)
         for name in ("ids", "n_bytes", "n_chars", "n_words"):
             setattr(part, name, getattr(self, name)[first:])
+        if self.charges is not None:
+            part.charges = self.charges[first:]
         starts = np.asarray(self.doc_starts)
         part.doc_starts = np.unique(np.maximum(starts - first, 0))
         sums = {k: int(getattr(part, f"n_{k}").sum(dtype=np.int64)) for k in ("bytes", "chars", "words")}

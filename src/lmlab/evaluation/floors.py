@@ -2,9 +2,10 @@
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
-from lmlab.data.store import Store
+from lmlab.data.store import Split, Store
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import VERSION, Protocol, batches
 from lmlab.models.ngram import NGramLM
@@ -12,27 +13,37 @@ from lmlab.models.ngram import NGramLM
 ORDERS = {"unigram": 1, "kneser_ney_5": 5}
 # Raised when counting or smoothing changes.
 IDENTITY = 1
-# An n-gram looks back a few words only: one lane reads the text as a whole.
-PROTOCOL = Protocol(VERSION, "carried", 1, None, None, "32", None)
+PLAIN = Protocol(VERSION, "carried", 1, None, None, "32", None)
 
 
-def floors(store: Store, splits: list[str]) -> dict[str, dict[str, Any]]:
-    """{floor: {split: likelihood}}, fitted on the store's train split and kept beside it."""
+def floors_protocol(protocol: Protocol) -> Protocol:
+    """Theirs beside a model's: the same tokens at the same charges, in one lane, as they look back a few words only."""
+    return Protocol(VERSION, "carried", 1, None, None, "32", protocol.limit_tokens, protocol.unknown)
+
+
+def floors(store: Store, parts: Mapping[str, Split], protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """{floor: {split: likelihood}} of these splits, fitted on the store's train split and kept beside it.
+
+    parts: splits by name, as the model's protocol reads them: its charges and its limit hold for the floors, too.
+    """
+    ours = floors_protocol(protocol)
     path = store.path / f"floors-{IDENTITY}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         known = {name: dict(found[name]) for name in ORDERS}
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         known = {name: {} for name in ORDERS}
-    missing = [s for s in splits if any(s not in known[name] for name in ORDERS)]
+    # Under the plain protocol a split is known by its name.
+    keys = {split: split if ours == PLAIN else f"{split} {ours.name}" for split in parts}
+    missing = [s for s in parts if any(keys[s] not in known[name] for name in ORDERS)]
     if missing:
         for name, order in ORDERS.items():
             model = NGramLM(vocab_size=store.tokenizer.vocab_size, order=order)
             model.fit(store.split("train").ids, store.tokenizer.start_id)
             for split in missing:
-                rows = batches(store.split(split), PROTOCOL, store.tokenizer.start_id, batch_size=1, chunk=4096)
-                known[name][split] = evaluate(model, rows, PROTOCOL.precision).as_dict()
+                rows = batches(parts[split], ours, store.tokenizer.start_id, batch_size=1, chunk=4096)
+                known[name][keys[split]] = evaluate(model, rows, ours.precision).as_dict()
         beside = path.with_name(f"{path.name}.{os.getpid()}")
         beside.write_text(json.dumps(known), encoding="utf-8")
         os.replace(beside, path)
-    return {name: {split: known[name][split] for split in splits} for name in ORDERS}
+    return {name: {split: known[name][keys[split]] for split in parts} for name in ORDERS}

@@ -1,7 +1,7 @@
-"""The evaluation protocol: which context each token of held-out text is predicted from. No number without it."""
+"""The evaluation protocol: which tokens count, from which context, and how. No number without it."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from lmlab.types import Batch
 VERSION = 1
 POLICIES = ("carried", "sliding", "documents")
 PRECISIONS = ("32", "bf16-mixed")
+UNKNOWN = ("token", "spelled")
 # Tokens a row that carries its state reads at once: speed and memory, never a number.
 CHUNK = 128
 
@@ -31,6 +32,12 @@ class Protocol:
     state is carried through it.
     max_context: how far back a token can see, in tokens; None: to the start. limit_tokens: only the first so many
     tokens of the split are scored; None: all.
+    unknown: `token` predicts <unk> as a token like any other, so that a word outside the vocabulary costs no more than
+    that; `spelled` adds what its letters cost under a spelling model (see `spelling`).
+    normalisation: what sums are divided by. `source`: bytes, characters and words of the source text as it was read,
+    <eos> being a token of no bytes; nothing is lower-cased, stripped or counted from decoded tokens.
+    options: what was done besides reading (`adaptation`), with every value that it was done with.
+    name: made of all the others: two protocols are the same exactly when their names are.
     """
 
     version: int
@@ -40,6 +47,14 @@ class Protocol:
     max_context: int | None
     precision: str
     limit_tokens: int | None
+    # Runs that were recorded before these were are of these.
+    unknown: str = "token"
+    normalisation: str = "source"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    name: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "name", _name(self))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,12 +70,36 @@ class Protocol:
             "documents": f"each document alone, {inside}",
         }[self.policy]
         limit = "" if self.limit_tokens is None else f", first {self.limit_tokens:,} tokens"
-        return f"{text}, precision {self.precision}{limit} (protocol {self.version})"
+        spelled = ", <unk> spelled out" if self.unknown == "spelled" else ""
+        more = "".join(f", {key} {_values(value, ' ')}" for key, value in self.options.items())
+        return f"{text}, precision {self.precision}{limit}{spelled}{more} (protocol {self.version})"
 
     def differences(self, other: "Protocol") -> list[str]:
         """What makes numbers of the two incomparable; empty when nothing does."""
         ours, theirs = self.as_dict(), other.as_dict()
-        return [f"{key}: {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+        return [f"{k}: {ours[k]} against {theirs[k]}" for k in ours if k != "name" and ours[k] != theirs[k]]
+
+
+def _name(protocol: Protocol) -> str:
+    """E.g. carried-16, sliding-256/128, documents-512/256-spelled+cache(size=500,theta=0.3,weight=0.1)."""
+    words = [protocol.policy]
+    context = "" if protocol.max_context is None else f"{protocol.max_context}"
+    if protocol.lanes is not None:
+        words.append(f"{protocol.lanes}")
+        context = context and f"context{context}"
+    words += [context + (f"/{protocol.stride}" if protocol.stride else "")] if context else []
+    words += [] if protocol.precision == "32" else [protocol.precision]
+    words += [] if protocol.limit_tokens is None else [f"first{protocol.limit_tokens}"]
+    words += [] if protocol.unknown == "token" else [protocol.unknown]
+    words += [] if protocol.normalisation == "source" else [protocol.normalisation]
+    words += [] if protocol.version == 1 else [f"v{protocol.version}"]
+    return "-".join(words) + "".join(f"+{key}({_values(value, ',')})" for key, value in protocol.options.items())
+
+
+def _values(value: Any, separator: str) -> str:
+    if isinstance(value, Mapping):
+        return separator.join(f"{k}={_values(v, separator)}" for k, v in value.items())
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def resolve(
@@ -71,6 +110,7 @@ def resolve(
     stride: int | None = None,
     max_context: int | None = None,
     limit_tokens: int | None = None,
+    unknown: str = "token",
 ) -> Protocol:
     """The protocol for this model. policy=auto: recurrent models carry their state, the others slide.
 
@@ -84,7 +124,10 @@ def resolve(
         raise ValueError(f"evaluation.precision={precision} must be one of {', '.join(PRECISIONS)}")
     if limit_tokens is not None and limit_tokens < 1:
         raise ValueError(f"evaluation.limit_tokens={limit_tokens} must be at least 1, or null for all")
+    if unknown not in UNKNOWN:
+        raise ValueError(f"evaluation.unknown={unknown} must be one of {', '.join(UNKNOWN)}")
     fixed = {"version": VERSION, "policy": policy, "precision": str(precision), "limit_tokens": limit_tokens}
+    fixed["unknown"] = unknown
     if policy == "carried" or (policy == "documents" and model.recurrent):
         return Protocol(**fixed, **_carried(policy, model, lanes, stride, max_context))
     return Protocol(**fixed, **_windowed(policy, model, stride, max_context))
@@ -117,6 +160,11 @@ def _windowed(policy: str, model: nn.Module, stride: int | None, max_context: in
     if not 1 <= stride <= context:
         raise ValueError(f"evaluation.stride={stride} must be at least 1 and at most max_context={context}")
     return {"lanes": None, "stride": stride, "max_context": context}
+
+
+def unknown(split: Split, unk_id: int | None, protocol: Protocol) -> int:
+    """How many of the tokens that the protocol scores are <unk>."""
+    return 0 if unk_id is None else int((np.asarray(split.ids[: protocol.limit_tokens]) == unk_id).sum())
 
 
 def batches(

@@ -206,6 +206,22 @@ class Run:
         share = self.config.get("train_share", 1.0)
         return round(len(self.store().split("train")) * share), self.results["splits"]["val"]["nll"]
 
+    def corpus(self, corpus: Mapping[str, Any] | None = None) -> Any:
+        """The run's own text, or another one, to be read again."""
+        return instantiate(self.config["corpus"] if corpus is None else corpus)
+
+    def part(self, split: str, corpus: Mapping[str, Any] | None, protocol: "Protocol") -> Any:
+        """A split of the run's text or of another corpus, with what the protocol charges for its <unk>."""
+        from lmlab.evaluation.spelling import charged
+
+        store = self.store(corpus)
+        if split not in store.splits:
+            raise ValueError(f"split={split}: this text has {', '.join(store.splits)}")
+        if protocol.unknown == "token":
+            return store.split(split)
+        train = (store if corpus is None else self.store(), self.corpus)
+        return charged(store, split, protocol, lambda: self.corpus(corpus), train)
+
     def evaluate(
         self,
         split: str = "test",
@@ -221,11 +237,8 @@ class Run:
         from lmlab.evaluation.protocol import batches
 
         protocol = protocol or self.protocol
-        store = self.store(corpus)
-        if split not in store.splits:
-            raise ValueError(f"split={split}: this text has {', '.join(store.splits)}")
         batch_size = batch_size or self.config["validation"]["batch_size"]
-        rows = batches(store.split(split), protocol, self.tokenizer.start_id, batch_size)
+        rows = batches(self.part(split, corpus, protocol), protocol, self.tokenizer.start_id, batch_size)
         return evaluate(self.model, rows, protocol.precision, self.device)
 
     def score(self, text: str, **options: Any) -> Any:

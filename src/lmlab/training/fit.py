@@ -128,7 +128,7 @@ def evaluation_batches(plan: Any) -> Any:
     """(split, limit_tokens, rank, world_size) -> the protocol's batches over that split."""
 
     def make(split: str, **which: Any) -> Any:
-        start_id, part = plan.store.tokenizer.start_id, plan.store.split(split)
+        start_id, part = plan.store.tokenizer.start_id, plan.part(split)
         if split == "train" and which["limit_tokens"] is not None:
             # Its end: val comes next in the text, or is newer, so that the gap between them is mostly over-fitting.
             part = part.tail(which["limit_tokens"])

@@ -11,7 +11,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from lmlab.errors import NotFinite
-from lmlab.evaluation.evaluate import score_batch
+from lmlab.evaluation.evaluate import charged, score_batch
 from lmlab.metrics import TokenNLL
 from lmlab.training import optim
 from lmlab.training.curves import Curves
@@ -245,7 +245,7 @@ class LMModule(LightningModule):
         if batch_idx == 0:
             self.validation_state = None
         nll, self.validation_state = score_batch(self.model, batch, self.validation_state, self.evaluation_precision)
-        self.validations[VALIDATIONS[dataloader_idx]].update(nll, batch.mask, batch.counts)
+        self.validations[VALIDATIONS[dataloader_idx]].update(charged(nll, batch), batch.mask, batch.counts)
 
     def measured_weights(self) -> AbstractContextManager:
         """Within, the model has the weights that validation measures: an averaging optimizer's averages."""

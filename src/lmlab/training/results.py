@@ -11,8 +11,8 @@ from lmlab.config import asked, flatten, plain, short_name, treatment
 from lmlab.evaluation import audit
 from lmlab.evaluation.diagnosis import Diagnosis, Facts, diagnose
 from lmlab.evaluation.evaluate import evaluate
-from lmlab.evaluation.floors import floors
-from lmlab.evaluation.protocol import batches
+from lmlab.evaluation.floors import floors, floors_protocol
+from lmlab.evaluation.protocol import batches, unknown
 from lmlab.instantiate import instantiate
 from lmlab.sizes import embedding_share
 from lmlab.training.checkpoints import read, weights
@@ -39,17 +39,19 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
     # What a sweep stops early costs no more than its curve.
     pruned = training["stopped_because"] == "pruned"
     for split in [] if pruned else measured_splits(plan, training["stopped_because"] == "interrupted"):
-        rows = batches(
-            plan.store.split(split), plan.protocol, plan.store.tokenizer.start_id, plan.config.validation.batch_size
-        )
+        part = plan.part(split)
+        rows = batches(part, plan.protocol, plan.store.tokenizer.start_id, plan.config.validation.batch_size)
         results["splits"][split] = evaluate(plan.model, rows, plan.protocol.precision, device).as_dict()
+        results["splits"][split]["unknown"] = unknown(part, plan.store.tokenizer.unk_id, plan.protocol)
     if not pruned:
         began = time.perf_counter()
         checks = audit.quick(plan.model, plan.store, plan.protocol, device, results["splits"])
         results["audit"] = audit.record(checks, began)
         log.log(logging.INFO if results["audit"]["passed"] else logging.WARNING, "%s", audit.verdict(checks))
     if plan.config.floors and not pruned:
-        results["floors"] = floors(plan.store, list(results["splits"]))
+        parts = {split: plan.part(split) for split in results["splits"]}
+        results["floors"] = floors(plan.store, parts, plan.protocol)
+        results["floors_protocol"] = floors_protocol(plan.protocol).as_dict()
     if plan.batching is not None and not pruned:
         found = diagnosed(plan, directory, results)
         results["diagnosis"] = found.as_dict()

@@ -1,0 +1,146 @@
+"""What each token of a split cost: kept in the order of the text, compactly on disk, asked again without a second pass."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmlab.data.store import Split
+from lmlab.evaluation.protocol import Protocol
+from lmlab.metrics import Likelihood
+from lmlab.types import NLL, Batch
+
+# Raised when a column changes its meaning.
+FORMAT = 1
+NEEDS = "scores.parquet needs pyarrow: pip install 'lmlab[files]'"
+COLUMNS = ("ids", "nats", "charges", "positions", "counts", "documents", "n_bytes", "n_chars", "n_words")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Each scored token of a split, in the order of the text; (n,) arrays.
+
+    ids. nats: float32, -ln P(token). charges: float32, what it costs besides (letters of an <unk>).
+    positions: tokens of its text that it was predicted from, its first one counting as 0.
+    counts: how often its id occurs in the train split. documents: the number of its document in the split.
+    n_bytes, n_chars, n_words: what it covers of the source; bytes add up to its place in the text.
+    about: what was measured, as plain data: protocol, split, text, weights, the documents' names and dates.
+    """
+
+    ids: np.ndarray
+    nats: np.ndarray
+    charges: np.ndarray
+    positions: np.ndarray
+    counts: np.ndarray
+    documents: np.ndarray
+    n_bytes: np.ndarray
+    n_chars: np.ndarray
+    n_words: np.ndarray
+    about: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def costs(self) -> np.ndarray:
+        """Nats with charges, float64."""
+        return self.nats.astype(np.float64) + self.charges
+
+    def likelihood(self, chosen: np.ndarray | slice = slice(None)) -> Likelihood:
+        """Of the chosen tokens."""
+        sizes = (int(column[chosen].sum(dtype=np.int64)) for column in (self.n_bytes, self.n_chars, self.n_words))
+        costs = self.costs[chosen]
+        return Likelihood(float(costs.sum()), len(costs), *sizes)
+
+    def with_nats(self, nats: np.ndarray) -> "Scores":
+        return replace(self, nats=nats.astype(np.float32))
+
+
+class Keeper:
+    """Called by `evaluate` with each batch: puts its tokens in the order of the text."""
+
+    def __init__(self, split: Split, protocol: Protocol):
+        n = len(split) if protocol.limit_tokens is None else min(len(split), protocol.limit_tokens)
+        self._split, self._most = split, protocol.max_context
+        self.nats = np.full(n, np.nan, np.float32)
+        self._positions = np.zeros(n, np.int32)
+        self._begun = np.zeros(0, np.int64)
+
+    def __call__(self, batch: Batch, nll: NLL) -> None:
+        starts = batch.starts.numpy()
+        if batch.reset is None or bool(batch.reset.all()):
+            self._begun = starts
+        columns = np.arange(batch.targets.shape[1])
+        counted = np.ones(batch.targets.shape, bool) if batch.mask is None else batch.mask.cpu().numpy()
+        at = (starts[:, None] + columns)[counted]
+        self.nats[at] = nll.float().cpu().numpy()[counted]
+        seen = ((starts - self._begun)[:, None] + columns)[counted]
+        self._positions[at] = seen if self._most is None else np.minimum(seen, self._most)
+
+    def scores(self, train_counts: np.ndarray, about: Mapping[str, Any]) -> Scores:
+        """train_counts: (V,). Raises AssertionError when a token was not scored."""
+        assert not np.isnan(self.nats).any()
+        n, split = len(self.nats), self._split
+        ids = np.array(split.ids[:n])
+        sizes = {name: np.array(getattr(split, name)[:n]) for name in ("n_bytes", "n_chars", "n_words")}
+        documents = np.searchsorted(np.asarray(split.doc_starts), np.arange(n), side="right") - 1
+        charges = np.zeros(n, np.float32) if split.charges is None else split.charges[:n]
+        return Scores(
+            ids=ids,
+            nats=self.nats,
+            charges=charges,
+            positions=self._positions,
+            counts=train_counts[ids].astype(np.uint32),
+            documents=documents.astype(np.uint32),
+            **sizes,
+            about={"format": FORMAT, **about, "documents": split.docs[: int(documents[-1]) + 1]},
+        )
+
+
+def write(scores: Scores, path: Path) -> None:
+    """As Parquet, whole or not at all; constant columns take no space. Raises ImportError naming the extra."""
+    pa, pq = _pyarrow()
+    table = pa.table({name: getattr(scores, name) for name in COLUMNS})
+    told = json.dumps(scores.about, ensure_ascii=False)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(
+            table.replace_schema_metadata({"lmlab": told}),
+            beside,
+            compression="zstd",
+            use_dictionary=[name for name in COLUMNS if name != "nats"],
+        )
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read(path: Path, expected: Mapping[str, Any] | None = None) -> Scores | None:
+    """The stored scores; None where there are none, or not of what is expected. expected: entries of `about`.
+
+    Raises ValueError where the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    pa, pq = _pyarrow()
+    try:
+        about = json.loads((pq.read_schema(path).metadata or {})[b"lmlab"])
+        if about["format"] != FORMAT or any(about.get(key) != value for key, value in (expected or {}).items()):
+            return None
+        table = pq.read_table(path)
+        return Scores(**{name: table[name].to_numpy() for name in COLUMNS}, about=about)
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); scores=true makes it again") from error
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(NEEDS) from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,270 @@
+"""Stored runs measured again: as they are, adapted, mixed with another; what `lmlab evaluate` and `compare` do."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import xxhash
+
+from lmlab.config import flatten
+from lmlab.data.cache import file_hash
+from lmlab.evaluation import scores as kept_scores
+from lmlab.evaluation.adaptation import Adaptation, adapt
+from lmlab.evaluation.comparison import Side, check, compare
+from lmlab.evaluation.evaluate import evaluate, score_batch
+from lmlab.evaluation.mixture import best_weight, interpolate
+from lmlab.evaluation.protocol import Protocol, batches, unknown
+from lmlab.evaluation.scores import Keeper, Scores
+from lmlab.metrics import Likelihood
+
+if TYPE_CHECKING:
+    from lmlab.runs import Run
+
+log = logging.getLogger("lmlab")
+
+# Places after the point to which a tuned weight is rounded before it is used, so that the record is exact.
+ROUNDED = 4
+
+
+class Measured(NamedTuple):
+    """A split measured under a protocol: its sums, and each token. parts: the same of what a mixture is made of."""
+
+    protocol: Protocol
+    likelihood: Likelihood
+    scores: Scores
+    parts: Mapping[str, Likelihood]
+
+
+class Place(NamedTuple):
+    """Which text, and how work is grouped. corpus: a node, or None for the run's own text."""
+
+    split: str
+    corpus: Mapping[str, Any] | None
+    batch_size: int | None
+
+
+def measure(
+    run: "Run", place: Place, protocol: Protocol, wanted: Mapping[str, Any], mix: "tuple[Run, Protocol] | None"
+) -> Measured:
+    """The run on a split, with all that `wanted` (keys of conf/evaluate.yaml) asks for.
+
+    mix: another run over the same tokens, and the protocol that it reads them under.
+    """
+    plain = scored(run, place, protocol)
+    size = place.batch_size or run.config["validation"]["batch_size"]
+    rows = partial(_tuning_rows, run, protocol, place)
+    adapted = adapt(wanted, run.model, protocol, rows, run.device, size) if _asks(wanted) else None
+    found, parts = plain, {}
+    if adapted is not None:
+        found = scored(run, place, protocol, adapted)
+        parts["as trained"] = plain.likelihood
+    if mix is not None:
+        found = _mixed(run, place, found, adapted, *mix, wanted)
+        parts |= found.parts
+    return found._replace(parts=parts)
+
+
+def _asks(wanted: Mapping[str, Any]) -> bool:
+    told = (wanted["temperature"], wanted["cache"]["size"], wanted["dynamic"]["lr"], wanted["mc_dropout"]["samples"])
+    return any(value is not None for value in told)
+
+
+def _tuning_rows(run: "Run", protocol: Protocol, place: Place, split: str, tokens: int, width: int | None) -> Iterable:
+    """Of the run's own text: the first tokens of val, or the last of train, sixteen lanes side by side."""
+    part = run.part(split, None, protocol)
+    how = replace(protocol, limit_tokens=None)
+    if split == "train":
+        part, how = part.tail(tokens), replace(how, lanes=16)
+    size = place.batch_size or run.config["validation"]["batch_size"]
+    more = {} if width is None else {"chunk": width}
+    return batches(part, how, run.tokenizer.start_id, size, limit_tokens=tokens, **more)
+
+
+def scored(
+    run: "Run", place: Place, protocol: Protocol, adapted: Adaptation | None = None, limit_tokens: int | None = None
+) -> Measured:
+    """Each token of a split. Where the run keeps the scores of just this, they are read instead.
+
+    limit_tokens: the first so many, to tune on.
+    """
+    recorded = protocol if adapted is None else replace(protocol, options={**protocol.options, **adapted.options})
+    if limit_tokens is not None:
+        protocol = replace(protocol, limit_tokens=min(limit_tokens, protocol.limit_tokens or limit_tokens))
+    about = identity(run, place, recorded)
+    if limit_tokens is None and (found := stored(run, place, about)) is not None:
+        return Measured(recorded, found.likelihood(), found, {})
+    part = run.part(place.split, place.corpus, protocol)
+    size = place.batch_size or run.config["validation"]["batch_size"]
+    read = partial(_pass, run, part, protocol, size)
+    if adapted is None or adapted.samples is None:
+        keeper, likelihood = read(adapted)
+    else:
+        keeper, likelihood = _averaged(read, adapted, run.model), None
+    counts = np.bincount(run.store().split("train").ids, minlength=run.tokenizer.vocab_size)
+    about |= {"unknown": unknown(part, run.tokenizer.unk_id, protocol)}
+    scores = keeper.scores(counts, about)
+    return Measured(recorded, likelihood or scores.likelihood(), scores, {})
+
+
+def _pass(
+    run: "Run", part: Any, protocol: Protocol, batch_size: int, adapted: Adaptation | None, dropout: bool = False
+) -> tuple[Keeper, Likelihood]:
+    keeper = Keeper(part, protocol)
+    rows = batches(part, protocol, run.tokenizer.start_id, batch_size)
+    how = {"score": score_batch if adapted is None else adapted.score, "keep": keeper, "dropout": dropout}
+    if adapted is None:
+        return keeper, evaluate(run.model, rows, protocol.precision, run.device, **how)
+    with adapted.applied(run.model):
+        return keeper, evaluate(run.model, rows, protocol.precision, run.device, **how)
+
+
+def _averaged(read: Any, adapted: Adaptation, model: torch.nn.Module) -> Keeper:
+    """The mean of each token's probability over networks thinned by dropout (Gal and Ghahramani 2016)."""
+    keeper, total = None, None
+    with torch.random.fork_rng():
+        for sample in range(adapted.samples):
+            torch.manual_seed(adapted.seed + sample)
+            keeper, _ = read(adapted, dropout=True)
+            nats = keeper.nats.astype(np.float64)
+            if sample == 1 and np.array_equal(nats, -total):
+                raise ValueError(f"mc_dropout.samples={adapted.samples}: this model has no dropout to average over")
+            total = -nats if total is None else np.logaddexp(total, -nats)
+    keeper.nats[:] = np.log(adapted.samples) - total
+    return keeper
+
+
+def _mixed(
+    run: "Run",
+    place: Place,
+    ours: Measured,
+    adapted: Adaptation | None,
+    other: "Run",
+    other_protocol: Protocol,
+    wanted: Mapping[str, Any],
+) -> Measured:
+    theirs = scored(other, place, other_protocol)
+    if not np.array_equal(ours.scores.ids, theirs.scores.ids):
+        raise ValueError(f"mix={other.path} reads other tokens than {run.path}: both need one tokenizer and one text")
+    told: dict[str, Any] = {"run": other.path.name, "weights": weights_hash(other), "protocol": other_protocol.name}
+    weight = wanted["mix_weight"]
+    if weight == "auto":
+        tokens, val = wanted["tune_tokens"], Place("val", None, place.batch_size)
+        plain = replace(ours.protocol, options={})
+        both = [scored(run, val, plain, adapted, tokens), scored(other, val, other_protocol, None, tokens)]
+        weight = round(best_weight(*(each.scores.nats for each in both)), ROUNDED)
+        told["tuned_on"] = f"val:{tokens}"
+    told["weight"] = float(weight)
+    nats = interpolate(ours.scores.nats, theirs.scores.nats, float(weight))
+    protocol = replace(ours.protocol, options={**ours.protocol.options, "mix": told})
+    about = {**ours.scores.about, "protocol": protocol.as_dict()}
+    scores = replace(ours.scores, nats=nats.astype(np.float32), about=about)
+    parts = {run.path.name: ours.likelihood, other.path.name: theirs.likelihood}
+    return Measured(protocol, scores.likelihood(), scores, parts)
+
+
+# What is kept on disk
+
+
+def scores_path(run: "Run", split: str) -> Path:
+    return run.path / ("scores.parquet" if split == "test" else f"scores.{split}.parquet")
+
+
+def identity(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
+    """Which weights were measured on which text, and how: what scores are asked for by."""
+    fingerprint = run.config["decided"]["fingerprint"]
+    return {
+        "run": run.path.name,
+        "protocol": protocol.as_dict(),
+        "split": place.split,
+        "text": fingerprint if place.corpus is None else run.text(place.corpus).fingerprint(),
+        "tokenizer": xxhash.xxh3_64_hexdigest(run.tokenizer.to_json().encode()),
+        "weights": weights_hash(run),
+    }
+
+
+def weights_hash(run: "Run") -> str:
+    return file_hash(run.directory.checkpoints / f"{run.checkpoint}.ckpt")[:16]
+
+
+def stored(run: "Run", place: Place, about: Mapping[str, Any]) -> Scores | None:
+    """The run's kept scores, where they are of just this; a run may have been renamed since."""
+    try:
+        expected = {key: value for key, value in about.items() if key != "run"}
+        return kept_scores.read(scores_path(run, place.split), expected)
+    except ImportError:
+        return None
+    except ValueError as error:
+        log.warning("%s; measured anew", error)
+        return None
+
+
+# Comparing
+
+
+def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]]]:
+    """(name, configuration, runs): runs of one argument that differ in their seed alone are together.
+
+    runs: (the argument, a run that it stands for). A side's name is its argument, with what tells it from others there.
+    """
+    groups: dict[tuple[str, str], list[Run]] = {}
+    asked: dict[tuple[str, str], dict[str, Any]] = {}
+    for argument, run in runs:
+        told = run.directory.asked()
+        told.pop("seed", None)
+        key = (argument, xxhash.xxh3_64_hexdigest(repr(sorted(flatten(told).items())).encode()))
+        groups.setdefault(key, []).append(run)
+        asked[key] = flatten(told)
+    found = []
+    for (argument, configuration), members in groups.items():
+        others = [asked[key] for key in groups if key[0] == argument]
+        told = asked[argument, configuration]
+        own = [f"{k}={v}" for k, v in told.items() if any(other.get(k) != v for other in others)]
+        found.append((" ".join([argument, *own]), configuration, members))
+    return found
+
+
+def compared(
+    groups: Sequence[tuple[str, str, list["Run"]]],
+    place: Place,
+    evaluation: Mapping[str, Any] | None,
+    own_protocols: bool,
+    **how: Any,
+) -> dict[str, Any]:
+    """`comparison.compare` on runs, measured where their scores are not kept; with the floors beside them."""
+    found = []
+    for name, configuration, runs in groups:
+        measured = []
+        for run in runs:
+            protocol = run.protocol if evaluation is None else run.resolve(evaluation)
+            log.info("%s, %s", run.path, protocol.name)
+            measured.append(scored(run, place, protocol).scores)
+        found.append(Side(name, configuration, measured))
+    check(found, own_protocols)
+    report = compare(found, **how)
+    protocols = {run.about["protocol"]["name"]: run.about["protocol"] for side in found for run in side.runs}
+    return {"split": place.split, "protocols": list(protocols.values()), **report}
+
+
+def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
+    """The unigram and the 5-gram on the same tokens, under the same charges."""
+    from lmlab.evaluation.floors import floors
+
+    store = run.store()
+    part = run.part(place.split, place.corpus, protocol)
+    if place.corpus is not None:
+        return {}
+    told = floors(store, {place.split: part}, protocol)
+    return {name: splits[place.split] for name, splits in told.items()}
+
+
+def keep(run: "Run", place: Place, scores: Scores) -> Path:
+    """Write the scores into the run's directory."""
+    path = scores_path(run, place.split)
+    kept_scores.write(scores, path)
+    log.info("kept: %s, %s MB", path, f"{path.stat().st_size / 1e6:.1f}")
+    return path

@@ -247,7 +247,9 @@ def compared(
     check(found, own_protocols)
     report = compare(found, **how)
     protocols = {run.about["protocol"]["name"]: run.about["protocol"] for side in found for run in side.runs}
-    return {"split": place.split, "protocols": list(protocols.values()), **report}
+    first = groups[0][2][0]
+    floors = floors_of(first, place, Protocol(**found[0].runs[0].about["protocol"]))
+    return {"split": place.split, "protocols": list(protocols.values()), **report, "floors": floors}
 
 
 def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:

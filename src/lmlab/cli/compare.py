@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from lmlab.cli.command import load_run, one_of, options, show_json
+from lmlab.cli.command import VALUED, load_run, one_of, options, show_json
 from lmlab.cli.tables import show_comparison
 
 
 def main(arguments: list[str]) -> int:
-    # A run's directory may have `=` in its name, and a flag's value stands by itself.
-    paths = [a for i, a in enumerate(arguments) if _is_path(a) and not arguments[i - 1 : i] == ["--config-dir"]]
+    paths = [a for before, a in zip(["", *arguments], arguments, strict=False) if _is_path(a) and before not in VALUED]
     config = options("compare", [a for a in arguments if a not in paths])
     if config is None:
         return 0
@@ -28,9 +27,7 @@ def main(arguments: list[str]) -> int:
         named += [(path, load_run(config | {"run_dir": str(place)})) for place in found]
     groups = measurement.sides(named)
     if len(groups) < 2:
-        raise ValueError(
-            f"lmlab compare takes two runs, or directories of runs, or more, not {len(groups)}: compare A B"
-        )
+        raise ValueError(f"lmlab compare A B takes two runs or more, or directories of runs, not {len(groups)}")
     place = measurement.Place(config["split"], config.get("corpus"), config["batch_size"])
     how = {key: config[key] for key in ("pairs", "blocks", "block_bytes", "confidence", "resamples", "seed")}
     report = measurement.compared(groups, place, config.get("evaluation"), config["own_protocols"], **how)
@@ -39,4 +36,5 @@ def main(arguments: list[str]) -> int:
 
 
 def _is_path(argument: str) -> bool:
+    """A run's directory may have `=` in its name."""
     return not argument.startswith("-") and ("=" not in argument or Path(argument).is_dir())

@@ -26,14 +26,9 @@ def main(arguments: list[str]) -> int:
     sums = found.likelihood.as_dict() | {"unknown": found.scores.about["unknown"]}
     parts = {name: part.as_dict() for name, part in found.parts.items()}
     if config["format"] == "json":
-        told = {
-            "protocol": found.protocol.as_dict(),
-            config["split"]: sums,
-            "parts": parts,
-            "floors": floors,
-            "by": tables,
-        }
-        show_json({key: value for key, value in told.items() if value})
+        more = {"parts": parts, "floors": floors, "by": tables}
+        told = {"protocol": found.protocol.as_dict(), config["split"]: sums}
+        show_json(told | {key: value for key, value in more.items() if value})
         return 0
     rows = parts | {config["split"]: sums} | {FLOORS[name]: floor for name, floor in floors.items()}
     show_likelihoods(rows)

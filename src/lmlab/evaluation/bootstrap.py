@@ -102,7 +102,7 @@ def _weights(n_blocks: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def _variance(bits: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> float:
-    """Of sum(bits) / sum(sizes) over resamples, (blocks,) each; for the bias of few blocks see Efron 1982, section 2."""
+    """Of sum(bits) / sum(sizes) over resamples, (blocks,) each, without the bias of few blocks."""
     n = len(sizes)
     return float(((weights @ bits) / (weights @ sizes)).var(ddof=1) * n / (n - 1))
 

@@ -22,16 +22,11 @@ def breakdown(scores: Scores, by: str) -> list[Row]:
         return _rows(scores, *_bins(scores.counts, 10, "times in train"))
     docs = scores.about["documents"]
     if by == "document":
-        labels = [doc["name"] for doc in docs]
-        return _rows(scores, scores.documents, [f"{i + 1}. {name}" for i, name in enumerate(labels)])
+        return _rows(scores, scores.documents, [f"{i}. {doc['name']}" for i, doc in enumerate(docs, 1)])
     told = [doc.get(by) for doc in docs]
     if all(value is None for value in told):
-        known = [
-            "position",
-            "frequency",
-            "document",
-            *dict.fromkeys(key for doc in docs for key in doc if key != "name"),
-        ]
+        said = dict.fromkeys(key for doc in docs for key in doc if key != "name")
+        known = ["position", "frequency", "document", *said]
         near = difflib.get_close_matches(by, known, n=1)
         raise ValueError(f"by={by} must be of {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else ""))
     values = sorted(set(told), key=lambda v: (v is None, isinstance(v, str), v))

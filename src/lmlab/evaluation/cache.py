@@ -44,12 +44,12 @@ class Cache:
         return interpolate(nll, pointed, self.weight), (state, memory)
 
     def point(
-        self, hidden: Hidden, batch: Batch, memory: Memory | None, thetas: tuple[float, ...]
+        self, hidden: Tensor, batch: Batch, memory: Memory | None, thetas: tuple[float, ...]
     ) -> tuple[list[NLL], Memory]:
         """ln P_cache of each target for each theta, nan where the cache is empty; and the memory after the batch."""
         if not hidden.is_floating_point():
             raise ValueError("cache.size=... needs hidden vectors, which a model that counts has none of")
-        n_rows, length = batch.targets.shape
+        length = batch.targets.shape[1]
         h = hidden.float()
         memory = memory or _empty(h, self.size)
         counted = torch.ones_like(batch.targets, dtype=torch.bool) if batch.mask is None else batch.mask
@@ -74,7 +74,7 @@ class Cache:
 
 def read_remembering(
     model: nn.Module, batch: Batch, state: State, precision: str, temperature: float
-) -> tuple[NLL, Hidden, State, Memory | None]:
+) -> tuple[NLL, Tensor, State, Memory | None]:
     """As `read`, with a memory beside the model's state, which starts anew where that does."""
     if batch.reset is None:
         raise ValueError(

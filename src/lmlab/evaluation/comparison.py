@@ -74,7 +74,7 @@ def compare(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """All that `lmlab compare` says, as plain data. pairs: `first` sets each side against the first, `all` every two."""
+    """All that `lmlab compare` says, as plain data. pairs: `first` sets the first against each, `all` every two."""
     edges, stream = block_edges([run for side in sides for run in side.runs], blocks, block_bytes)
     sizes = np.diff(edges).astype(float)
     bits = [np.stack([_bits(run, edges) for run in side.runs]) for side in sides]
@@ -121,9 +121,10 @@ def block_edges(runs: Sequence[Scores], blocks: str, block_bytes: int | None) ->
         wanted = np.arange(1, max(1, total // size)) * size
         edges = np.unique(np.append(ends[np.searchsorted(ends, wanted)], total))
     if len(edges) < FEWEST:
+        found = f"{len(edges)} {'documents' if blocks == 'documents' else 'stretches'}"
         raise ValueError(
-            f"the text has {len(edges)} {blocks if blocks == 'documents' else 'blocks'}, and at least {FEWEST} are needed "
-            "to tell what is chance: give more text, or blocks=stream block_bytes=N"
+            f"the text has {found}, and at least {FEWEST} are needed to tell what is chance: give more text, or "
+            "blocks=stream block_bytes=N"
         )
     return np.append(0, edges), blocks == "stream"
 
@@ -195,27 +196,25 @@ def _verdict(
         "level": "models" if e.seeds is None else "configurations",
         "verdict": verdict,
     }
-    same = ours.configuration == theirs.configuration
-    return told | {"words": _words(verdict, ours, theirs, e, same, n_compared, confidence)}
+    return told | {"words": _words(verdict, ours, theirs, e, n_compared, confidence)}
 
 
-def _words(verdict: str, ours: Side, theirs: Side, e: Estimate, same: bool, n_compared: int, confidence: float) -> str:
-    what = "its runs" if e.seeds is not None else "this model"
+def _words(verdict: str, ours: Side, theirs: Side, e: Estimate, n_compared: int, confidence: float) -> str:
     corrected = f" (Holm, {n_compared} comparisons)" if n_compared > 1 else ""
     if verdict == "not distinguishable":
-        head = f"{ours.name} and {theirs.name} are not distinguishable{corrected}"
+        said = [f"{ours.name} and {theirs.name} are not distinguishable{corrected}."]
     else:
-        head = (
-            f"{ours.name} is {verdict} than {theirs.name}{corrected}: {what} by {abs(e.difference):.4f} bits per byte"
-        )
-    if same:
-        return f"{head}: they are one configuration, and differ as its seeds do"
+        said = [f"{ours.name} is {verdict} than {theirs.name}{corrected}, by {abs(e.difference):.4f} bits per byte."]
+    if ours.configuration == theirs.configuration:
+        said.append("They are one configuration, and differ as its seeds do.")
+        return " ".join(said)
     if e.seeds is None:
-        return (
-            f"{head}. One seed each: this is about these two models; whether another seed would say the same, "
-            f"three or more of each would tell.{'' if verdict != 'not distinguishable' else ' ' + needs(e, ours, theirs, confidence)}"
+        said.append(
+            "One seed each: this is about these two models; of their configurations three seeds each would tell."
         )
-    return head if verdict != "not distinguishable" else f"{head}. {needs(e, ours, theirs, confidence)}"
+    if verdict == "not distinguishable":
+        said.append(needs(e, ours, theirs, confidence))
+    return " ".join(said)
 
 
 def needs(e: Estimate, ours: Side, theirs: Side, confidence: float) -> str:

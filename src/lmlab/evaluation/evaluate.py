@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.metrics import Likelihood, TokenNLL
-from lmlab.types import NLL, Batch, Hidden, State, Tokens, reset
+from lmlab.types import NLL, Batch, State, Tokens, reset
 
 
 def score_batch(model: nn.Module, batch: Batch, state: State, precision: str) -> tuple[NLL, State]:
@@ -20,7 +20,7 @@ def score_batch(model: nn.Module, batch: Batch, state: State, precision: str) ->
 
 def read(
     model: nn.Module, batch: Batch, state: State, precision: str, temperature: float = 1.0
-) -> tuple[NLL, Hidden, State]:
+) -> tuple[NLL, Tensor, State]:
     """As `score_batch`, with the hidden vectors. temperature: divides the logits."""
     # reset=None: every row starts new text. Marked rows start anew, the others carry on.
     carried = None if batch.reset is None else reset(state, batch.reset)

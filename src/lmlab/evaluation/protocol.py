@@ -37,7 +37,7 @@ class Protocol:
     normalisation: what sums are divided by. `source`: bytes, characters and words of the source text as it was read,
     <eos> being a token of no bytes; nothing is lower-cased, stripped or counted from decoded tokens.
     options: what was done besides reading (`adaptation`), with every value that it was done with.
-    name: made of all the others: two protocols are the same exactly when their names are.
+    name: made of all that tells numbers apart: two protocols are comparable exactly when their names are the same.
     """
 
     version: int
@@ -75,19 +75,21 @@ class Protocol:
         return f"{text}, precision {self.precision}{limit}{spelled}{more} (protocol {self.version})"
 
     def differences(self, other: "Protocol") -> list[str]:
-        """What makes numbers of the two incomparable; empty when nothing does."""
+        """What makes numbers of the two incomparable; empty when nothing does.
+
+        Where both carry their state, how far back one can see is its model's own limit: the text is the same.
+        """
         ours, theirs = self.as_dict(), other.as_dict()
-        return [f"{k}: {ours[k]} against {theirs[k]}" for k in ours if k != "name" and ours[k] != theirs[k]]
+        own = {"name"} | ({"max_context"} if self.policy == other.policy == "carried" else set())
+        return [f"{k}: {ours[k]} against {theirs[k]}" for k in ours if k not in own and ours[k] != theirs[k]]
 
 
 def _name(protocol: Protocol) -> str:
     """E.g. carried-16, sliding-256/128, documents-512/256-spelled+cache(size=500,theta=0.3,weight=0.1)."""
     words = [protocol.policy]
-    context = "" if protocol.max_context is None else f"{protocol.max_context}"
-    if protocol.lanes is not None:
-        words.append(f"{protocol.lanes}")
-        context = context and f"context{context}"
-    words += [context + (f"/{protocol.stride}" if protocol.stride else "")] if context else []
+    words += [] if protocol.lanes is None else [f"{protocol.lanes}"]
+    if protocol.policy != "carried" and protocol.max_context is not None:
+        words.append(f"{protocol.max_context}" + (f"/{protocol.stride}" if protocol.stride else ""))
     words += [] if protocol.precision == "32" else [protocol.precision]
     words += [] if protocol.limit_tokens is None else [f"first{protocol.limit_tokens}"]
     words += [] if protocol.unknown == "token" else [protocol.unknown]

@@ -1,4 +1,4 @@
-"""What each token of a split cost: kept in the order of the text, compactly on disk, asked again without a second pass."""
+"""What each token of a split cost: kept compactly, in the order of the text, and asked without a second pass."""
 
 import json
 import os

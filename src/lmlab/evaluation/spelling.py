@@ -142,8 +142,8 @@ def _spellings(store: Store, split: str, corpus: Callable[[], Corpus]) -> list[s
     text = corpus()
     if text.fingerprint() != store.fingerprint:
         raise ValueError(
-            f"evaluation.unknown=spelled reads how each <unk> of {split} was written, and the text is no longer that of "
-            f"{store.path}; bring it back, or take evaluation.unknown=token"
+            f"evaluation.unknown=spelled reads how each <unk> of {split} was written, and the text is no longer "
+            f"that of {store.path}; bring it back, or take evaluation.unknown=token"
         )
     words = list(_unknown(store.tokenizer, text, split))
     if len(words) != n:

@@ -1,0 +1,131 @@
+"""Intervals that hold what they promise, and Student's t against its table."""
+
+import numpy as np
+import pytest
+
+from lmlab.evaluation.bootstrap import estimate, holm, t_cdf, t_quantile
+
+RESAMPLES = 400
+
+
+def test_students_t_is_the_tables():
+    # Fisher and Yates, two-sided 5 % and 1 %.
+    for df, five, one in ((1, 12.706, 63.657), (2, 4.303, 9.925), (10, 2.228, 3.169), (120, 1.980, 2.617)):
+        assert t_quantile(0.975, df) == pytest.approx(five, abs=6e-4)
+        assert t_quantile(0.995, df) == pytest.approx(one, abs=6e-4)
+    assert t_quantile(0.975, 1e6) == pytest.approx(1.959966, abs=1e-5)
+    assert t_cdf(0.0, 3) == 0.5
+    # P(T <= 1) is 3/4 with one degree of freedom, Cauchy's.
+    assert t_cdf(1.0, 1) == pytest.approx(0.75)
+    assert t_cdf(-1.0, 1) == pytest.approx(0.25)
+
+
+def test_holm_by_hand():
+    # Sorted: 0.01 times 3, 0.02 times 2, 0.04 times 1; none below the one before it.
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+
+
+def autoregressive(random: np.random.Generator, n: int, length: int, phi: float) -> np.ndarray:
+    """(n, length) of variance 1: x_t = phi x_(t-1) + noise."""
+    x = np.empty((length, n))
+    x[0] = random.standard_normal(n)
+    noise = random.standard_normal((length, n)) * np.sqrt(1 - phi**2)
+    for t in range(1, length):
+        x[t] = phi * x[t - 1] + noise[t]
+    return x.T
+
+
+def coverage(pairs, true: float) -> float:
+    found = [estimate(*pair) for pair in pairs]
+    return sum(low <= true <= high for low, high in (e.interval(0.95) for e in found)) / len(found)
+
+
+def test_an_interval_of_two_models_on_a_stream_covers_as_often_as_it_says():
+    """1,000 pairs of models on 6,000 tokens of 1 to 8 bytes. The difference of a token's bits is 0.02, plus a first
+    order autoregression with phi 0.95 (a correlation length of twenty tokens, and of a whole block here), plus heavy
+    tails (Student's t with 4 degrees of freedom); blocks of 60 tokens, which correlate and are joined."""
+    random = np.random.default_rng(5)
+    n, blocks, width = 1_000, 100, 60
+    bits = 0.02 + autoregressive(random, n, blocks * width, 0.95) + random.standard_t(4, (n, blocks * width))
+    bits = bits.reshape(n, blocks, width).sum(-1)
+    sizes = random.integers(1, 9, (n, blocks, width)).sum(-1).astype(float)
+    none = np.zeros((1, blocks))
+    pairs = ((bits[i, None], none, sizes[i], [], RESAMPLES, 0, True) for i in range(n))
+    assert 0.93 <= coverage(pairs, 0.02 / 4.5) <= 0.97
+
+
+@pytest.mark.parametrize(("runs", "spread"), [(2, 0.02), (3, 0.02), (3, 0.01), (5, 0.01)])
+def test_an_interval_of_two_configurations_covers_as_often_as_it_says(runs: int, spread: float):
+    """1,000 pairs of sets of runs on 100 documents of 500 to 1,500 bytes, truly 0.01 bits per byte apart. Seeds differ
+    by a standard deviation of `spread`, configurations by 0.1 from document to document, and so do runs."""
+    random = np.random.default_rng([runs, round(1000 * spread)])
+
+    def pair():
+        sizes = random.integers(500, 1500, 100).astype(float)
+        between = random.standard_normal(100) * 0.1
+        ours, theirs = (
+            random.standard_normal((runs, 1)) * spread + random.standard_normal((runs, 100)) * 0.1 for _ in range(2)
+        )
+        ours, theirs = (0.01 + ours + between) * sizes, theirs * sizes
+        return ours, theirs, sizes, [ours, theirs], RESAMPLES, 0, False
+
+    assert 0.93 <= coverage((pair() for _ in range(1_000)), 0.01) <= 0.97
+
+
+def test_two_seeds_of_one_configuration_are_never_told_apart():
+    # The variance between them is estimated from the two themselves: their distance is its own yardstick.
+    random = np.random.default_rng(0)
+    for gap in (0.0, 0.01, 0.1, 1.0, 10.0):
+        one = random.standard_normal((1, 50)) + 5
+        other = one + gap + random.standard_normal((1, 50)) * 0.1
+        found = estimate(one, other, np.full(50, 10.0), [np.concatenate((one, other))], RESAMPLES, 0, False)
+        low, high = found.interval(0.95)
+        assert low < 0 < high
+
+
+def test_without_replicates_only_text_is_uncertain():
+    random = np.random.default_rng(0)
+    bits, sizes = random.standard_normal((2, 400)), np.full(400, 4.0)
+    found = estimate(bits[:1], bits[1:], sizes, [], 4_000, 0, False)
+    assert (found.seeds, found.text_df) == (None, 399)
+    # Of blocks of one size the bootstrap's variance is the mean's own.
+    assert found.text == pytest.approx((bits[0] - bits[1]).var(ddof=1) / 400 / 16, rel=0.05)
+    assert found.difference == pytest.approx((bits[0] - bits[1]).mean() / 4)
+
+
+def test_p_is_the_level_at_which_the_interval_reaches_zero():
+    random = np.random.default_rng(1)
+    ours, theirs = random.standard_normal((3, 60)) + 0.3, random.standard_normal((3, 60))
+    found = estimate(ours, theirs, np.ones(60), [ours, theirs], RESAMPLES, 0, False)
+    assert 0 < found.p < 1
+    assert found.half_width(1 - found.p) == pytest.approx(abs(found.difference), rel=1e-6)
+
+
+def test_a_difference_as_large_as_detectable_is_found_four_times_of_five():
+    random = np.random.default_rng(3)
+    true, found = 0.0, []
+    for _ in range(400):
+        bits = random.standard_normal((1, 60))
+        found.append(estimate(bits + true, np.zeros((1, 60)), np.ones(60), [], RESAMPLES, 0, False))
+        # Known here: the standard error is 1 / sqrt(60).
+        true = 2.8 / np.sqrt(60)
+    assert np.mean([e.detectable(0.95) for e in found]) == pytest.approx(true, rel=0.05)
+    assert 0.74 <= np.mean([e.p < 0.05 for e in found[1:]]) <= 0.86
+
+
+def test_more_seeds_and_more_text_shrink_their_own_part():
+    random = np.random.default_rng(2)
+    ours, theirs = (random.standard_normal((8, 1)) + random.standard_normal((8, 200)) for _ in range(2))
+    few, many = (
+        estimate(a, b, np.ones(200), [ours, theirs], RESAMPLES, 0, False)
+        for a, b in ((ours[:2], theirs[:2]), (ours, theirs))
+    )
+    assert few.seeds == pytest.approx(4 * many.seeds)
+    assert few.text > 2 * many.text
+
+
+def test_too_few_blocks_are_refused():
+    with pytest.raises(ValueError, match="9 blocks of text are too few"):
+        estimate(np.ones((1, 9)), np.zeros((1, 9)), np.ones(9), [], RESAMPLES, 0, False)

@@ -50,7 +50,8 @@ class Cache:
         if not hidden.is_floating_point():
             raise ValueError("cache.size=... needs hidden vectors, which a model that counts has none of")
         length = batch.targets.shape[1]
-        h = hidden.float()
+        # What is remembered is no parameter: weights that learn on learn through the model's part alone.
+        h = hidden.detach().float()
         memory = memory or _empty(h, self.size)
         counted = torch.ones_like(batch.targets, dtype=torch.bool) if batch.mask is None else batch.mask
         keys = torch.cat((memory.hidden, h), 1)
@@ -92,8 +93,9 @@ def interpolate(nll: NLL, pointed: NLL, weight: float) -> NLL:
     """-ln((1 - weight) P_model + weight P_cache); the model's alone where the cache is empty."""
     if not weight:
         return nll
-    mixed = torch.logaddexp(math.log1p(-weight) - nll, math.log(weight) + pointed)
-    return torch.where(pointed.isnan(), nll, -mixed)
+    empty = pointed.isnan()
+    mixed = torch.logaddexp(math.log1p(-weight) - nll, math.log(weight) + pointed.masked_fill(empty, -math.inf))
+    return torch.where(empty, nll, -mixed)
 
 
 def _empty(hidden: Hidden, size: int) -> Memory:

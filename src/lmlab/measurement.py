@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xxhash
 
-from lmlab.config import flatten
+from lmlab.config import flatten, treatment
 from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
 from lmlab.evaluation.adaptation import Adaptation, adapt
@@ -181,7 +181,7 @@ def identity(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
         "run": run.path.name,
         "protocol": protocol.as_dict(),
         "split": place.split,
-        "text": fingerprint if place.corpus is None else run.text(place.corpus).fingerprint(),
+        "text": fingerprint if place.corpus is None else run.corpus(place.corpus).fingerprint(),
         "tokenizer": xxhash.xxh3_64_hexdigest(run.tokenizer.to_json().encode()),
         "weights": weights_hash(run),
     }
@@ -214,11 +214,10 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
     groups: dict[tuple[str, str], list[Run]] = {}
     asked: dict[tuple[str, str], dict[str, Any]] = {}
     for argument, run in runs:
-        told = run.directory.asked()
-        told.pop("seed", None)
-        key = (argument, xxhash.xxh3_64_hexdigest(repr(sorted(flatten(told).items())).encode()))
+        told = flatten(run.directory.asked())
+        key = (argument, treatment(told))
         groups.setdefault(key, []).append(run)
-        asked[key] = flatten(told)
+        asked[key] = {k: v for k, v in told.items() if k != "seed"}
     found = []
     for (argument, configuration), members in groups.items():
         others = [asked[key] for key in groups if key[0] == argument]

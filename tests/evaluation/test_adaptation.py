@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from tests.evaluation.texts import Text, V
 
 from lmlab.config import compose, plain
 from lmlab.evaluation.adaptation import TEMPERATURES, Tempered, adapt, tune_temperature
@@ -12,7 +13,6 @@ from lmlab.evaluation.cache import Cache
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import batches, resolve
 from lmlab.instantiate import instantiate
-from tests.evaluation.texts import V, Text
 
 WANTED = plain(compose(config_name="evaluate"))
 

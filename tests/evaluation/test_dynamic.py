@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.evaluation.texts import Text, V
 from torch import nn
 
 from lmlab.config import compose
@@ -12,7 +13,6 @@ from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import batches, resolve
 from lmlab.evaluation.scores import Keeper
 from lmlab.instantiate import instantiate
-from tests.evaluation.texts import V, Text
 
 OVERRIDES = {
     "lstm": ["model=lstm", "model.d_model=12", "model.n_layers=1"],

@@ -5,13 +5,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tests.evaluation.texts import Text, V
 
 from lmlab.config import compose
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import batches, resolve
 from lmlab.evaluation.scores import COLUMNS, Keeper, read, write
 from lmlab.instantiate import instantiate
-from tests.evaluation.texts import V, Text
 
 ABOUT = {"split": "test", "text": "t", "protocol": {"name": "p"}}
 

@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> int:
         told = {"protocol": found.protocol.as_dict(), config["split"]: sums}
         show_json(told | {key: value for key, value in more.items() if value})
         return 0
-    rows = parts | {config["split"]: sums} | {FLOORS[name]: floor for name, floor in floors.items()}
+    label = " + ".join([config["split"], *found.protocol.options])
+    rows = parts | {label: sums} | {FLOORS[name]: floor for name, floor in floors.items()}
     show_likelihoods(rows)
     console().print(f"measured {found.protocol.describe()}", highlight=False)
     for by, table in tables.items():

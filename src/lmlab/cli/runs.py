@@ -31,17 +31,32 @@ def show(config: dict) -> int:
             raise ValueError(f"no column {column!r}{near}; lmlab runs format=csv has all of them")
     if config["sort"] in frame:
         frame = frame.sort_values(config["sort"], kind="stable", key=comparable)
-    if config["columns"]:
+    if config["columns"] and config["format"] != "table":
         frame = frame[config["columns"]]
     if config["format"] == "table":
-        from lmlab.cli.tables import show_frame
-
-        show_frame(frame, all_columns=bool(config["columns"]))
+        show_table(frame, config["columns"])
     elif config["format"] == "csv":
         print(frame.to_csv(index=False), end="")
     else:
         print(runs.as_json(frame))
     return 0
+
+
+def show_table(frame, columns: list | None) -> None:
+    """One table a protocol: numbers of two never stand side by side."""
+    from lmlab.cli.tables import console, show_frame
+
+    under = frame["protocol"].fillna("") if "protocol" in frame else None
+    names = [] if under is None else [name for name in under.unique() if name]
+    for name in names if len(names) > 1 else [None]:
+        # Runs without numbers yet stand in the first.
+        rows = frame if name is None else frame[under.isin([name, ""] if name == names[0] else [name])]
+        if name is not None:
+            console().print(f"\n[bold]{name}[/bold]", highlight=False)
+        show_frame(rows[columns] if columns else rows, all_columns=bool(columns))
+    if len(names) > 1:
+        told = f"{len(names)} protocols, whose numbers are not comparable: {', '.join(names)}"
+        console().print(f"\n{told}; lmlab compare A B evaluation=... measures runs under one", highlight=False)
 
 
 def comparable(column):

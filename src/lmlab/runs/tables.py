@@ -114,10 +114,19 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
     return told | {"asked": differing_keys(flat)}
 
 
+def protocol_name(results: Mapping[str, Any]) -> str:
+    """What the run was measured under; numbers of two are not comparable. <unk> that count as a token are told."""
+    protocol = results["protocol"]
+    name = protocol.get("name", "recorded before protocols had names")
+    unknown = any(sums.get("unknown") for sums in results["splits"].values())
+    return f"{name} with <unk>" if unknown and protocol["unknown"] == "token" else name
+
+
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run that came to an end."""
     training = results["training"]
     told = {"state": training["stopped_because"], "parameters": results["model"]["parameters"]}
+    told["protocol"] = protocol_name(results)
     told |= {k: training.get(k) for k in ("steps", "tokens", "seconds", "tokens_per_s")}
     for split, sums in results["splits"].items():
         told |= {f"{split}/{k}": sums[k] for k in ("bpb", "ppl", "nll")}

@@ -1,0 +1,172 @@
+"""Sides on the same text: blocks that every tokenization shares, refusals, and verdicts in words."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lmlab.evaluation.comparison import Side, block_edges, check, compare
+from lmlab.evaluation.protocol import Protocol
+from lmlab.evaluation.scores import Scores
+
+CARRIED = Protocol(1, "carried", 16, None, None, "32", None)
+HOW = {"blocks": "auto", "block_bytes": None, "confidence": 0.95, "resamples": 500, "seed": 0}
+
+
+def scores(nats, n_bytes=None, documents=None, tokenizer="t", protocol=CARRIED, unknown=0, text="text"):
+    n = len(nats)
+    n_bytes = np.full(n, 4) if n_bytes is None else np.array(n_bytes)
+    return Scores(
+        ids=np.zeros(n, np.uint16),
+        nats=np.array(nats, np.float32),
+        charges=np.zeros(n, np.float32),
+        positions=np.zeros(n, np.int32),
+        counts=np.ones(n, np.uint32),
+        documents=np.zeros(n, np.uint32) if documents is None else np.array(documents),
+        n_bytes=n_bytes.astype(np.uint8),
+        n_chars=n_bytes.astype(np.uint8),
+        n_words=np.ones(n, np.uint8),
+        about={
+            "protocol": protocol.as_dict(),
+            "split": "val",
+            "text": text,
+            "tokenizer": tokenizer,
+            "unknown": unknown,
+            "documents": [],
+        },
+    )
+
+
+def side(name, *runs, configuration=None):
+    return Side(name, configuration or name, runs)
+
+
+def noisy(seed, mean, n=8_000):
+    return scores(np.random.default_rng(seed).normal(mean, 0.5, n).clip(0.01))
+
+
+def told(sides, pairs="first", **how):
+    return compare(sides, pairs, **{**HOW, **how})
+
+
+def test_a_clear_difference_is_told_in_both_directions():
+    a, b = side("a", noisy(0, 2.0)), side("b", noisy(1, 2.2))
+    (found,) = told([a, b])["comparisons"]
+    assert (found["verdict"], found["level"]) == ("better", "models")
+    assert "a is better than b, by 0.0" in found["words"]
+    assert "One seed each" in found["words"]
+    low, high = found["bpb_interval"]
+    assert low < found["bpb"] < high < 0
+    # -0.2 nats a token of four bytes.
+    assert found["bpb"] == pytest.approx(-0.2 / 4 / math.log(2), rel=0.15)
+    assert told([b, a])["comparisons"][0]["verdict"] == "worse"
+
+
+def test_two_seeds_of_one_configuration_are_not_distinguishable():
+    sides = [side(n, noisy(s, m), configuration="c") for n, s, m in (("a", 0, 2.0), ("b", 1, 2.2))]
+    (found,) = told(sides)["comparisons"]
+    assert found["verdict"] == "not distinguishable"
+    assert found["words"].endswith("They are one configuration, and differ as its seeds do.")
+
+
+def test_replicates_make_it_about_configurations():
+    means = np.random.default_rng(0).normal(2.0, 0.05, 6)
+    runs = [noisy(i, m) for i, m in enumerate(means)]
+    (found,) = told([side("a", *runs[:3]), side("b", *runs[3:])])["comparisons"]
+    assert (found["verdict"], found["level"]) == ("not distinguishable", "configurations")
+    assert found["seed_share"] > 0.5
+    assert "seeds of each" in found["words"] or "repetition" in found["words"]
+
+
+def test_perplexity_and_bits_are_the_same_difference():
+    a, b = scores(np.full(4_000, 2.0)), scores(np.full(4_000, 2.1))
+    report = told([side("a", a), side("b", b)])
+    (found,) = report["comparisons"]
+    assert found["ppl"] == pytest.approx(math.exp(2.0) - math.exp(2.1), rel=1e-5)
+    assert report["sides"][1]["ppl"] == pytest.approx(math.exp(2.1), rel=1e-5)
+    assert report["sides"][0]["bpb"] == pytest.approx(2.0 / 4 / math.log(2))
+
+
+def test_many_comparisons_are_corrected():
+    sides = [side(str(i), noisy(i, 2.0)) for i in range(4)]
+    found = told(sides, pairs="all")["comparisons"]
+    assert len(found) == 6
+    assert all(c["p_holm"] >= c["p"] for c in found)
+    assert min(c["p_holm"] for c in found) == pytest.approx(min(1, 6 * min(c["p"] for c in found)))
+    assert "(Holm, 6 comparisons)" in found[0]["words"]
+
+
+# The same bytes under two tokenizations
+
+
+def test_blocks_end_where_tokens_of_all_runs_end():
+    # 60 bytes: tokens of 2 and tokens of 3 end together every 6.
+    twos, threes = scores(np.ones(30), [2] * 30), scores(np.ones(20), [3] * 20, tokenizer="u")
+    edges, stream = block_edges([twos, threes], "stream", 5)
+    assert stream
+    assert edges.tolist() == list(range(0, 61, 6))
+
+
+def test_two_tokenizations_are_compared_on_the_same_bytes():
+    random = np.random.default_rng(0)
+    pairs = random.normal(1.0, 0.1, 6_000)
+    # The same cost, told token by token or two at a time: no difference at all.
+    one = scores(np.repeat(pairs / 2, 2), np.tile([2, 3], 6_000))
+    two = scores(pairs, np.full(6_000, 5), tokenizer="u")
+    report = told([side("one", one), side("two", two)])
+    assert report["comparisons"][0]["bpb"] == pytest.approx(0, abs=1e-6)
+    assert "word_ppl" in report["sides"][0]
+
+
+def test_documents_are_blocks_where_there_are_enough():
+    documents = np.repeat(np.arange(40), 10)
+    run = scores(np.ones(400), documents=documents)
+    edges, stream = block_edges([run], "auto", None)
+    assert not stream
+    assert edges.tolist() == list(range(0, 1601, 40))
+    # One that outweighs all others leaves too few.
+    assert block_edges([scores(np.ones(4_000), documents=np.minimum(np.arange(4_000), 40))], "auto", None)[1]
+
+
+def test_an_eos_of_no_bytes_belongs_to_the_text_before_it():
+    # Documents of three tokens and an <eos>: 1 + 1 + 1 + 5 nats each, in blocks of one document.
+    run = scores(np.tile([1, 1, 1, 5], 40), np.tile([4, 4, 4, 0], 40), np.repeat(np.arange(40), 4))
+    other = replace(run, nats=np.tile([1, 1, 1, 1], 40).astype(np.float32))
+    (found,) = told([side("a", run), side("b", other)])["comparisons"]
+    assert found["bpb"] == pytest.approx(4 / 12 / math.log(2))
+    assert found["bpb_interval"] == pytest.approx([found["bpb"]] * 2)
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(ValueError, match="the text has 5 stretches, and at least 10"):
+        block_edges([scores(np.ones(25))], "stream", 20)
+
+
+# What does not mean the same is refused, saying what differs
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (scores(np.ones(50), text="other"), "different text"),
+        (scores(np.ones(50), protocol=replace(CARRIED, lanes=8)), "lanes: 16 against 8"),
+        (scores(np.ones(50), protocol=replace(CARRIED, options={"temperature": {"value": 1.1}})), "options"),
+        (scores(np.ones(50), tokenizer="u", unknown=7), "predicts 7 words as <unk>.*evaluation.unknown=spelled"),
+        (scores(np.ones(40), tokenizer="u"), "200 and 160 bytes of the same text"),
+    ],
+)
+def test_what_differs_is_said(other, message):
+    with pytest.raises(ValueError, match=message):
+        check([side("a", scores(np.ones(50))), side("b", other)], own_protocols=False)
+
+
+def test_contexts_may_differ_where_that_is_asked_for():
+    sides = [side("a", scores(np.ones(50))), side("b", scores(np.ones(50), protocol=replace(CARRIED, lanes=8)))]
+    check(sides, own_protocols=True)
+
+
+def test_spelled_unknown_words_are_comparable():
+    spelled = replace(CARRIED, unknown="spelled")
+    one, two = (scores(np.ones(50), tokenizer=t, protocol=spelled, unknown=u) for t, u in (("t", 7), ("u", 0)))
+    check([side("a", one), side("b", two)], own_protocols=False)

@@ -116,6 +116,16 @@ def test_with_a_cache_the_memory_is_carried_through_segments(model):
     np.testing.assert_allclose(measure(model, score=still), keeper.nats, rtol=1e-4)
 
 
+def test_padding_teaches_nothing(model):
+    learning = Dynamic(rms(model), lr=1e-2, decay=0.02, segment=5, epsilon=1e-3)
+    text, protocol = Text(), resolve("carried", "32", model, lanes=1)
+    keeper = Keeper(text, protocol)
+    with learning.learning(model):
+        # Batches of 40 leave 21 tokens in the last, which ends in whole segments of padding.
+        evaluate(model, batches(text, protocol, 0, 1, chunk=40), "32", score=learning, keep=keeper)
+    np.testing.assert_allclose(keeper.nats, measure(model, text, learning), rtol=1e-4)
+
+
 def test_rows_side_by_side_are_refused(model):
     learning = Dynamic(rms(model), lr=0.1, decay=0.0, segment=5, epsilon=1e-3)
     rows = batches(Text(), resolve("carried", "32", model, lanes=2), 0, batch_size=2)

@@ -66,14 +66,16 @@ class Dynamic:
         for segment in segments(batch, self.segment):
             with torch.enable_grad(), _differentiable():
                 nll, state = self.score(model, segment, state, precision)
-                self._step(model, nll)
+                # The last batch is padded: after its text there is nothing to learn from.
+                if segment.n_targets:
+                    self._step(model, nll.sum() / segment.n_targets)
             parts.append(nll.detach())
             state = detach(state)
         return torch.cat(parts, 1), state
 
-    def _step(self, model: nn.Module, nll: NLL) -> None:
+    def _step(self, model: nn.Module, loss: Tensor) -> None:
         model.zero_grad()
-        nll.mean().backward()
+        loss.backward()
         with torch.no_grad():
             for name, p in model.named_parameters():
                 if p.grad is None:

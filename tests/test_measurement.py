@@ -1,0 +1,159 @@
+"""Stored runs measured again: adapted, mixed, kept and compared."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from lmlab import measurement
+from lmlab.config import compose, plain
+from lmlab.evaluation import scores as kept_scores
+from lmlab.experiment import train
+from lmlab.measurement import Place, measure, scored
+from lmlab.runs import load
+
+WANTED = plain(compose(config_name="evaluate"))
+TEST = Place("test", None, None)
+
+
+@pytest.fixture
+def lstm(trained):
+    return load(trained["lstm"])
+
+
+def asked(**keys):
+    return {**WANTED, "tune_tokens": 1_000, **keys}
+
+
+def test_a_plain_measurement_is_results_json(lstm):
+    found = measure(lstm, TEST, lstm.protocol, asked(), None)
+    stored = lstm.results["splits"]["test"]
+    assert found.likelihood.as_dict() | {"unknown": 0} == stored
+    assert found.scores.likelihood().nats == pytest.approx(stored["nats"])
+    assert not found.parts
+
+
+def test_kept_scores_are_read_instead_of_measured_again(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained["lstm"], tmp_path / "run")
+    run = load(tmp_path / "run")
+    first = scored(run, TEST, run.protocol)
+    measurement.keep(run, TEST, first.scores)
+    assert (tmp_path / "run" / "scores.parquet").is_file()
+    renamed = (tmp_path / "run").rename(tmp_path / "renamed")
+    again = load(renamed)
+    monkeypatch.setattr(measurement, "evaluate", lambda *_, **__: pytest.fail("measured again"))
+    found = scored(again, TEST, again.protocol)
+    assert found.scores.nats.tolist() == first.scores.nats.tolist()
+    # Of another protocol, split or weights they are not.
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        scored(again, TEST, again.resolve(plain(compose(["evaluation=documents"]).evaluation)))
+    (renamed / "checkpoints" / "best.ckpt").write_bytes((renamed / "checkpoints" / "last.ckpt").read_bytes())
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        scored(load(renamed), TEST, again.protocol)
+
+
+def test_a_damaged_file_of_scores_is_measured_anew(trained, tmp_path):
+    shutil.copytree(trained["lstm"], tmp_path / "run")
+    (tmp_path / "run" / "scores.parquet").write_bytes(b"damaged")
+    run = load(tmp_path / "run")
+    assert measure(run, TEST, run.protocol, asked(), None).likelihood.nats == run.results["splits"]["test"]["nats"]
+
+
+def test_dropout_averaged_over_one_pass_is_that_pass_and_over_more_is_better(lstm):
+    def cost(samples, seed=0):
+        wanted = asked(mc_dropout={"samples": samples, "seed": seed})
+        return measure(lstm, TEST, lstm.protocol, wanted, None)
+
+    one, four = cost(1), cost(4)
+    assert one.likelihood.nats != lstm.results["splits"]["test"]["nats"]
+    # Jensen: the mean of probabilities costs no more than the mean cost.
+    singles = [scored_pass(lstm, seed) for seed in range(4)]
+    by_hand = -np.logaddexp.reduce([-nats for nats in singles], axis=0) + np.log(4)
+    np.testing.assert_allclose(four.scores.nats, by_hand, rtol=1e-5)
+    assert four.likelihood.nats < np.mean([nats.sum() for nats in singles])
+    assert cost(4).likelihood.nats == four.likelihood.nats
+    assert four.protocol.options["mc_dropout"] == {"samples": 4, "seed": 0, "batch_size": 32}
+    assert not lstm.model.training
+
+
+def scored_pass(run, seed):
+    wanted = asked(mc_dropout={"samples": 1, "seed": seed})
+    return measure(run, TEST, run.protocol, wanted, None).scores.nats.astype(np.float64)
+
+
+def test_a_model_without_dropout_has_none_to_average_over(trained):
+    run = load(trained["transformer"])
+    if any(getattr(m, "p", 0) for m in run.model.modules()):
+        pytest.skip("the tiny Transformer has dropout now")
+    with pytest.raises(ValueError, match="has no dropout to average over"):
+        measure(run, TEST, run.protocol, asked(mc_dropout={"samples": 2, "seed": 0}), None)
+
+
+def test_a_mixture_of_a_neural_and_an_n_gram_model_is_better_than_both(trained):
+    run, other = load(trained["transformer"]), load(trained["ngram"])
+    found = measure(run, TEST, run.protocol, asked(), (other, other.protocol))
+    mix = found.protocol.options["mix"]
+    ours, theirs = found.parts[run.path.name], found.parts[other.path.name]
+    assert ours.nats == run.results["splits"]["test"]["nats"]
+    assert theirs.nats == other.results["splits"]["test"]["nats"]
+    assert 0 < mix["weight"] <= 1
+    assert mix["tuned_on"] == "val:1000"
+    assert found.likelihood.nats <= min(ours.nats, theirs.nats) * 1.001
+    # By hand, from both runs' tokens.
+    w = mix["weight"]
+    p = [np.exp(-scored(r, TEST, r.protocol).scores.nats.astype(np.float64)) for r in (run, other)]
+    assert found.likelihood.nats == pytest.approx(-np.log((1 - w) * p[0] + w * p[1]).sum(), rel=1e-5)
+
+
+def test_a_stated_weight_of_nothing_is_the_run_itself(trained):
+    run, other = load(trained["transformer"]), load(trained["ngram"])
+    found = measure(run, TEST, run.protocol, asked(mix_weight=0.0), (other, other.protocol))
+    assert found.likelihood.nats == pytest.approx(run.results["splits"]["test"]["nats"])
+    assert "tuned_on" not in found.protocol.options["mix"]
+
+
+def test_runs_over_other_tokens_are_no_mixture(trained, lstm):
+    other = load(trained["ngram"])
+    with pytest.raises(ValueError, match="reads other tokens"):
+        measure(lstm, TEST, lstm.protocol, asked(mix_weight=0.5), (other, other.protocol))
+
+
+def test_dynamic_evaluation_of_a_run_puts_its_weights_back(lstm):
+    one = lstm.resolve(plain(compose(["evaluation=carried", "evaluation.lanes=1"]).evaluation))
+    wanted = asked(dynamic={"lr": 1e-3, "decay": 0.02, "segment": 10, "epsilon": 1e-3, "train_tokens": 2_000})
+    found = measure(lstm, TEST, one, wanted, None)
+    assert found.likelihood.nats != found.parts["as trained"].nats
+    assert found.protocol.options["dynamic"]["lr"] == 1e-3
+    assert lstm.evaluate("test").nats == lstm.results["splits"]["test"]["nats"]
+
+
+def test_sides_are_configurations_and_seeds_their_runs(small, tmp_path):
+    for seed, width in ((1, 8), (2, 8), (1, 12)):
+        overrides = [f"run_dir={tmp_path}/runs/{width}-{seed}", f"seed={seed}", f"model.d_model={width}"]
+        train(compose([*small["lstm"], *overrides]))
+    runs = [load(path) for path in sorted((tmp_path / "runs").iterdir())]
+    found = measurement.sides([("runs", run) for run in runs])
+    assert [(name, len(members)) for name, _, members in found] == [
+        ("runs model.d_model=12", 1),
+        ("runs model.d_model=8", 2),
+    ]
+    assert found[0][1] != found[1][1]
+    report = measurement.compared(
+        found,
+        Place("val", None, None),
+        None,
+        False,
+        **{"pairs": "first", "blocks": "stream", "block_bytes": 15, "confidence": 0.95, "resamples": 200, "seed": 0},
+    )
+    assert [side["runs"] for side in report["sides"]] == [1, 2]
+    assert report["comparisons"][0]["level"] == "configurations"
+    assert report["protocols"][0]["name"] == "carried-16"
+    assert set(report["floors"]) == {"unigram", "kneser_ney_5"}
+    json.dumps(report)
+
+
+def test_the_weights_measured_are_named(lstm):
+    about = scored(lstm, TEST, lstm.protocol).scores.about
+    assert about["weights"] == measurement.weights_hash(lstm)
+    assert about["format"] == kept_scores.FORMAT

@@ -144,7 +144,12 @@ def test_sides_are_configurations_and_seeds_their_runs(small, tmp_path):
         Place("val", None, None),
         None,
         False,
-        **{"pairs": "first", "blocks": "stream", "block_bytes": 15, "confidence": 0.95, "resamples": 200, "seed": 0},
+        pairs="first",
+        blocks="stream",
+        block_bytes=15,
+        confidence=0.95,
+        resamples=200,
+        seed=0,
     )
     assert [side["runs"] for side in report["sides"]] == [1, 2]
     assert report["comparisons"][0]["level"] == "configurations"

@@ -147,11 +147,13 @@ def _mixed(
     other_protocol: Protocol,
     wanted: Mapping[str, Any],
 ) -> Measured:
+    weight = wanted["mix_weight"]
+    if weight != "auto" and (isinstance(weight, str) or not 0 <= weight <= 1):
+        raise ValueError(f"mix_weight={weight} must be from 0 to 1, or auto")
     theirs = scored(other, place, other_protocol)
     if not np.array_equal(ours.scores.ids, theirs.scores.ids):
         raise ValueError(f"mix={other.path} reads other tokens than {run.path}: both need one tokenizer and one text")
     told: dict[str, Any] = {"run": other.path.name, "weights": weights_hash(other), "protocol": other_protocol.name}
-    weight = wanted["mix_weight"]
     if weight == "auto":
         tokens, val = wanted["tune_tokens"], Place("val", None, place.batch_size)
         plain = replace(ours.protocol, options={})

@@ -35,7 +35,9 @@ def test_evaluate_gives_the_numbers_of_results_json_exactly(family: str, trained
     stored = json.loads((trained[family] / "results.json").read_text())
     for split in ("val", "test"):
         told = json.loads(call(capsys, "evaluate", f"run_dir={trained[family]}", f"split={split}", "format=json"))
+        floors = told.pop("floors")
         assert told == {"protocol": stored["protocol"], split: stored["splits"][split]}
+        assert set(floors) == {"unigram", "kneser_ney_5"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,6 +51,66 @@ def test_evaluate_under_another_protocol_says_so(trained, capsys):
     told = call(capsys, "evaluate", f"run_dir={trained['transformer']}", "evaluation=documents", "evaluation.stride=3")
     assert "each document alone" in told
     assert "stride 3" in told
+
+
+def test_evaluate_breaks_down_keeps_scores_and_mixes(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained["transformer"], run)
+    told = call(capsys, "evaluate", f"run_dir={run}", "by=position,frequency", "scores=true")
+    assert "by position" in told
+    assert "times in train" in told
+    assert (run / "scores.parquet").is_file()
+    told = json.loads(call(capsys, "evaluate", f"run_dir={run}", "by=document", "format=json", "floors=false"))
+    assert sum(row["tokens"] for row in told["by"]["document"]) == told["test"]["tokens"]
+    mixed = call(capsys, "evaluate", f"run_dir={run}", f"mix={trained['ngram']}", "mix_weight=0.5")
+    assert "test + mix" in mixed
+    assert "weight=0.5" in mixed
+
+
+def test_evaluate_adapts_and_says_with_what(trained, capsys):
+    where = [f"run_dir={trained['lstm']}", "evaluation=carried", "evaluation.lanes=1", "tune_tokens=1000"]
+    told = call(capsys, "evaluate", *where, "temperature=auto", "cache.size=50", "dynamic.lr=1e-4")
+    assert "test + temperature + cache + dynamic" in told
+    assert "as trained" in told
+    assert "tuned_on=val:1000" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dynamic.lr=0.1"], "evaluation.lanes=1"),
+        (["cache.size=0"], "cache.size=0 must be at least 1"),
+        (["by=yaer"], "position, frequency, document"),
+        (["temperature=warm"], "temperature=warm must be"),
+        (["mix_weight=2", "mix=RUN"], "mix_weight=2"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_do(words, message, trained, capsys):
+    words = [word.replace("RUN", str(trained["lstm"])) for word in words]
+    assert message in refused(capsys, "evaluate", f"run_dir={trained['lstm']}", *words)
+
+
+# compare
+
+
+def test_compare_says_in_words_what_is_real(trained, capsys):
+    sides = [trained["transformer"], trained["ngram"]]
+    how = ["own_protocols=true", "block_bytes=10"]
+    told = call(capsys, "compare", *sides, *how)
+    assert " than " in told or "not distinguishable" in told
+    assert "95% interval" in told
+    told = json.loads(call(capsys, "compare", *sides, *how, "format=json"))
+    assert [side["runs"] for side in told["sides"]] == [1, 1]
+    low, high = told["comparisons"][0]["bpb_interval"]
+    assert low <= told["comparisons"][0]["bpb"] <= high
+
+
+def test_compare_refuses_two_protocols_one_run_and_none(trained, tmp_path, capsys):
+    assert "two protocols (policy: sliding against carried" in refused(
+        capsys, "compare", trained["transformer"], trained["ngram"]
+    )
+    assert "two runs or more" in refused(capsys, "compare", trained["lstm"])
+    assert "has no runs" in refused(capsys, "compare", trained["lstm"], tmp_path)
 
 
 def test_evaluate_refuses_text_that_changed_since_training(small, tmp_path, capsys):

@@ -81,6 +81,11 @@ def adapt(
 
 def _check(wanted: Mapping[str, Any], protocol: Protocol) -> None:
     """Before anything is tuned."""
+    cache = wanted["cache"]
+    tuned = {"temperature": wanted["temperature"], "cache.theta": cache["theta"], "cache.weight": cache["weight"]}
+    for key, value in tuned.items():
+        if isinstance(value, str) and value != "auto":
+            raise ValueError(f"{key}={value} must be a number, or auto")
     temperature = wanted["temperature"]
     if isinstance(temperature, int | float) and temperature <= 0:
         raise ValueError(f"temperature={temperature} must be above 0, or auto")

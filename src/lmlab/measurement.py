@@ -242,7 +242,7 @@ def compared(
         measured = []
         for run in runs:
             protocol = run.protocol if evaluation is None else run.resolve(evaluation)
-            log.info("%s, %s", run.path, protocol.name)
+            log.debug("%s, %s", run.path, protocol.name)
             measured.append(scored(run, place, protocol).scores)
         found.append(Side(name, configuration, measured))
     check(found, own_protocols)

@@ -244,7 +244,14 @@ def test_runs_are_listed_best_first(trained, capsys):
         "ngram",
         "1",
     ]
-    assert "more columns" in call(capsys, "runs", f"root={root}")
+    told = call(capsys, "runs", f"root={root}")
+    assert "more columns" in told
+    # Two protocols: no two numbers of theirs in one table.
+    carried, sliding = told.split("\nsliding-16/8\n")
+    assert "lstm" in carried
+    assert "transformer" not in carried
+    assert "transformer" in sliding
+    assert "2 protocols, whose numbers are not comparable" in sliding
 
 
 def test_prune_says_before_it_does(trained, tmp_path, capsys):

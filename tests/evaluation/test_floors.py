@@ -1,12 +1,13 @@
 """The floors: right, measured on the same tokens, counted once."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lmlab.config import compose
-from lmlab.evaluation.floors import floors
+from lmlab.evaluation.floors import PLAIN, floors
 from lmlab.experiment import build_store
 from lmlab.models.ngram import NGramLM
 
@@ -61,3 +62,12 @@ def test_a_damaged_cache_is_counted_again(store):
     for damage in ("", "[]", '{"unigram": 3}'):
         path.write_text(damage)
         assert floors(store, ["val"]) == first
+
+
+def test_a_limit_of_the_models_protocol_holds_for_the_floors_too(store):
+    limited = replace(PLAIN, policy="sliding", lanes=None, limit_tokens=2)
+    whole, part = floors(store, ["val"]), floors(store, {"val": store.split("val")}, limited)
+    assert part["unigram"]["val"]["tokens"] == 2
+    # "a b" by the discounted counts above.
+    assert part["unigram"]["val"]["nats"] == pytest.approx(-math.log(0.1925 * 0.3925), rel=1e-6)
+    assert floors(store, ["val"]) == whole

@@ -47,7 +47,8 @@ def show_table(frame, columns: list | None) -> None:
     from lmlab.cli.tables import console, show_frame
 
     under = frame["protocol"].fillna("") if "protocol" in frame else None
-    names = [] if under is None else [name for name in under.unique() if name]
+    measured = columns is None or any(column.startswith(("val/", "test/")) for column in columns)
+    names = [name for name in under.unique() if name] if under is not None and measured else []
     for name in names if len(names) > 1 else [None]:
         # Runs without numbers yet stand in the first.
         rows = frame if name is None else frame[under.isin([name, ""] if name == names[0] else [name])]

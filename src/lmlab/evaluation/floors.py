@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmlab.data.store import Split, Store
@@ -21,11 +21,15 @@ def floors_protocol(protocol: Protocol) -> Protocol:
     return Protocol(VERSION, "carried", 1, None, None, "32", protocol.limit_tokens, protocol.unknown)
 
 
-def floors(store: Store, parts: Mapping[str, Split], protocol: Protocol) -> dict[str, dict[str, Any]]:
+def floors(
+    store: Store, parts: Mapping[str, Split] | Sequence[str], protocol: Protocol = PLAIN
+) -> dict[str, dict[str, Any]]:
     """{floor: {split: likelihood}} of these splits, fitted on the store's train split and kept beside it.
 
-    parts: splits by name, as the model's protocol reads them: its charges and its limit hold for the floors, too.
+    parts: names of the store's splits, or, where the model's protocol charges for <unk> or has a limit, these splits as
+    it reads them: both hold for the floors, too.
     """
+    parts = parts if isinstance(parts, Mapping) else {name: store.split(name) for name in parts}
     ours = floors_protocol(protocol)
     path = store.path / f"floors-{IDENTITY}.json"
     try:

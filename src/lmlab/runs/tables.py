@@ -116,10 +116,10 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
 
 def protocol_name(results: Mapping[str, Any]) -> str:
     """What the run was measured under; numbers of two are not comparable. <unk> that count as a token are told."""
-    protocol = results["protocol"]
+    protocol = results.get("protocol") or {}
     name = protocol.get("name", "recorded before protocols had names")
     unknown = any(sums.get("unknown") for sums in results["splits"].values())
-    return f"{name} with <unk>" if unknown and protocol["unknown"] == "token" else name
+    return f"{name} with <unk>" if unknown and protocol.get("unknown", "token") == "token" else name
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:

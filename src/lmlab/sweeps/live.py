@@ -57,7 +57,7 @@ class View:
 
     def __init__(self, directory: Path, ledger: Ledger, asked: Asked):
         self.directory, self.ledger, self.asked = directory, ledger, asked
-        self.shown = {row["id"]: row["status"] for row in ledger.trials()}
+        self.shown = {row["id"]: (row["status"], row["step"]) for row in ledger.trials()}
         self.looked = 0.0
         self.live: Any = None
 
@@ -82,8 +82,9 @@ class View:
             return
         self.looked = time.monotonic()
         for row in self.ledger.trials("done", "pruned", "failed"):
-            if self.shown.get(row["id"]) != row["status"]:
-                self.shown[row["id"]] = row["status"]
+            # A pruned trial that went on and was pruned again is news.
+            if self.shown.get(row["id"]) != (row["status"], row["step"]):
+                self.shown[row["id"]] = (row["status"], row["step"])
                 if self.live is None or row["status"] == "failed":
                     self.say(trial_line(row))
         if self.live is not None:

@@ -84,13 +84,13 @@ def parameter(key: str, text: str) -> Parameter:
     """From Hydra's syntax: a,b or choice(a,b), range(1,9,2), interval(0,1), int(interval(1,8)), tag(log,...)."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     try:
         override = OverridesParser.create().parse_override(f"{key}={text}")
         sweep = override.value()
         texts = tuple(override.sweep_string_iterator()) if isinstance(sweep, ChoiceSweep | RangeSweep) else ()
-    except (OverrideParseException, ValueError) as error:
+    except (HydraException, ValueError) as error:
         raise ValueError(
             f"{key}={text} is no space; write choice(a,b), range(1,9,2), interval(0,1) or tag(log,interval(1e-4,1e-1))"
         ) from error

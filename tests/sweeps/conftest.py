@@ -1,0 +1,39 @@
+"""Sweeps of runs of a few steps: in this process, where a test does not ask for workers of their own."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WORDS = ["the", "a", "cat", "dog", "sees", "hears", "old", "red", "house", "tree", "and", "under", "night"]
+TINY = ["corpus=files", "corpus.split_by=share", "corpus.val_share=0.2", "corpus.test_share=0.1", "corpus.train=t.txt"]
+TINY += ["tokenizer=byte", "trainer=cpu", "logger=none", "callbacks.samples=null", "validation.train_tokens=20"]
+TINY += ["model=lstm", "model.d_model=8", "model.n_layers=1", "batching=lanes", "batching.batch_size=4"]
+TINY += ["batching.seq_len=16", "optimizer=adam", "trainer.max_steps=9", "trainer.val_check_interval=3"]
+TINY += ["precision=32", "compile=false", "callbacks.checkpoints.every_minutes=null"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    chosen = random.Random(0)
+    (tmp_path / "t.txt").write_text(" ".join(chosen.choice(WORDS) for _ in range(500)) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """sweep(*words): the exit status of `lmlab sweep` on tiny runs, its one worker being this process."""
+    from lmlab.cli import main
+    from lmlab.errors import INTERRUPTED
+    from lmlab.sweeps.crew import LocalCrew
+    from lmlab.sweeps.worker import Worker
+
+    def alone(self: LocalCrew, ledger, look) -> bool:
+        interrupted = Worker(self.directory, "0").run() == INTERRUPTED
+        look()
+        return interrupted
+
+    monkeypatch.setattr(LocalCrew, "run", alone)
+    return lambda *words: main(["sweep", *TINY, "sweep_dir=s", *words])

@@ -1,0 +1,127 @@
+"""The ledger under many hands: each trial drawn once, the dead noticed, damage told."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmlab.sweeps.ledger import Ledger, birth, journal, me
+
+DRAW = """
+import sys
+from lmlab.sweeps.ledger import Ledger
+with Ledger(sys.argv[1]) as ledger:
+    while True:
+        with ledger.transaction():
+            row = ledger.next_waiting()
+            if row is None:
+                break
+            ledger.start(row["id"], "w")
+        ledger.set(row["id"], status="done")
+        print(row["id"], flush=True)
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path: Path):
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as opened:
+        yield opened
+
+
+def test_processes_at_once_draw_every_trial_once(ledger):
+    for _ in range(20):
+        ledger.add_point({}, [], {}, [0, 1])
+    others = [
+        subprocess.Popen([sys.executable, "-c", DRAW, str(ledger.path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    drawn = [line for process in others for line in process.communicate(timeout=60)[0].split()]
+    assert sorted(map(int, drawn)) == list(range(1, 41))
+
+
+def test_a_transaction_that_is_killed_leaves_nothing(ledger):
+    code = (
+        "import os, sys\nfrom lmlab.sweeps.ledger import Ledger\nledger = Ledger(sys.argv[1])\n"
+        "ledger.connection.execute('BEGIN IMMEDIATE')\nledger.add_point({}, ['a=1'], {}, [0])\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(ledger.path)])
+    assert done.returncode == -signal.SIGKILL
+    assert ledger.n_points() == 0
+    assert ledger.add_point({}, ["a=1"], {}, [0]) == 0
+
+
+def test_the_trial_of_a_dead_process_is_an_orphan_and_that_of_a_living_one_is_not(ledger):
+    ledger.add_point({}, [], {}, [0, 1])
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    born = birth(other.pid)
+    ledger.start(1, "w")
+    ledger.start(2, "w")
+    ledger.set(1, pid=other.pid, born=born)
+    assert ledger.orphans() == []
+    other.communicate()
+    assert [row["id"] for row in ledger.orphans()] == [1]
+    # Another process may have got the number since.
+    ledger.set(2, born="0")
+    assert [row["id"] for row in ledger.orphans()] == [1, 2]
+
+
+def test_a_silent_worker_elsewhere_is_dead_after_a_while(ledger):
+    ledger.add_point({}, [], {}, [0])
+    row = ledger.start(1, "w")
+    ledger.set(1, host="elsewhere")
+    assert ledger.orphans() == []
+    ledger.set(1, heartbeat=row["heartbeat"] - 1000)
+    assert len(ledger.orphans()) == 1
+
+
+def test_two_trials_of_one_directory_take_turns(ledger):
+    ledger.add_point({}, [], {}, [0, 0])
+    ledger.start(1, "w")
+    assert ledger.place(1, "name", "trials/name")
+    ledger.start(2, "w")
+    assert not ledger.place(2, "name", "trials/name")
+    assert ledger.next_waiting() is None
+    ledger.set(1, status="done")
+    assert ledger.next_waiting()["id"] == 2
+
+
+def test_signs_of_life_are_of_this_process(ledger):
+    ledger.add_point({}, [], {}, [0, 1])
+    ledger.start(1, "w")
+    ledger.start(2, "w")
+    ledger.set(1, heartbeat=0)
+    ledger.set(2, heartbeat=0, pid=me()[1] + 1)
+    ledger.beat()
+    assert ledger.trial(1)["heartbeat"] > 0
+    assert ledger.trial(2)["heartbeat"] == 0
+
+
+def test_a_damaged_ledger_is_told_and_left_alone(ledger):
+    ledger.close()
+    ledger.path.write_bytes(b"not a database at all" * 100)
+    for suffix in ("-wal", "-shm"):
+        ledger.path.with_name(ledger.path.name + suffix).unlink(missing_ok=True)
+    before = ledger.path.read_bytes()
+    with pytest.raises(ValueError, match=r"ledger.sqlite is damaged .* move it away"):
+        Ledger(ledger.path, create=True)
+    assert ledger.path.read_bytes() == before
+
+
+def test_another_format_and_no_ledger_are_refused(ledger):
+    ledger.remember("format", 99)
+    with pytest.raises(ValueError, match="ledger format 99"):
+        Ledger(ledger.path)
+    with pytest.raises(FileNotFoundError, match="is no sweep"):
+        Ledger(ledger.path.parent / "none" / "ledger.sqlite")
+
+
+def test_a_disk_of_this_machine_has_write_ahead_logging(ledger):
+    assert journal(ledger.path) == "wal"
+    (mode,) = sqlite3.connect(ledger.path).execute("PRAGMA journal_mode").fetchone()
+    assert mode == "wal"
+    assert birth(os.getpid()) == me()[2]

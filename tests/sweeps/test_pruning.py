@@ -1,0 +1,120 @@
+"""Rungs, brackets and promotions, worked out by hand."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.pruning import behind, bracket, check, goal, promote, shares
+
+ASHA = {"rule": "asha", "factor": 3, "first": 1 / 9, "least": 2}
+ASKED = Asked(
+    name="a", strategy="random", strategy_seed=0, trials=9, space={"x": "interval(0,1)"}, when={}, points=[],
+    overrides=[], objective=[{"metric": "val/bpb", "direction": "minimize"}], replicates=1, seeds=[0], pruning=ASHA,
+    retries=0, out_of_memory="fail", keep="all", test=False, config_dir=None, base={}, fingerprint="",
+)  # fmt: skip
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as opened:
+        yield opened
+
+
+def stop(ledger: Ledger, trial: int, step: int, value: float, rung: int | None = 0) -> None:
+    ledger.set(trial, total_steps=90, status="pruned", rung=rung)
+    ledger.report(trial, step, value)
+
+
+def test_rungs_are_shares_of_a_trials_own_steps():
+    assert shares(ASHA, 0) == pytest.approx([1 / 9, 1 / 3])
+    assert [goal(ASHA, 0, rung, 90) for rung in (0, 1, 2, None)] == [10, 30, 90, 90]
+    # Steps are whole: a rung is reached when its share is.
+    assert goal(ASHA, 0, 0, 100) == 12
+    assert shares({**ASHA, "rule": "none"}, 0) == []
+
+
+def test_hyperband_deals_points_to_brackets_in_its_proportions():
+    rule = {**ASHA, "rule": "hyperband"}
+    # Algorithm 1 of the paper for s_max = 2, eta = 3: 9, 5 and 3 points begin in brackets 2, 1 and 0.
+    dealt = [bracket(rule, point) for point in range(17)]
+    assert [dealt.count(b) for b in (0, 1, 2)] == [9, 5, 3]
+    assert [len(shares(rule, dealt.index(b))) for b in (0, 1, 2)] == [2, 1, 0]
+    assert bracket(rule, 17) == 0
+
+
+def test_the_best_third_of_a_rung_goes_on_and_no_more(ledger):
+    for _ in range(9):
+        ledger.add_point({}, [], {}, [0])
+    for trial, value in enumerate([5.0, 3.0, 8.0, 1.0, 9.0, 2.0, 7.0, 6.0, 4.0], 1):
+        stop(ledger, trial, 10, value)
+    ledger.set(9, status="running")
+    promoted = []
+    while promote(ASKED, ledger):
+        promoted += [row["id"] for row in ledger.trials("waiting") if row["id"] not in promoted]
+    # 9 // 3 of the values, lowest first: 1.0, 2.0, 3.0.
+    assert promoted == [4, 6, 2]
+    assert {row["rung"] for row in ledger.trials("waiting")} == {1}
+    # At the next rung two of them: one // 3 is none, while another is at work.
+    stop(ledger, 4, 30, 1.0, 1)
+    stop(ledger, 6, 30, 0.5, 1)
+    assert not promote(ASKED, ledger)
+    # With nothing else to do, the best goes to its end.
+    for trial in (2, 9):
+        ledger.set(trial, status="failed")
+    assert promote(ASKED, ledger)
+    (row,) = ledger.trials("waiting")
+    assert (row["id"], row["rung"]) == (6, None)
+
+
+def test_a_maximised_objective_promotes_the_largest(ledger):
+    for trial, value in enumerate([1.0, 3.0, 2.0], 1):
+        ledger.add_point({}, [], {}, [0])
+        stop(ledger, trial, 10, value)
+    assert promote(replace(ASKED, objective=[{"metric": "val/bpb", "direction": "maximize"}]), ledger)
+    assert [row["id"] for row in ledger.trials("waiting")] == [2]
+
+
+def test_replicates_are_promoted_together_by_their_mean(ledger):
+    for _ in range(3):
+        ledger.add_point({}, [], {}, [0, 1])
+    for trial, value in enumerate([1.0, 9.0, 4.0, 4.0, 6.0, 6.0], 1):
+        stop(ledger, trial, 10, value)
+    assert promote(ASKED, ledger)
+    assert [row["id"] for row in ledger.trials("waiting")] == [3, 4]
+
+
+def test_what_was_pruned_goes_on_once_nothing_is_to_be_pruned(ledger):
+    ledger.add_point({}, [], {}, [0])
+    stop(ledger, 1, 10, 1.0)
+    assert not promote(replace(ASKED, pruning={**ASHA, "rule": "median"}), ledger)
+    assert promote(replace(ASKED, pruning={**ASHA, "rule": "none"}), ledger)
+    assert ledger.trials("waiting")[0]["rung"] is None
+
+
+def test_median_stops_what_is_worse_than_the_middle_of_the_others(ledger):
+    rule = replace(ASKED, pruning={**ASHA, "rule": "median"})
+    for _ in range(3):
+        ledger.add_point(json.loads("{}"), [], {}, [0])
+    ledger.report(1, 10, 2.0)
+    ledger.report(3, 10, 3.5)
+    # One other is too few.
+    assert not behind(replace(rule, pruning={**rule.pruning, "least": 2}), ledger, 3, 10)
+    ledger.report(2, 10, 4.0)
+    # The median of 2 and 4 is 3.
+    assert behind(rule, ledger, 3, 10)
+    # Its best so far counts, not the latest.
+    ledger.report(3, 5, 2.5)
+    assert not behind(rule, ledger, 3, 10)
+    assert not behind(ASKED, ledger, 3, 10)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"factor": 1}, "pruning.factor=1"), ({"first": 0}, "pruning.first=0"), ({"least": 0}, "pruning.least=0")],
+)
+def test_numbers_that_make_no_rungs_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        check(ASHA | wrong)

@@ -80,7 +80,7 @@ def known_keys(verb: str) -> list[str]:
     groups = [
         g for g in folders if g in composed or verb == "train" or (verb == "evaluate" and g in ("corpus", "evaluation"))
     ]
-    if verb == "bench":
+    if verb in ("bench", "sweep"):
         return [*keys, *known_keys("train")]
     known = keys + groups + [f"{g}.{k}" for g in groups for o in options(g) for k in _keys_of(g, o)]
     return list(dict.fromkeys(known))

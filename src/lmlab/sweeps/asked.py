@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,26 +53,27 @@ class Asked:
     base: dict[str, Any]
     fingerprint: str
 
-    @property
+    @cached_property
     def fixed(self) -> dict[str, str]:
         """Key: text of what every trial has."""
         pairs = (o.partition("=") for o in self.overrides)
         return {key.lstrip("+~"): value for key, _, value in pairs}
 
-    @property
+    @cached_property
     def parameters(self) -> list[Parameter]:
         return parse(self.space, self.when, self.fixed)
 
-    def listed(self) -> list[dict[str, Any]] | None:
-        """All points of a grid, None where points are drawn; a fixed list has its overrides instead."""
-        return list(grid(self.parameters)) if self.strategy == "grid" else None
+    @cached_property
+    def listed(self) -> list[dict[str, Any]]:
+        """All points of a grid. Raises ValueError where there is no such list."""
+        return list(grid(self.parameters))
 
-    @property
+    @cached_property
     def n_points(self) -> int:
         """How many points there will be."""
         if self.strategy not in ("grid", "list"):
             return int(self.trials)  # type: ignore[arg-type]
-        most = len(self.points) if self.strategy == "list" else len(self.listed() or ())
+        most = len(self.points) if self.strategy == "list" else len(self.listed)
         return most if self.trials is None else min(most, self.trials)
 
     def overrides_of(self, point: Mapping[str, Any]) -> list[str]:

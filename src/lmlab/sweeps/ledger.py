@@ -13,6 +13,7 @@ Tables:
 - `meta(key, value)`.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -96,13 +97,9 @@ class Ledger:
         if not create and not self.path.is_file():
             raise FileNotFoundError(f"{self.path.parent} is no sweep: it has no {self.path.name}")
         try:
-            # One connection for all of a process's threads: who writes takes `transaction`.
-            self.connection = sqlite3.connect(self.path, timeout=120, isolation_level=None, check_same_thread=True)
-            self.connection.row_factory = sqlite3.Row
-            if create:
-                self.connection.execute(f"PRAGMA journal_mode={journal(self.path)}")
-                self.connection.executescript(SCHEMA)
-                self.connection.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (FORMAT,))
+            if create and not self.path.exists():
+                self._create()
+            self.connection = self._connect(self.path)
             found = self.meta("format")
         except sqlite3.DatabaseError as error:
             raise ValueError(
@@ -111,6 +108,26 @@ class Ledger:
             ) from error
         if found != str(FORMAT):
             raise ValueError(f"{self.path} has ledger format {found}, this version reads {FORMAT}")
+
+    @staticmethod
+    def _connect(path: Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=120, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        return connection
+
+    def _create(self) -> None:
+        """Whole or not at all: others may be looking for it."""
+        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        beside.unlink(missing_ok=True)
+        connection = self._connect(beside)
+        connection.executescript(SCHEMA)
+        connection.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
+        connection.execute(f"PRAGMA journal_mode={journal(self.path)}")
+        connection.close()
+        # Another process may have been faster.
+        with contextlib.suppress(FileExistsError):
+            os.link(beside, self.path)
+        beside.unlink()
 
     def close(self) -> None:
         self.connection.close()

@@ -38,7 +38,7 @@ def propose(asked: Asked, ledger: Ledger, rung: int | None = None) -> int | None
         if asked.strategy == "list":
             return ledger.add_point({}, asked.points[number], {}, asked.seeds, rung)
         if asked.strategy == "grid":
-            point: dict[str, Any] = (asked.listed() or [])[number]
+            point: dict[str, Any] = asked.listed[number]
             attrs: dict[str, Any] = {}
         else:
             point, attrs = draw(asked, history(asked, ledger), number)

@@ -39,13 +39,14 @@ def sweep(
     strategy.check(options["strategy"])
     asked = settle(options, arguments, config)
     directory = Path(options["sweep_dir"] or default_directory(asked, config))
+    n_points = asked.n_points
     fresh = not (directory / "sweep.yaml").exists()
     asked.save(directory)
     with Ledger(directory / "ledger.sqlite", create=True) as ledger:
         begin(asked, ledger)
         before = ledger.counts()
         known = "" if fresh else f", continued: {before['done']} done, {before['waiting']} to go on"
-        log.info("sweep %s: %d points%s", directory, asked.n_points, known)
+        log.info("sweep %s: %d points%s", directory, n_points, known)
         crew = build_crew(options["workers"], directory, asked, config, hydra_context, task_function)
         mirror, tidy = Mirror(directory, asked), Tidy(asked, ledger, directory)
         with View(directory, ledger, asked) as view:

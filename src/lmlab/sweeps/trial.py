@@ -16,6 +16,7 @@ from lmlab.config import compose, literal, plain, with_budget
 from lmlab.experiment import build_text, check_config, train
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import numbers
+from lmlab.sweeps.asked import METRICS
 
 # Letters of a directory's readable part: file systems take 255 in all, terminals fewer.
 READABLE = 90
@@ -72,8 +73,7 @@ def run(
 
 def values(results: Mapping[str, Any]) -> dict[str, float]:
     """A finished run's numbers, by the names that an objective has."""
-    told = {k: v for k, v in numbers(results).items() if isinstance(v, int | float)}
-    return told
+    return {k: v for k, v in numbers(results).items() if k in METRICS and isinstance(v, int | float)}
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:

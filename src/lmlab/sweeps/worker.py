@@ -165,8 +165,12 @@ class Worker:
         from lmlab.sweeps.trial import ran_out_of_memory
 
         code, reason = classify(error, "train")
-        log.error("%s", reason, exc_info=error)
-        halved = halve(self.asked, self.ledger.trial(row["id"])) if ran_out_of_memory(error) else None
+        # The traceback is for this worker's own file.
+        log.debug("%s", reason, exc_info=error)
+        halved = None
+        if ran_out_of_memory(error):
+            code, reason = TRAINING_FAILED, reason if "out of memory" in reason else f"out of memory: {reason}"
+            halved = halve(self.asked, self.ledger.trial(row["id"]))
         give_up_or_retry(self.asked, self.ledger, row["id"], " ".join(reason.split()), code, halved)
 
 

@@ -1,0 +1,74 @@
+"""A sweep that is killed at any moment and started again ends as one that never was."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.sweeps.conftest import TINY
+
+from lmlab.sweeps.ledger import Ledger
+from lmlab.training.checkpoints import read
+
+CODE = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
+LONGER = ["trainer.max_steps=200", "trainer.val_check_interval=40", "keep=all"]
+GRID = ["optimizer.lr=1e-3,3e-3,1e-2,3e-2", "model.d_model=4,6,8", "replicates=2", "workers=2", "strategy=grid"]
+DRAWN = ["optimizer.lr=tag(log,interval(1e-3,1e-1))", "model.d_model=int(interval(4,8))", "strategy=tpe", "trials=24"]
+
+
+def start(directory: str, words: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-c", CODE, "sweep", *TINY, *LONGER, *words, f"sweep_dir={directory}"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def rows(directory: Path) -> list[dict]:
+    with Ledger(directory / "ledger.sqlite") as ledger:
+        return [dict(row) for row in ledger.trials()]
+
+
+def table(directory: Path) -> list[tuple]:
+    """What the sweep found, without what the clock measured."""
+    told = []
+    for row in rows(directory):
+        values = {k: v for k, v in json.loads(row["values_"]).items() if not k.startswith(("seconds", "tokens_per"))}
+        told.append((row["point"], row["replicate"], row["name"], row["status"], values))
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [GRID, [*DRAWN, "workers=1"]], ids=["grid on two workers", "tpe on one"])
+def test_killed_three_times_a_sweep_of_24_trials_ends_with_the_same_table(here, words):
+    began = time.monotonic()
+    whole = start("whole", words)
+    assert whole.wait(timeout=600) == 0, whole.stderr.read().decode()
+    seconds, chosen = time.monotonic() - began, random.Random(0)
+    done: dict[str, list[int]] = {}
+    for _ in range(3):
+        running = start("killed", words)
+        # At random, somewhere in what is left, but not before there is anything to lose.
+        while not (here / "killed/ledger.sqlite").exists():
+            time.sleep(0.05)
+        time.sleep(chosen.uniform(0.15, 0.35) * seconds)
+        assert running.poll() is None, "it had ended before it could be killed"
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        for row in rows(here / "killed"):
+            path = here / "killed" / (row["run_dir"] or "none") / "checkpoints/last.ckpt"
+            if row["status"] == "running" and path.exists():
+                done.setdefault(row["name"], []).append(read(path)["lmlab"]["step"])
+    again = start("killed", words)
+    assert again.wait(timeout=600) == 0, again.stderr.read().decode()
+    assert len(table(here / "killed")) == 24
+    assert table(here / "killed") == table(here / "whole")
+    # Each went on from its last checkpoint, and none was begun a second time.
+    for row in rows(here / "killed"):
+        log = (here / "killed" / row["run_dir"] / "train.log").read_text()
+        steps = [int(step) for step in re.findall(r"continuing after step (\d+)", log)]
+        assert [step for step in steps if step < 200] == done.get(row["name"], []), row["name"]
+        assert not re.findall(r"validation at step 40:.*validation at step 40:", log, re.DOTALL)

@@ -1,0 +1,149 @@
+"""lmlab sweep from its command line: continued, extended, refused; with its one worker in this process."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.sweeper import split
+
+
+def table(here, *columns: str) -> list[tuple]:
+    with Ledger(here / "s/ledger.sqlite") as ledger:
+        return [tuple(row[c] for c in columns) for row in ledger.trials()]
+
+
+def test_the_same_command_again_trains_nothing_and_more_trials_go_on(sweep, here, capsys):
+    command = ["optimizer.lr=interval(1e-3,1e-1)", "strategy=random"]
+    assert sweep(*command, "trials=2") == 0
+    before = table(here, "name", "status", "values_", "started")
+    files = {p: p.stat().st_mtime_ns for p in (here / "s/trials").rglob("results.json")}
+    assert [row[1] for row in before] == ["done", "done"]
+    assert sweep(*command, "trials=2") == 0
+    assert table(here, "name", "status", "values_", "started") == before
+    assert {p: p.stat().st_mtime_ns for p in (here / "s/trials").rglob("results.json")} == files
+    assert sweep(*command, "trials=3") == 0
+    assert table(here, "name", "status", "values_", "started")[:2] == before
+    assert len(table(here, "name")) == 3
+    assert sweep(*command, "trials=2") == 2
+    assert "trials=2 is below the 3" in capsys.readouterr().err
+    # A ledger that is lost is made again from the runs.
+    for path in (here / "s").glob("ledger.sqlite*"):
+        path.unlink()
+    assert sweep(*command, "trials=3") == 0
+    assert [row[:3] for row in table(here, "name", "status", "values_")][:2] == [row[:3] for row in before]
+
+
+def test_replicates_differ_in_their_seed_alone_and_their_mean_decides(sweep, here, capsys):
+    assert sweep("optimizer.lr=1e-3,1e-1", "replicates=2", "seed=3") == 0
+    rows = table(here, "point", "replicate", "seed", "values_")
+    assert [row[:3] for row in rows] == [(0, 0, 3), (0, 1, 4), (1, 0, 3), (1, 1, 4)]
+    bpb = [json.loads(row[3])["val/bpb"] for row in rows]
+    best = min((bpb[0] + bpb[1]) / 2, (bpb[2] + bpb[3]) / 2)
+    assert f"best: val/bpb {best:.4f}  optimizer.lr=0.1" in capsys.readouterr().out
+    # keep=best: the winner's, of both seeds; test is scored for these alone.
+    kept = sorted(p.parts[-3].partition("-")[0] for p in (here / "s/trials").rglob("*.ckpt"))
+    assert kept == ["lr=0.1_seed3", "lr=0.1_seed4"]
+    scored = [p.parent.name for p in (here / "s/trials").rglob("results.json") if '"test"' in p.read_text()]
+    assert sorted(name.partition("-")[0] for name in scored) == kept
+    asked = yaml.safe_load((here / "s/sweep.yaml").read_text())
+    assert asked["space"] == {"optimizer.lr": "1e-3,1e-1"}
+    assert asked["replicates"] == 2
+    (record,) = (here / "s/trials").glob("lr=0.1_seed4-*/trial.yaml")
+    told = yaml.safe_load(record.read_text())
+    assert (told["overrides"], told["point"], told["replicate"], told["seed"]) == (["optimizer.lr=0.1"], 1, 1, 4)
+
+
+def test_several_seeds_are_replicates(sweep, here):
+    assert sweep("seed=5,7", "keep=all") == 0
+    assert table(here, "point", "seed") == [(0, 5), (0, 7)]
+    assert len(list((here / "s/trials").rglob("last.ckpt"))) == 2
+
+
+def test_conditions_and_a_fixed_list_make_the_points_that_they_say(sweep, here):
+    conf = here / "conf/sweep"
+    conf.mkdir(parents=True)
+    (conf / "mine.yaml").write_text(
+        "# @package hydra.sweeper\nspace:\n  model.cell: choice(gru,lstm)\n  optimizer.weight_decay: choice(0.1,0.2)\n"
+        "when:\n  optimizer.weight_decay: model.cell=lstm\noverrides: [floors=false]\n"
+    )
+    assert sweep("--config-dir", str(here / "conf"), "sweep=mine") == 0
+    told = [json.loads(row[0]) for row in table(here, "overrides")]
+    assert told == [["model.cell=gru"], *(["model.cell=lstm", f"optimizer.weight_decay={p}"] for p in (0.1, 0.2))]
+    shutil.rmtree(here / "s")
+    points = """points=[["optimizer.lr=1e-2"],["optimizer.lr=1e-3","model.d_model=4"]]"""
+    assert sweep("strategy=list", points) == 0
+    assert [json.loads(row[0])[-1] for row in table(here, "overrides")] == ["optimizer.lr=1e-2", "model.d_model=4"]
+
+
+def test_asha_stops_most_trials_and_what_is_promoted_ends_as_if_never_stopped(sweep, here):
+    command = ["optimizer.lr=1e-3,1e-2,1e-1", "keep=all", "pruning.first=0.3333"]
+    assert sweep(*command, "pruning.rule=asha") == 0
+    statuses = dict(table(here, "name", "status"))
+    assert sorted(statuses.values()) == ["done", "pruned", "pruned"]
+    (best,) = (name for name, status in statuses.items() if status == "done")
+    results = {name: json.loads((here / "s/trials" / name / "results.json").read_text()) for name in statuses}
+    assert [results[n]["training"]["steps"] for n in statuses] == [9 if n == best else 3 for n in statuses]
+    # A run that was stopped keeps its curve, and costs no evaluation.
+    assert all(not r["splits"] and r["training"]["history"] for n, r in results.items() if n != best)
+    # Promoted later, without starting over: only six more steps of each, and all three as if never pruned.
+    assert sweep(*command, "pruning.rule=none") == 0
+    promoted = {n: json.loads((here / "s/trials" / n / "results.json").read_text()) for n in statuses}
+    shutil.move(here / "s", here / "before")
+    assert sweep(*command, "pruning.rule=none") == 0
+    for name in statuses:
+        whole = json.loads((here / "s/trials" / name / "results.json").read_text())
+        assert whole["splits"]["val"] == promoted[name]["splits"]["val"]
+        assert whole["training"]["history"] == promoted[name]["training"]["history"]
+        log = (here / "before/trials" / name / "train.log").read_text()
+        assert log.count("continuing after step 3") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the space is empty"),
+        (["optimizer.lr=choice()"], "choice"),
+        (["optimizer.lrr=1,2"], "no key 'optimizer.lrr' (did you mean optimizer.lr?)"),
+        (["optimizer.lr=1e-2,1e-3", "objective=[{metric: val/accuracy, direction: minimize}]"], "no run logs it"),
+        (["optimizer.lr=1e-2,1e-3", "objective=[{metric: test/bpb, direction: minimize}]"], "for the winner alone"),
+        (["optimizer.lr=1e-2,1e-3", "objective=[]"], "nothing to choose by"),
+        (["optimizer.lr=1e-2,1e-3", "workers=0"], "workers=0 must be a whole number, at least 1, or auto"),
+        (["optimizer.lr=1e-2,1e-3", "replicates=0"], "replicates=0"),
+        (["optimizer.lr=1e-2,1e-3", "strategy=tpa"], "strategy=tpa must be one of"),
+        (["optimizer.lr=1e-2,1e-3", "strategy=tpe"], "trials=... is needed"),
+        (["optimizer.lr=1e-2,1e-3", "strategyy=tpe"], "no key 'strategyy'"),
+        (["optimizer.lr=interval(0,1)"], "strategy=grid needs values"),
+        (["strategy=list"], "points=[] has nothing to run"),
+        (["sweep=none_such"], "no option sweep=none_such"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line_and_leaves_nothing(sweep, here, capsys, words, message):
+    assert sweep(*words) == 2
+    told = capsys.readouterr().err.strip()
+    assert message in told
+    assert len(told.splitlines()) == 1
+    assert [path.name for path in here.iterdir()] == ["t.txt"]
+
+
+def test_a_directory_of_another_sweep_and_a_damaged_ledger_are_left_as_they_are(sweep, here, capsys):
+    assert sweep("optimizer.lr=1e-2,1e-3") == 0
+    before = {p: p.read_bytes() for p in (here / "s").rglob("*") if p.is_file()}
+    assert sweep("optimizer.lr=1e-2,1e-4") == 2
+    assert "s is another sweep (space.optimizer.lr: '1e-2,1e-3' there, '1e-2,1e-4' now)" in capsys.readouterr().err
+    assert sweep("optimizer.lr=1e-2,1e-3", "model.d_model=6") == 2
+    assert "model.d_model: 8 there, 6 now" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (here / "s").rglob("*") if p.is_file()} == before
+    (here / "s/ledger.sqlite").write_bytes(b"damaged" * 1000)
+    before = {p: p.read_bytes() for p in (here / "s").rglob("*") if p.is_file()}
+    assert sweep("optimizer.lr=1e-2,1e-3") == 2
+    assert "ledger.sqlite is damaged" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (here / "s").rglob("*") if p.is_file()} == before
+
+
+def test_the_last_word_on_a_key_is_the_command_lines():
+    fixed, varied = split(["a=1,2", "b=1", "hydra.verbose=true", "sweep=lr", "a=3", "b=1,2", "+c=4"])
+    assert fixed == {"a": "a=3", "c": "+c=4"}
+    assert varied == {"b": "1,2"}

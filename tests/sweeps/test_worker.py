@@ -1,0 +1,129 @@
+"""A worker: what goes wrong with one trial stays with that trial; a warm one trains what a cold one trains."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.sweeps.conftest import TINY
+
+from lmlab.sweeps import trial as trials
+from lmlab.sweeps.ledger import Ledger
+from lmlab.training.checkpoints import read
+
+
+def rows(here: Path) -> list[dict]:
+    with Ledger(here / "s/ledger.sqlite") as ledger:
+        return [dict(row) for row in ledger.trials()]
+
+
+def same(ours, theirs) -> bool:
+    if isinstance(ours, torch.Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list | tuple):
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    return ours == theirs
+
+
+def test_a_warm_trial_is_a_cold_one_to_the_last_bit(sweep, here):
+    points = (
+        """points=[["model=transformer","model.n_heads=2","batching=windows"],["optimizer=sgd"],["model.d_model=6"]]"""
+    )
+    assert sweep("strategy=list", "keep=all", points) == 0
+    warm = here / "s" / rows(here)[2]["run_dir"]
+    words = json.loads(rows(here)[2]["overrides"])
+    code = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "train", *TINY, *words, "run_dir=cold", "test=false"]
+    done = subprocess.run([*command, "floors=false"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for name in ("best.ckpt", "last.ckpt"):
+        a, b = read(warm / "checkpoints" / name), read(here / "cold/checkpoints" / name)
+        for checkpoint in (a, b):
+            checkpoint.get("lmlab", {}).pop("seconds", None)
+            checkpoint.pop("loops", None)
+        # The sweep's callback is one more; it has no state.
+        assert same(a, b)
+    a, b = (json.loads((path / "results.json").read_text()) for path in (warm, here / "cold"))
+    assert a["splits"]["val"] == b["splits"]["val"]
+    assert a["training"]["history"] == b["training"]["history"]
+
+
+def test_a_trial_that_raises_and_one_that_gives_nan_are_told_and_the_others_finish(sweep, here, capsys):
+    points = """points=[["batching.seq_len=99999"],["optimizer=sgd","optimizer.lr=1e30"],["model.d_model=6"]]"""
+    assert sweep("strategy=list", points) == 3
+    raised, nan, good = rows(here)
+    assert (raised["status"], raised["code"]) == ("failed", 2)
+    assert "batching.seq_len=99999" in raised["reason"]
+    assert (nan["status"], nan["code"]) == ("failed", 3)
+    assert "no longer finite" in nan["reason"]
+    assert good["status"] == "done"
+    assert "2 of the 3 trials failed" in capsys.readouterr().err
+    # The same again leaves them, unless it is told to try once more.
+    assert sweep("strategy=list", points) == 3
+    assert [row["attempts"] for row in rows(here)] == [1, 1, 0]
+    assert sweep("strategy=list", points, "retries=1") == 3
+    assert [row["attempts"] for row in rows(here)] == [2, 2, 0]
+
+
+def test_out_of_memory_is_tried_again_with_half_the_micro_batch_where_told(sweep, here, monkeypatch):
+    sizes = []
+
+    def hungry(config, path, record, watchers=()):
+        sizes.append(config.training.micro_batch_size)
+        if (config.training.micro_batch_size or config.batching.batch_size) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(config, path, record, watchers)
+
+    original = trials.run
+    monkeypatch.setattr(trials, "run", hungry)
+    assert sweep("model.d_model=6,8", "out_of_memory=halve") == 0
+    assert sizes == [None, 2, 1, None, 2, 1]
+    first = rows(here)[0]
+    assert (first["status"], first["micro_batch_size"], first["attempts"]) == ("done", 1, 0)
+    # The global batch is what it was.
+    assert "batch_size: 4" in (here / "s" / first["run_dir"] / "config.yaml").read_text()
+    sizes.clear()
+    assert sweep("model.d_model=6,7", "sweep_dir=t") == 3
+    assert sizes == [None, None]
+
+
+def test_memory_that_runs_out_is_recognised_however_it_is_said():
+    assert trials.ran_out_of_memory(torch.OutOfMemoryError("CUDA"))
+    assert trials.ran_out_of_memory(MemoryError())
+    assert trials.ran_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+
+    nested = ValueError("training failed")
+    nested.__cause__ = torch.OutOfMemoryError("CUDA")
+    assert trials.ran_out_of_memory(nested)
+    assert not trials.ran_out_of_memory(ValueError("optimizer.lr"))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced_and_its_trial_recorded(here):
+    """The process of the second trial is killed twice: told once to try again, it has failed then."""
+    code = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["optimizer.lr=1e-2,1e-3,1e-1", "trainer.max_steps=3000", "trainer.val_check_interval=500", "retries=1"]
+    command = [sys.executable, "-c", code, "sweep", *TINY, "sweep_dir=s", "workers=1", *words]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    killed: set[int] = set()
+    began = time.monotonic()
+    while len(killed) < 2 and time.monotonic() - began < 100 and running.poll() is None:
+        time.sleep(0.05)
+        if not (here / "s/ledger.sqlite").exists():
+            continue
+        for row in rows(here):
+            if row["status"] == "running" and row["point"] == 1 and row["run_dir"] and row["pid"] not in killed:
+                killed.add(row["pid"])
+                os.kill(row["pid"], signal.SIGKILL)
+    told = running.communicate(timeout=120)[1]
+    assert running.returncode == 3, told
+    assert [row["status"] for row in rows(here)] == ["done", "failed", "done"]
+    assert "killed by SIGKILL, as the system does when memory runs out" in rows(here)[1]["reason"]
+    assert "1 of the 3 trials failed" in told

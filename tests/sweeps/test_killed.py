@@ -24,7 +24,7 @@ DRAWN = ["optimizer.lr=tag(log,interval(1e-3,1e-1))", "model.d_model=int(interva
 
 def start(directory: str, words: list[str]) -> subprocess.Popen:
     command = [sys.executable, "-c", CODE, "sweep", *TINY, *LONGER, *words, f"sweep_dir={directory}"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def rows(directory: Path) -> list[dict]:
@@ -46,7 +46,7 @@ def table(directory: Path) -> list[tuple]:
 def test_killed_three_times_a_sweep_of_24_trials_ends_with_the_same_table(here, words):
     began = time.monotonic()
     whole = start("whole", words)
-    assert whole.wait(timeout=600) == 0, whole.stderr.read().decode()
+    assert whole.wait(timeout=600) == 0
     seconds, chosen = time.monotonic() - began, random.Random(0)
     done: dict[str, list[int]] = {}
     for _ in range(3):
@@ -63,12 +63,11 @@ def test_killed_three_times_a_sweep_of_24_trials_ends_with_the_same_table(here, 
             if row["status"] == "running" and path.exists():
                 done.setdefault(row["name"], []).append(read(path)["lmlab"]["step"])
     again = start("killed", words)
-    assert again.wait(timeout=600) == 0, again.stderr.read().decode()
+    assert again.wait(timeout=600) == 0
     assert len(table(here / "killed")) == 24
     assert table(here / "killed") == table(here / "whole")
     # Each went on from its last checkpoint, and none was begun a second time.
     for row in rows(here / "killed"):
         log = (here / "killed" / row["run_dir"] / "train.log").read_text()
         steps = [int(step) for step in re.findall(r"continuing after step (\d+)", log)]
-        assert [step for step in steps if step < 200] == done.get(row["name"], []), row["name"]
-        assert not re.findall(r"validation at step 40:.*validation at step 40:", log, re.DOTALL)
+        assert steps == done.get(row["name"], []), row["name"]

@@ -15,6 +15,7 @@ def table(here, *columns: str) -> list[tuple]:
         return [tuple(row[c] for c in columns) for row in ledger.trials()]
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_more_trials_go_on(sweep, here, capsys):
     command = ["optimizer.lr=interval(1e-3,1e-1)", "strategy=random"]
     assert sweep(*command, "trials=2") == 0
@@ -56,6 +57,7 @@ def test_replicates_differ_in_their_seed_alone_and_their_mean_decides(sweep, her
     assert (told["overrides"], told["point"], told["replicate"], told["seed"]) == (["optimizer.lr=0.1"], 1, 1, 4)
 
 
+@pytest.mark.slow
 def test_several_seeds_are_replicates(sweep, here):
     assert sweep("seed=5,7", "keep=all") == 0
     assert table(here, "point", "seed") == [(0, 5), (0, 7)]
@@ -78,6 +80,7 @@ def test_conditions_and_a_fixed_list_make_the_points_that_they_say(sweep, here):
     assert [json.loads(row[0])[-1] for row in table(here, "overrides")] == ["optimizer.lr=1e-2", "model.d_model=4"]
 
 
+@pytest.mark.slow
 def test_asha_stops_most_trials_and_what_is_promoted_ends_as_if_never_stopped(sweep, here):
     command = ["optimizer.lr=1e-3,1e-2,1e-1", "keep=all", "pruning.first=0.3333"]
     assert sweep(*command, "pruning.rule=asha") == 0

@@ -32,16 +32,16 @@ def same(ours, theirs) -> bool:
     return ours == theirs
 
 
+@pytest.mark.slow
 def test_a_warm_trial_is_a_cold_one_to_the_last_bit(sweep, here):
-    points = (
-        """points=[["model=transformer","model.n_heads=2","batching=windows"],["optimizer=sgd"],["model.d_model=6"]]"""
-    )
+    other = '["model=transformer","model.n_heads=2","batching=windows"]'
+    points = f'points=[{other},["optimizer=sgd"],["model.d_model=6"]]'
     assert sweep("strategy=list", "keep=all", points) == 0
     warm = here / "s" / rows(here)[2]["run_dir"]
     words = json.loads(rows(here)[2]["overrides"])
     code = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "train", *TINY, *words, "run_dir=cold", "test=false"]
-    done = subprocess.run([*command, "floors=false"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "floors=false"], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     for name in ("best.ckpt", "last.ckpt"):
         a, b = read(warm / "checkpoints" / name), read(here / "cold/checkpoints" / name)
@@ -56,7 +56,7 @@ def test_a_warm_trial_is_a_cold_one_to_the_last_bit(sweep, here):
 
 
 def test_a_trial_that_raises_and_one_that_gives_nan_are_told_and_the_others_finish(sweep, here, capsys):
-    points = """points=[["batching.seq_len=99999"],["optimizer=sgd","optimizer.lr=1e30"],["model.d_model=6"]]"""
+    points = """points=[["batching.seq_len=99999"],["optimizer.lr=1e38"],["model.d_model=6"]]"""
     assert sweep("strategy=list", points) == 3
     raised, nan, good = rows(here)
     assert (raised["status"], raised["code"]) == ("failed", 2)
@@ -122,7 +122,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_recorded(here):
             if row["status"] == "running" and row["point"] == 1 and row["run_dir"] and row["pid"] not in killed:
                 killed.add(row["pid"])
                 os.kill(row["pid"], signal.SIGKILL)
-    told = running.communicate(timeout=120)[1]
+    told = running.communicate(timeout=500)[1]
     assert running.returncode == 3, told
     assert [row["status"] for row in rows(here)] == ["done", "failed", "done"]
     assert "killed by SIGKILL, as the system does when memory runs out" in rows(here)[1]["reason"]

@@ -1,0 +1,65 @@
+"""What comes next is a function of the number, the seed and what has finished, and is written down first."""
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import pytest
+from tests.sweeps.test_pruning import ASKED
+
+from lmlab.sweeps import strategy
+from lmlab.sweeps.ledger import Ledger
+
+SPACE = {"optimizer.lr": "tag(log,interval(1e-4,1e-1))", "model.n_layers": "range(1,5)", "model.cell": "lstm,gru"}
+
+
+def run(path, name: str, n: int, objectives: int = 1) -> list[dict]:
+    """The points of a sweep whose value is smallest at lr=0.01 and four layers; a new ledger for each draw."""
+    objective = [{"metric": metric, "direction": "minimize"} for metric in ("val/bpb", "parameters")[:objectives]]
+    asked = replace(ASKED, strategy=name, trials=n, space=SPACE, objective=objective)
+    for _ in range(n):
+        # As after being killed: nothing is known but what the ledger has.
+        with Ledger(path, create=True) as ledger:
+            number = strategy.propose(asked, ledger)
+            params = json.loads(ledger.points()[number]["params"])
+            value = abs(params["optimizer.lr"] - 0.01) + abs(params["model.n_layers"] - 4)
+            told = {"val/bpb": value, "parameters": params["model.n_layers"]}
+            ledger.set(number + 1, status="done", values_=json.dumps(told))
+    with Ledger(path) as ledger:
+        assert strategy.propose(asked, ledger) is None
+        return [json.loads(row["params"]) for row in ledger.points()]
+
+
+@pytest.mark.parametrize("name", ["random", "tpe", "gp", "cmaes"])
+def test_points_are_the_same_whenever_they_are_drawn_again(name, tmp_path):
+    needed = strategy.LIBRARIES.get(name)
+    if needed and importlib.util.find_spec(needed) is None:
+        pytest.skip(f"{needed} is in lmlab[sweeps]")
+    first, again = (run(tmp_path / f"{i}.sqlite", name, 14) for i in range(2))
+    assert first == again
+    assert all(1e-4 <= point["optimizer.lr"] <= 1e-1 for point in first)
+    assert {point["model.n_layers"] for point in first} <= {1, 2, 3, 4}
+    assert len({point["optimizer.lr"] for point in first}) == 14
+
+
+def test_several_objectives_are_drawn_for(tmp_path):
+    assert len(run(tmp_path / "l.sqlite", "tpe", 12, objectives=2)) == 12
+
+
+def test_means_over_replicates_are_what_a_sampler_sees(tmp_path):
+    with Ledger(tmp_path / "l.sqlite", create=True) as ledger:
+        ledger.add_point({"x": 0.5}, ["x=0.5"], {}, [0, 1])
+        ledger.set(1, status="done", values_='{"val/bpb": 1.0}')
+        (trial,) = strategy.history(ASKED, ledger)
+        assert trial.state.name == "RUNNING"
+        ledger.set(2, status="done", values_='{"val/bpb": 2.0}')
+        (trial,) = strategy.history(ASKED, ledger)
+        assert (trial.state.name, trial.values) == ("COMPLETE", [1.5])
+        ledger.set(2, status="failed")
+        assert strategy.history(ASKED, ledger)[0].state.name == "FAIL"
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"strategy=gp needs scipy.*lmlab\[sweeps\]"):
+        strategy.check("gp")

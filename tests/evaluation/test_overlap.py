@@ -52,7 +52,7 @@ def test_a_passage_copied_word_for_word_is_found_with_its_places():
     train = [("a", text(words(500, 4))), ("b", text(words(300, 5), copied, words(300, 6)))]
     found = overlap(held_out, train, 3)["test"]
     assert (found.words, found.same) == (330, 30)
-    (passage,) = found.passages
+    passage = found.passages[0]
     assert (passage.document, passage.train_document, passage.share) == ("h", "b", 1.0)
     assert passage.text == text(copied)
 

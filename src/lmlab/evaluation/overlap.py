@@ -19,7 +19,8 @@ PASSAGE, SHINGLE, NEAR = 50, 5, 0.5
 FORMULA = 100
 # 4 MB: small beside a core's share of cache, and an eighth full with half a million held-out tokens.
 SIEVE_BITS = 22
-_ODD = 0x9E3779B97F4A7C15
+# Odd, so that no power of it is lost modulo 2**64: of the golden ratio, and of the polynomials.
+_ODD, BASE = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 # Scripts without spaces: a character is a word.
 _SINGLE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_SINGLE}]|[^\W_{_SINGLE}]+")
@@ -78,18 +79,18 @@ def windows(items: np.ndarray, n: int) -> np.ndarray:
         while width <= n:
             if n & width:
                 # What is added reaches from `length` on.
-                total = part.copy() if total is None else _joined(total, part, length)
+                total = part.copy() if total is None else _joined(total, part, length, width)
                 length += width
             if 2 * width <= n:
-                part = _joined(part, part, width)
+                part = _joined(part, part, width, width)
             width *= 2
     return total[: len(items) - n + 1]
 
 
-def _joined(left: np.ndarray, right: np.ndarray, width: int) -> np.ndarray:
-    """Hashes of `width` items, and of those that follow them, as one."""
-    n = len(right) - width
-    return left[:n] * np.uint64(pow(_ODD, 2 * width + 1, 2**64)) + right[width:]
+def _joined(left: np.ndarray, right: np.ndarray, n_left: int, n_right: int) -> np.ndarray:
+    """Hashes of `n_left` items, and of the `n_right` that follow them, as one: left * BASE**n_right + right."""
+    n = len(right) - n_left
+    return left[:n] * np.uint64(pow(BASE, n_right, 2**64)) + right[n_left:]
 
 
 def covered(held_out: Sequence[np.ndarray], train: Iterable[np.ndarray], n: int) -> tuple[list[np.ndarray], dict]:

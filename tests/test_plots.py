@@ -87,3 +87,56 @@ def test_the_law_is_drawn_through_the_runs_and_beyond():
         assert line.get_ydata() == pytest.approx(1.5 + 200 / line.get_xdata() ** 0.5, rel=1e-4)
     assert dashed.get_xdata().max() == pytest.approx(3 * 4e6)
     assert ax.get_xscale() == "log"
+
+
+MEANS = pd.DataFrame(
+    {
+        "treatment": ["a", "b"],
+        "n": [3, 3],
+        "mean": [1.5, 2.0],
+        "low": [1.4, 1.8],
+        "high": [1.6, 2.2],
+        "optimizer.lr": [0.01, 0.001],
+        "model": ["LSTMLM", "TransformerLM"],
+    }
+)
+ALONE = MEANS.assign(n=1, low=None, high=None)
+OVER_TIME = pd.concat([MEANS.assign(tokens=1000 * step, seconds=step, step=step) for step in (1, 2)])
+
+
+@pytest.mark.parametrize("table", [MEANS, ALONE], ids=["replicates", "single runs"])
+def test_figures_of_replicates_show_means_units_and_intervals_where_there_are_any(table):
+    ax = plots.intervals(table, ["optimizer.lr"])
+    dots = [line for line in ax.get_lines() if line.get_marker() == "o"]
+    assert [float(line.get_xdata()[0]) for line in dots] == [2.0, 1.5], "the best on top"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["lr=0.001", "lr=0.01"]
+    bars = [list(line.get_xdata()) for line in ax.get_lines() if line.get_marker() != "o"]
+    assert bars == ([[1.8, 2.2], [1.4, 1.6]] if table is MEANS else [])
+    assert "bits per byte" in ax.get_xlabel()
+    ax = plots.against(table, "optimizer.lr")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.001", "0.01"]
+    assert "bits per byte" in ax.get_ylabel()
+
+
+def test_a_second_key_has_a_line_for_each_of_its_values():
+    ax = plots.against(MEANS, "optimizer.lr", by="model")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["model=LSTMLM", "model=TransformerLM"]
+
+
+@pytest.mark.parametrize(("x", "label"), [("tokens", "training tokens seen"), ("seconds", "seconds of training")])
+def test_mean_curves_have_a_band_and_a_line_for_each_treatment(x, label):
+    ax = plots.mean_curves(OVER_TIME, "model", x)
+    assert (len(ax.get_lines()), len(ax.collections)) == (2, 2)
+    assert ax.get_xlabel() == label
+    assert "95%" in ax.get_title()
+    assert "95%" not in plots.mean_curves(OVER_TIME.assign(n=1, low=None, high=None), "model", x).get_title()
+
+
+def test_years_show_every_document_and_the_means():
+    table = pd.DataFrame({"split": ["train", "val"], "year": [1790, 2020], "ppl": [80.0, 120.0]})
+    means = pd.DataFrame(
+        {"first": [1790, 2020], "last": [1799, 2029], "mean": [80.0, 120.0], "low": [70.0, None], "high": [90.0, None]}
+    )
+    ax = plots.by_year(table, means)
+    assert len(ax.collections[0].get_offsets()) == len(ax.collections[1].get_offsets()) == 1
+    assert ax.get_ylabel() == "perplexity per token"

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "compose": "lmlab.config",
     "train": "lmlab.experiment",
+    "sweep": "lmlab.cli.sweep",
     "load": "lmlab.runs",
     "Likelihood": "lmlab.metrics",
 }

@@ -4,7 +4,8 @@ Each function draws on `ax`, or on new axes where it is None, and returns them.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # Distinguishable with colour-blindness too (Okabe and Ito 2008): ours, the other, what both stand against.
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#b8b8b8"
+SERIES = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+UNITS = {"bpb": "bits per byte", "nll": "nats per token", "loss": "nats per token", "ppl": "perplexity per token"}
 FLOORS = {"unigram": "unigram", "kneser_ney_5": "Kneser-Ney 5-gram"}
 # matplotlib's own font has no Chinese: the first of these that is installed has.
 CHINESE_FONTS = (
@@ -106,8 +109,90 @@ def scaling(
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda n, _: _count(n))
     ax.xaxis.set_minor_formatter(lambda n, _: "")
-    unit = {"val/bpb": "bits per byte", "test/bpb": "bits per byte", "val/nll": "nats per token"}.get(metric, metric)
-    ax.set(title="Scaling law", xlabel=f"{size}, N", ylabel=f"{metric} ({unit})")
+    ax.set(title="Scaling law", xlabel=f"{size}, N", ylabel=_named(metric))
+    ax.legend(frameon=False)
+    return ax
+
+
+def mean_curves(
+    table: "pd.DataFrame", by: str, x: str = "tokens", metric: str = "val/bpb", ax: Axes | None = None
+) -> Axes:
+    """A line for each value of a key, of `lmlab.runs.mean_curves(...)`; the band is the interval of the mean."""
+    ax = _axes(ax)
+    for color, (_, points) in zip(_colors(), table.groupby("treatment", sort=False), strict=False):
+        n, value = points["n"].iloc[0], points[by].iloc[0]
+        ax.plot(points[x], points["mean"], marker=".", color=color, label=f"{by}={value}" + (f", n={n}" if n > 1 else ""))
+        if n > 1:
+            low, high = (points[end].astype(float) for end in ("low", "high"))
+            ax.fill_between(points[x].astype(float), low, high, color=color, alpha=0.15, lw=0)
+    unit = {"tokens": "training tokens seen", "seconds": "seconds of training", "step": "training steps"}[x]
+    if x != "seconds":
+        ax.xaxis.set_major_formatter(lambda count, _: _count(count))
+    interval = ", mean and 95% interval" if table["n"].max() > 1 else ""
+    ax.set(title=f"Learning curves{interval}", xlabel=unit, ylabel=_named(metric))
+    ax.legend(frameon=False)
+    return ax
+
+
+def intervals(
+    table: "pd.DataFrame", by: Sequence[str], metric: str = "val/bpb", title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Mean and interval of each treatment, best on top, of `lmlab.runs.replicates` or `against_best`.
+
+    by: the keys that name a treatment. The hollow ones have no interval: a single run, or the one compared with.
+    """
+    ax = _axes(ax, height=1.1 + 0.32 * len(table))
+    for place, told in enumerate(table.iloc[::-1].to_dict("records")):
+        known = told["low"] is not None and told["low"] == told["low"] and told["high"] > told["low"]
+        if known:
+            ax.plot([told["low"], told["high"]], [place, place], color=BLUE, lw=2)
+        ax.plot(told["mean"], place, "o", color=BLUE, mfc=BLUE if known else "white")
+    names = [
+        ", ".join(f"{key.rpartition('.')[2]}={_value(told[key])}" for key in by) for told in table.to_dict("records")
+    ]
+    ax.set_yticks(range(len(table)), names[::-1])
+    ax.grid(axis="x", color=GREY, alpha=0.4)
+    counts = sorted({*table["n"]})
+    told = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]} to {counts[-1]}"
+    ax.set(title=title or f"Mean and 95% interval ({told})", xlabel=f"{_named(metric)}, lower is better")
+    return ax
+
+
+def against(
+    table: "pd.DataFrame", x: str, by: str | None = None, metric: str = "val/bpb", ax: Axes | None = None
+) -> Axes:
+    """A metric against a numerical key, logarithmic, with intervals; a line for each value of a second key.
+
+    table: of `lmlab.runs.replicates`.
+    """
+    ax = _axes(ax)
+    groups = [("", table)] if by is None else list(table.groupby(by))
+    for color, (value, points) in zip(_colors(), groups, strict=False):
+        points = points.sort_values(x)
+        ends = [(points["mean"] - points["low"].astype(float)), (points["high"].astype(float) - points["mean"])]
+        label = None if by is None else f"{by}={value}"
+        ax.errorbar(points[x], points["mean"], yerr=ends, marker="o", capsize=3, color=color, label=label)
+    ax.set_xscale("log")
+    places = sorted({*table[x]})
+    ax.set_xticks(places, [_value(place) for place in places])
+    ax.minorticks_off()
+    ax.set(title=f"Effect of {x} (mean, 95% interval)", xlabel=f"{x} (log scale)", ylabel=_named(metric))
+    if by is not None:
+        ax.legend(frameon=False)
+    return ax
+
+
+def by_year(table: "pd.DataFrame", means: "pd.DataFrame", metric: str = "ppl", ax: Axes | None = None) -> Axes:
+    """A dot a document, of `lmlab.runs.by_document`, and the means of `by_span` with their intervals."""
+    ax = _axes(ax, width=8.0)
+    for color, (split, documents) in zip((GREY, *SERIES[1:]), table.groupby("split", sort=False), strict=False):
+        ax.scatter(documents["year"], documents[metric], s=12, color=color, label=f"{split}, one document")
+    ends = (means["high"].astype(float) - means["mean"]).fillna(0.0)
+    span = f"mean of {means['last'][0] - means['first'][0] + 1} years, 95% interval"
+    middle = (means["first"] + means["last"]) / 2
+    ax.errorbar(middle, means["mean"], yerr=ends, color=BLUE, marker="o", ms=4, capsize=2, label=span)
+    named = _named(metric)
+    ax.set(title=f"{named[0].upper()}{named[1:]}, by year", xlabel="year", ylabel=named)
     ax.legend(frameon=False)
     return ax
 
@@ -124,6 +209,21 @@ def _axes(ax: Axes | None, width: float = 6.0, height: float = 3.6) -> Axes:
     _, ax = plt.subplots(figsize=(width, height), layout="constrained")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _colors() -> Iterator[str]:
+    return cycle(SERIES)
+
+
+def _named(metric: str) -> str:
+    """A metric with its unit."""
+    split, _, name = metric.rpartition("/")
+    unit = UNITS.get(name, name)
+    return f"{metric} ({unit})" if split else unit
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _label(token: str) -> str:

@@ -1,5 +1,10 @@
 """lmlab sweep: lmlab train -m with the laboratory's sweeper, whose keys need no prefix; and how a sweep stands."""
 
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -39,3 +44,24 @@ def translate(word: str) -> str:
     if not equals or key.partition(".")[0] not in known:
         return word
     return f"hydra.sweeper.{key}={value}"
+
+
+def sweep(overrides: Sequence[str]) -> None:
+    """What `lmlab sweep` does with the same words, from Python; its progress goes to standard output.
+
+    Raises what the command would show in its one line, and RuntimeError where it would end with another status than 0.
+    """
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    log = logging.getLogger("lmlab")
+    kept = log.level, log.propagate, list(log.handlers)
+    # Hydra's and the trials' errors reach the caller instead of Hydra's own report and exit.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        with redirect_stderr(sys.stdout):
+            status = main(list(overrides))
+    finally:
+        log.level, log.propagate, log.handlers[:] = kept
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    if status != DONE:
+        raise RuntimeError(f"the sweep ended with status {status}; what is written above it says why")

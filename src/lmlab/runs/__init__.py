@@ -4,32 +4,44 @@ import importlib
 from typing import Any
 
 from lmlab.runs.points import curves
-from lmlab.runs.replicates import replicates
+from lmlab.runs.replicates import against_best, mean_curves, replicates, within
 from lmlab.runs.scaling import scaling_law
 from lmlab.runs.space import prune
 from lmlab.runs.tables import as_json, find, numbers, table, write_tables
 
 # Loaded when first used: they need torch, reading tables does not.
-_EXPORTS = ("Run", "load", "settle", "defaults")
+_EXPORTS = {
+    "Run": "run",
+    "load": "run",
+    "settle": "run",
+    "defaults": "run",
+    "by_document": "documents",
+    "by_span": "documents",
+}
 
 __all__ = [
     "Run",
+    "against_best",
     "as_json",
+    "by_document",
+    "by_span",
     "curves",
     "defaults",
     "find",
     "load",
+    "mean_curves",
     "numbers",
     "prune",
     "replicates",
     "scaling_law",
     "settle",
     "table",
+    "within",
     "write_tables",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
-        return getattr(importlib.import_module("lmlab.runs.run"), name)
+        return getattr(importlib.import_module(f"lmlab.runs.{_EXPORTS[name]}"), name)
     raise AttributeError(f"module 'lmlab.runs' has no attribute {name!r}")

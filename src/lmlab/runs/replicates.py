@@ -39,6 +39,63 @@ def replicates(frame: "pd.DataFrame", metric: str = "val/bpb", level: float = 0.
     return found.sort_values("mean", kind="stable", ignore_index=True)
 
 
+def mean_curves(frame: "pd.DataFrame", curves: "pd.DataFrame", metric: str = "val/bpb") -> "pd.DataFrame":
+    """Curves of replicates taken together: one row a treatment and step at which the metric was logged.
+
+    frame, curves: `table` and `curves` of the same root. Columns: treatment, step, tokens, seconds (the mean), n, mean,
+    low and high of the metric, then the keys that vary. Steps that not every replicate has reached are left out.
+    """
+    import pandas as pd
+
+    if metric not in curves:
+        raise ValueError(f"metric={metric} is no column of the curves; they have {', '.join(curves.columns)}")
+    keys = varied(frame)
+    points = curves[curves[metric].notna()].merge(frame[["run", "treatment", *keys]], on="run")
+    members = points.groupby("treatment")["run"].nunique()
+    rows = []
+    for (name, step), group in points.groupby(["treatment", "step"], sort=False):
+        if len(group) == members[name]:
+            mean, low, high = interval(group[metric].tolist())
+            told = {"treatment": name, "step": step, "tokens": group["tokens"].mean(), "n": len(group)}
+            told |= {"seconds": group["seconds"].mean(), "mean": mean, "low": low, "high": high}
+            rows.append(told | {key: group[key].iloc[0] for key in keys})
+    columns = ["treatment", "step", "tokens", "seconds", "n", "mean", "low", "high", *keys]
+    return pd.DataFrame(rows, columns=columns).sort_values(["treatment", "step"], kind="stable", ignore_index=True)
+
+
+def within(frame: "pd.DataFrame", curves: "pd.DataFrame", metric: str = "val/bpb", **budget: float) -> "pd.DataFrame":
+    """The table as if every run had ended at a budget: `within(frame, curves, seconds=20)`, or tokens, or steps.
+
+    metric becomes that of the last validation within the budget, none where there was none yet. It is what a run of
+    that budget would have reached only where the schedule does not depend on the budget (schedule=constant).
+    """
+    if len(budget) != 1 or not budget.keys() <= {"step", "tokens", "seconds"}:
+        raise ValueError(f"budget={budget}: give one of step, tokens, seconds")
+    ((unit, most),) = budget.items()
+    seen = curves[curves[metric].notna() & (curves[unit] <= most)].sort_values("step", kind="stable")
+    last = seen.groupby("run").last()
+    return frame.assign(**{metric: frame["run"].map(last[metric]), unit: frame["run"].map(last[unit])})
+
+
+def against_best(frame: "pd.DataFrame", metric: str = "val/bpb", level: float = 0.95) -> "pd.DataFrame":
+    """What each treatment is worse by than the best (the lowest mean), seed by seed: n, mean, low, high, varied keys.
+
+    Pairs of one seed begin with the same draws of data, so that part of their chance cancels in the difference. An
+    interval that holds 0 is no proof of a difference; none for fewer than two common seeds. The best comes first, 0.
+    """
+    import pandas as pd
+
+    order = replicates(frame, metric, level)
+    known = frame[frame[metric].notna()]
+    seeds = {name: group.groupby("seed")[metric].mean() for name, group in known.groupby("treatment")}
+    rows = []
+    for told in order.to_dict("records"):
+        pairs = (seeds[told["treatment"]] - seeds[order["treatment"][0]]).dropna().tolist()
+        mean, low, high = interval(pairs, level) if pairs else (math.nan, None, None)
+        rows.append(told | {"n": len(pairs), "mean": mean, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=order.columns)
+
+
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None, float | None]:
     """Mean, and where the true mean lies with this confidence if the values are normally distributed about it."""
     n = len(values)

@@ -121,7 +121,9 @@ def mean_curves(
     ax = _axes(ax)
     for color, (_, points) in zip(_colors(), table.groupby("treatment", sort=False), strict=False):
         n, value = points["n"].iloc[0], points[by].iloc[0]
-        ax.plot(points[x], points["mean"], marker=".", color=color, label=f"{by}={value}" + (f", n={n}" if n > 1 else ""))
+        ax.plot(
+            points[x], points["mean"], marker=".", color=color, label=f"{by}={value}" + (f", n={n}" if n > 1 else "")
+        )
         if n > 1:
             low, high = (points[end].astype(float) for end in ("low", "high"))
             ax.fill_between(points[x].astype(float), low, high, color=color, alpha=0.15, lw=0)

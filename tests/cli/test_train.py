@@ -114,11 +114,9 @@ def test_automatic_names_do_not_collide(small, tmp_path):
 def test_a_failing_job_does_not_end_a_multirun(small, tmp_path, capsys):
     order = [o for o in small["ngram"] if not o.startswith("model.order")]
     assert main(["train", "-m", f"runs_root={tmp_path / 'runs'}", *order, "model.order=0,1,2"]) == 2
-    done = [yaml.safe_load(p.read_text())["model"]["order"] for p in (tmp_path / "runs").glob("*/asked.yaml")]
+    done = [yaml.safe_load(p.read_text())["model"]["order"] for p in tmp_path.glob("sweeps/*/trials/*/asked.yaml")]
     assert sorted(done) == [1, 2]
-    error = capsys.readouterr().err
-    assert "job 0 (model.order=0): " in error
-    assert "1 of the jobs failed" in error
+    assert "1 of the 3 trials failed" in capsys.readouterr().err
 
 
 def test_the_solved_width_is_written_down(small, tmp_path):

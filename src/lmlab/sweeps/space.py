@@ -186,8 +186,11 @@ def _combinations(rest: list[Parameter], chosen: dict[str, Any]) -> Iterator[dic
         yield from _combinations(others, chosen)
 
 
-def samples(parameters: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
-    """A few points in which, together, every parameter is varied: what can be refused before anything runs."""
+def samples(parameters: Sequence[Parameter], last: bool = False) -> Iterator[dict[str, Any]]:
+    """A few points in which, together, every parameter is varied: what can be refused before anything runs.
+
+    last: of each parameter's values the last, not the first.
+    """
     missing = [p.key for p in parameters]
     while missing:
         wanted: dict[str, Any] = {}
@@ -195,12 +198,18 @@ def samples(parameters: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
         point: dict[str, Any] = {}
         for one in parameters:
             if active(one, point):
-                point[one.key] = wanted.get(one.key, one.values[0] if one.values else one.rounded(one.low))
+                point[one.key] = wanted.get(one.key, _end(one, last))
         yield point
         before = len(missing)
         missing = [key for key in missing if key not in point]
         if len(missing) == before:
             raise ValueError(f"when.{missing[0]} can never hold")
+
+
+def _end(one: Parameter, last: bool) -> Any:
+    if one.values:
+        return one.values[-1 if last else 0]
+    return one.rounded(one.high if last else one.low)
 
 
 def _require(key: str, parameters: Mapping[str, Parameter], wanted: dict[str, Any]) -> None:

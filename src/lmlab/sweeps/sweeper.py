@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lmlab.sweeps.crew import HydraCrew, LocalCrew
 from lmlab.sweeps.ending import Tidy
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.live import View
-from lmlab.sweeps.space import parse, samples
+from lmlab.sweeps.space import Parameter, parse, samples
 from lmlab.sweeps.study import Mirror
 
 log = logging.getLogger("lmlab")
@@ -81,8 +81,7 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
     points = [list(point) for point in options["points"]]
     check_space(options["strategy"], parameters, points, options["trials"], len(seeds))
     config_dir = next((s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"), None)
-    firsts = [asking.overrides(parameters, point) for point in samples(parameters)] if parameters else []
-    configs = [config_of([*overrides, *first], seeds[0], config_dir) for first in (firsts or points or [[]])]
+    configs = composed(parameters, points, lambda point: config_of([*overrides, *point], seeds[0], config_dir))
     name = OmegaConf.select(config, "hydra.runtime.choices.sweep") or _named(parameters)
     return Asked(
         name=name,
@@ -105,6 +104,21 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
         base=asked_config(with_budget(configs[0])) | {"seed": seeds[0]},
         fingerprint=fingerprint(configs[0]),
     )
+
+
+def composed(
+    parameters: Sequence[Parameter], points: list[list[str]], config_of: Callable[[list[str]], DictConfig]
+) -> list[DictConfig]:
+    """Configs of a few points. Raises where nothing of the space can run; one wrong value costs its trials alone."""
+    if not parameters:
+        return [config_of(point) for point in points or [[]]]
+    try:
+        return [config_of(asking.overrides(parameters, point)) for point in samples(parameters)]
+    except ValueError as error:
+        try:
+            return [config_of(asking.overrides(parameters, point)) for point in samples(parameters, last=True)]
+        except ValueError:
+            raise error from None
 
 
 def split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

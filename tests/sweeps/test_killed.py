@@ -70,4 +70,6 @@ def test_killed_three_times_a_sweep_of_24_trials_ends_with_the_same_table(here, 
     for row in rows(here / "killed"):
         log = (here / "killed" / row["run_dir"] / "train.log").read_text()
         steps = [int(step) for step in re.findall(r"continuing after step (\d+)", log)]
-        assert steps == done.get(row["name"], []), row["name"]
+        # One that had all its steps may have had its results, too, and only the ledger did not know it yet.
+        expected = [step for step in done.get(row["name"], []) if step < 200]
+        assert [step for step in steps if step < 200] == expected, row["name"]

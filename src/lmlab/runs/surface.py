@@ -90,7 +90,7 @@ def surfaces(frame: "pd.DataFrame", metric: str = "val/bpb") -> list[Surface]:
     if metric not in frame:
         raise ValueError(f"metric={metric} is no column of the table; it has {', '.join(frame.columns)}")
     known = frame[frame[metric].notna() & frame["parameters"].gt(0) & frame["tokens"].gt(0)]
-    others = [key for key in varied(frame) if key not in (*BUDGETS, *SIZES)]
+    others = [k for k in varied(frame) if k not in (*BUDGETS, *SIZES) and known[k].astype(str).nunique() > 1]
     found = []
     for _, group in known.groupby(known[others].astype(str).agg("\n".join, axis=1) if others else known["state"] == ""):
         n, d, losses = (group[c].to_numpy(float) for c in ("parameters", "tokens", metric))

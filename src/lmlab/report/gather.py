@@ -11,6 +11,7 @@ import yaml
 
 from lmlab import runs
 from lmlab.config import suggest
+from lmlab.report.answers import equalities, scaling_laws
 from lmlab.report.command import repeat
 from lmlab.report.importance import importance
 from lmlab.report.parameters import Parameter, parameters
@@ -55,6 +56,7 @@ def gather(root: str | os.PathLike, metric: str | None = None) -> dict[str, Any]
         "runs": single(frame, metric),
         "importance": importance(varied, groups, sign),
     }
+    told |= {"laws": scaling_laws(frame, metric), "equal": equalities(frame, metric, sign)}
     told["curves"] = thinned(runs.curves(root), frame, metric)
     if groups:
         told |= winner(Path(root), frame, groups[0], metric, sign)

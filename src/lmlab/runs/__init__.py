@@ -3,13 +3,14 @@
 import importlib
 from typing import Any
 
+from lmlab.runs.equal import equal
 from lmlab.runs.points import curves
 from lmlab.runs.replicates import against_best, mean_curves, replicates, within
 from lmlab.runs.scaling import scaling_law
 from lmlab.runs.space import prune
 from lmlab.runs.tables import as_json, find, numbers, table, write_tables
 
-# Loaded when first used: they need torch, reading tables does not.
+# Loaded when first used: they need torch or numpy, reading tables does not.
 _EXPORTS = {
     "Run": "run",
     "load": "run",
@@ -17,6 +18,7 @@ _EXPORTS = {
     "defaults": "run",
     "by_document": "documents",
     "by_span": "documents",
+    "surfaces": "surface",
 }
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "by_span",
     "curves",
     "defaults",
+    "equal",
     "find",
     "load",
     "mean_curves",
@@ -35,6 +38,7 @@ __all__ = [
     "replicates",
     "scaling_law",
     "settle",
+    "surfaces",
     "table",
     "within",
     "write_tables",

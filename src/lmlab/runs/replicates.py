@@ -16,6 +16,8 @@ FACTS = ("run", "state", "reason", "seed", "treatment", *NUMBERS)
 def varied(frame: "pd.DataFrame") -> list[str]:
     """The keys in which the runs of a table differ; the seed is none."""
     keys = [c for c in frame if c not in FACTS and not c.startswith(("val/", "test/")) and c != "model"]
+    # Columns of every table: keys only where they tell runs apart.
+    keys = [c for c in keys if c != "protocol" or frame[c].nunique() > 1]
     if "model" in frame and frame["model"].nunique() > 1:
         keys.insert(0, "model")
     return keys

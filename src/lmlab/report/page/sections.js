@@ -352,4 +352,4 @@ function failures() {
   table(body("failures"), columns, bad, { search: (r) => [r.run, r.state, r.reason].join(" ").toLowerCase() });
 }
 
-[winner, leaderboard, curves, parallel, importance, slices, contour, pareto, failures, head].forEach((section) => section());
+[winner, leaderboard, equal, scaling, curves, parallel, importance, slices, contour, pareto, failures, head].forEach((section) => section());

@@ -1,0 +1,66 @@
+"""The scaling law: found again where the truth is known, its intervals as wide as they claim."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lmlab import runs
+from lmlab.runs.surface import fit
+
+N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e5, 1.6e6, 5), np.geomspace(2.5e5, 2e6, 4)))
+TRUTH = {"floor": 1.2, "alpha": 0.34, "beta": 0.45}
+LOSSES = 1.2 + 40 / N**0.34 + 300 / D**0.45
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """Three laws of runs that scatter by 0.003, as replicates do."""
+    return [fit(N, D, LOSSES + 0.003 * np.random.default_rng(seed).normal(size=len(N))) for seed in range(3)]
+
+
+def test_the_truth_is_found_again_without_noise():
+    law = fit(N, D, LOSSES)
+    assert law.floor == pytest.approx(1.2, rel=2e-3)
+    assert law.alpha == pytest.approx(0.34, rel=5e-3)
+    assert law.beta == pytest.approx(0.45, rel=5e-3)
+    # Equation 4: 0.45 / (0.34 + 0.45).
+    assert law.optimal == pytest.approx(0.5696, rel=5e-3)
+    assert law.rms < 1e-4
+    assert law(4e5, 1e7) == pytest.approx(1.2 + 40 / 4e5**0.34 + 300 / 1e7**0.45, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_intervals_hold_the_truth_most_of_the_time(noisy, name: str):
+    inside = [low <= TRUTH[name] <= high for low, high in (law.interval(name) for law in noisy)]
+    assert sum(inside) >= 2
+    assert all(law.interval(name)[0] < getattr(law, name) < law.interval(name)[1] for law in noisy)
+
+
+def test_more_noise_makes_wider_intervals_and_the_band_widens_beyond_the_data(noisy):
+    wild = fit(N, D, LOSSES + 0.02 * np.random.default_rng(0).normal(size=len(N)))
+    assert np.ptp(wild.interval("beta")) > np.ptp(noisy[0].interval("beta"))
+    low, high = noisy[0].band(4e5, np.array([7e5, 7e7]))
+    assert 0 < (high - low)[0] < (high - low)[1]
+    assert (low <= noisy[0](4e5, np.array([7e5, 7e7]))).all()
+
+
+def frame(**more) -> pd.DataFrame:
+    told = {"treatment": [str(i) for i in range(len(N))], "state": "budget", "parameters": N, "tokens": D}
+    return pd.DataFrame(told | {"val/bpb": LOSSES, "n_params": N, "max_tokens": D} | more)
+
+
+def test_each_family_has_its_own_law():
+    both = pd.concat([frame(model="LSTMLM"), frame(model="TransformerLM", **{"val/bpb": LOSSES + 0.5})])
+    laws = runs.surfaces(both)
+    assert [law.label for law in laws] == ["model=LSTMLM", "model=TransformerLM"]
+    assert laws[1].floor == pytest.approx(laws[0].floor + 0.5, rel=1e-2)
+
+
+def test_there_is_no_law_of_fewer_than_three_sizes():
+    whole = frame()
+    two = whole[whole["parameters"] < 3e5]
+    assert len(two) == 8
+    assert runs.surfaces(two) == []
+    assert runs.surfaces(whole.assign(tokens=1e6)) == []
+    with pytest.raises(ValueError, match="metric=val/nll is no column"):
+        runs.surfaces(whole, "val/nll")

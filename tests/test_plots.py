@@ -101,7 +101,9 @@ MEANS = pd.DataFrame(
     }
 )
 ALONE = MEANS.assign(n=1, low=None, high=None)
-OVER_TIME = pd.concat([MEANS.assign(tokens=1000 * step, seconds=step, step=step) for step in (1, 2)])
+OVER_TIME = pd.concat(
+    [MEANS.assign(tokens=1000 * step, compute=1e9 * step, seconds=step, step=step) for step in (1, 2)]
+)
 
 
 @pytest.mark.parametrize("table", [MEANS, ALONE], ids=["replicates", "single runs"])
@@ -123,7 +125,14 @@ def test_a_second_key_has_a_line_for_each_of_its_values():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["model=LSTMLM", "model=TransformerLM"]
 
 
-@pytest.mark.parametrize(("x", "label"), [("tokens", "training tokens seen"), ("seconds", "seconds of training")])
+@pytest.mark.parametrize(
+    ("x", "label"),
+    [
+        ("tokens", "training tokens seen"),
+        ("seconds", "seconds of training"),
+        ("compute", "training computation (6 N D operations)"),
+    ],
+)
 def test_mean_curves_have_a_band_and_a_line_for_each_treatment(x, label):
     ax = plots.mean_curves(OVER_TIME, "model", x)
     assert (len(ax.get_lines()), len(ax.collections)) == (2, 2)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 # Distinguishable with colour-blindness too (Okabe and Ito 2008): ours, the other, what both stand against.
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#b8b8b8"
 SERIES = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+COSTS = {
+    "tokens": "training tokens seen",
+    "step": "training steps",
+    "seconds": "seconds of training",
+    "compute": "training computation (6 N D operations)",
+}
 UNITS = {"bpb": "bits per byte", "nll": "nats per token", "loss": "nats per token", "ppl": "perplexity per token"}
 FLOORS = {"unigram": "unigram", "kneser_ney_5": "Kneser-Ney 5-gram"}
 # matplotlib's own font has no Chinese: the first of these that is installed has.
@@ -127,11 +133,12 @@ def mean_curves(
         if n > 1:
             low, high = (points[end].astype(float) for end in ("low", "high"))
             ax.fill_between(points[x].astype(float), low, high, color=color, alpha=0.15, lw=0)
-    unit = {"tokens": "training tokens seen", "seconds": "seconds of training", "step": "training steps"}[x]
-    if x != "seconds":
+    if x == "compute":
+        ax.set_xscale("log")
+    elif x != "seconds":
         ax.xaxis.set_major_formatter(lambda count, _: _count(count))
     interval = ", mean and 95% interval" if table["n"].max() > 1 else ""
-    ax.set(title=f"Learning curves{interval}", xlabel=unit, ylabel=_named(metric))
+    ax.set(title=f"Learning curves{interval}", xlabel=COSTS[x], ylabel=_named(metric))
     ax.legend(frameon=False)
     return ax
 

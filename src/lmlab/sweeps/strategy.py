@@ -77,7 +77,9 @@ def sampler(strategy: str, seed: int) -> "optuna.samplers.BaseSampler":
         return samplers.TPESampler(seed=seed, multivariate=True, group=True)
     if strategy == "gp":
         return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
-    return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    from lmlab.sweeps.cmaes import NumbersOnly
+
+    return NumbersOnly(seed=seed, warn_independent_sampling=False)
 
 
 def suggest(trial: "optuna.Trial", one: Parameter) -> Any:

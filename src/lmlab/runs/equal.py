@@ -74,7 +74,7 @@ def at_seconds(frame: "pd.DataFrame", metric: str, by: str, sign: float) -> list
     budgets = [key for key in BUDGETS if key in frame]
     others = [k for k in frame if k not in (*budgets, *FACTS) and not k.startswith(("val/", "test/"))]
     lines: dict[Any, list[tuple[Any, list[list[tuple[float, float]]]]]] = {}
-    for _, kind in frame.groupby(frame[others].astype(str).agg("\n".join, axis=1)):
+    for _, kind in frame.groupby([*map(repr, frame[others].to_numpy(object).tolist())]):
         seeds = []
         for _, runs in kind.groupby("seed"):
             ordered = runs.sort_values("seconds")

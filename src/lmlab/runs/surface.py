@@ -92,7 +92,7 @@ def surfaces(frame: "pd.DataFrame", metric: str = "val/bpb") -> list[Surface]:
     known = frame[frame[metric].notna() & frame["parameters"].gt(0) & frame["tokens"].gt(0)]
     others = [k for k in varied(frame) if k not in (*BUDGETS, *SIZES) and known[k].astype(str).nunique() > 1]
     found = []
-    for _, group in known.groupby(known[others].astype(str).agg("\n".join, axis=1) if others else known["state"] == ""):
+    for _, group in known.groupby([*map(repr, known[others].to_numpy(object).tolist())]):
         n, d, losses = (group[c].to_numpy(float) for c in ("parameters", "tokens", metric))
         # Three of each that differ by more than rounding.
         if len(losses) < LEAST or min(len(set(np.round(np.log(x), 1))) for x in (n, d)) < 3:

@@ -142,9 +142,3 @@ def check(pruning: Mapping[str, Any]) -> None:
     first = pruning["first"]
     if isinstance(first, bool) or not isinstance(first, float | int) or not 0 < first < 1:
         raise ValueError(f"pruning.first={first} must be between 0 and 1, a share of the steps")
-
-
-def known(keys: Sequence[str]) -> None:
-    for key in keys:
-        if key not in ("rule", "factor", "first", "least"):
-            raise ValueError(f"no key 'pruning.{key}'; there are rule, factor, first, least")

@@ -8,7 +8,7 @@ whose best value so far is worse than the median of the others' at the same step
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from statistics import fmean, median
 from typing import Any
 

@@ -121,14 +121,18 @@ def scaling(
 
 
 def mean_curves(
-    table: "pd.DataFrame", by: str, x: str = "tokens", metric: str = "val/bpb", ax: Axes | None = None
+    table: "pd.DataFrame", by: str | Sequence[str], x: str = "tokens", metric: str = "val/bpb", ax: Axes | None = None
 ) -> Axes:
-    """A line for each value of a key, of `lmlab.runs.mean_curves(...)`; the band is the interval of the mean."""
+    """A line for each treatment, of `lmlab.runs.mean_curves`, named by a key or several; the band is its interval."""
     ax = _axes(ax)
     for color, (_, points) in zip(_colors(), table.groupby("treatment", sort=False), strict=False):
-        n, value = points["n"].iloc[0], points[by].iloc[0]
+        n = points["n"].iloc[0]
         ax.plot(
-            points[x], points["mean"], marker=".", color=color, label=f"{by}={value}" + (f", n={n}" if n > 1 else "")
+            points[x],
+            points["mean"],
+            marker=".",
+            color=color,
+            label=_treatment(points.iloc[0], by) + (f", n={n}" if n > 1 else ""),
         )
         if n > 1:
             low, high = (points[end].astype(float) for end in ("low", "high"))
@@ -139,7 +143,8 @@ def mean_curves(
         ax.xaxis.set_major_formatter(lambda count, _: _count(count))
     interval = ", mean and 95% interval" if table["n"].max() > 1 else ""
     ax.set(title=f"Learning curves{interval}", xlabel=COSTS[x], ylabel=_named(metric))
-    ax.legend(frameon=False)
+    # Of many lines, beside them.
+    ax.legend(frameon=False, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(ax.get_lines()) > 4 else {}))
     return ax
 
 
@@ -156,9 +161,7 @@ def intervals(
         if known:
             ax.plot([told["low"], told["high"]], [place, place], color=BLUE, lw=2)
         ax.plot(told["mean"], place, "o", color=BLUE, mfc=BLUE if known else "white")
-    names = [
-        ", ".join(f"{key.rpartition('.')[2]}={_value(told[key])}" for key in by) for told in table.to_dict("records")
-    ]
+    names = [_treatment(told, by) for told in table.to_dict("records")]
     ax.set_yticks(range(len(table)), names[::-1])
     ax.grid(axis="x", color=GREY, alpha=0.4)
     counts = sorted({*table["n"]})
@@ -229,6 +232,11 @@ def _named(metric: str) -> str:
     split, _, name = metric.rpartition("/")
     unit = UNITS.get(name, name)
     return f"{metric} ({unit})" if split else unit
+
+
+def _treatment(told: Mapping[str, Any], by: str | Sequence[str]) -> str:
+    keys = [by] if isinstance(by, str) else by
+    return ", ".join(f"{key.rpartition('.')[2]}={_value(told[key])}" for key in keys)
 
 
 def _value(value: Any) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -57,7 +58,9 @@ def sweep(overrides: Sequence[str]) -> None:
     # Hydra's and the trials' errors reach the caller instead of Hydra's own report and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with redirect_stderr(sys.stdout):
+        with redirect_stderr(sys.stdout), warnings.catch_warnings():
+            # tqdm's, which Optuna imports and nobody here uses: it misses a widget in every notebook.
+            warnings.filterwarnings("ignore", message="IProgress not found")
             status = main(list(overrides))
     finally:
         log.level, log.propagate, log.handlers[:] = kept

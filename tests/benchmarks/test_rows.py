@@ -21,7 +21,8 @@ def test_the_row_runs(name, tmp_path):
         for m in case["measures"]:
             assert len(m["ours"]) == 1, (case["case"], m)
             assert all(math.isfinite(v) for v in (*m["ours"], *m["peer"]))
-        assert any(m["peer"] for m in case["measures"])
+        # Nobody else reads our runs.
+        assert name == "many_runs" or any(m["peer"] for m in case["measures"])
 
 
 @pytest.mark.parametrize(

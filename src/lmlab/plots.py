@@ -133,7 +133,7 @@ def mean_curves(
             points["mean"],
             marker=".",
             color=color,
-            label=_treatment(points.iloc[0], by) + (f", n={n}" if n > 1 else ""),
+            label=_treatment(points.iloc[0].to_dict(), by) + (f", n={n}" if n > 1 else ""),
         )
         if n > 1:
             low, high = (points[end].astype(float) for end in ("low", "high"))

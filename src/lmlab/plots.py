@@ -124,7 +124,8 @@ def mean_curves(
     table: "pd.DataFrame", by: str | Sequence[str], x: str = "tokens", metric: str = "val/bpb", ax: Axes | None = None
 ) -> Axes:
     """A line for each treatment, of `lmlab.runs.mean_curves`, named by a key or several; the band is its interval."""
-    ax = _axes(ax)
+    many = table["treatment"].nunique() > 4
+    ax = _axes(ax, width=8.0 if many else 6.0)
     for color, (_, points) in zip(_colors(), table.groupby("treatment", sort=False), strict=False):
         n = points["n"].iloc[0]
         ax.plot(
@@ -132,7 +133,7 @@ def mean_curves(
             points["mean"],
             marker=".",
             color=color,
-            label=_treatment(points.iloc[0], by) + (f", n={n}" if n > 1 else ""),
+            label=_treatment(points.iloc[0].to_dict(), by) + (f", n={n}" if n > 1 else ""),
         )
         if n > 1:
             low, high = (points[end].astype(float) for end in ("low", "high"))
@@ -144,7 +145,7 @@ def mean_curves(
     interval = ", mean and 95% interval" if table["n"].max() > 1 else ""
     ax.set(title=f"Learning curves{interval}", xlabel=COSTS[x], ylabel=_named(metric))
     # Of many lines, beside them.
-    ax.legend(frameon=False, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(ax.get_lines()) > 4 else {}))
+    ax.legend(frameon=False, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if many else {}))
     return ax
 
 

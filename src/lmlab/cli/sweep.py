@@ -50,7 +50,7 @@ def translate(word: str) -> str:
 def sweep(overrides: Sequence[str]) -> None:
     """What `lmlab sweep` does with the same words, from Python; its progress goes to standard output.
 
-    Raises what the command would show in its one line, and RuntimeError where it would end with another status than 0.
+    Raises the error that the command would show in one line, and RuntimeError where it ends with another status than 0.
     """
     before = os.environ.get("HYDRA_FULL_ERROR")
     log = logging.getLogger("lmlab")

@@ -84,8 +84,7 @@ def scored_pass(run, seed):
 
 def test_a_model_without_dropout_has_none_to_average_over(trained):
     run = load(trained["transformer"])
-    if any(getattr(m, "p", 0) for m in run.model.modules()):
-        pytest.skip("the tiny Transformer has dropout now")
+    assert not any(getattr(m, "p", 0) for m in run.model.modules())
     with pytest.raises(ValueError, match="has no dropout to average over"):
         measure(run, TEST, run.protocol, asked(mc_dropout={"samples": 2, "seed": 0}), None)
 

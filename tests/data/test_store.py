@@ -389,13 +389,3 @@ def test_what_a_killed_preparation_left_is_swept(tmp_path):
     assert len(leftovers(tmp_path)) == 1
     store = prepare(Texts(train=POEMS), byte, {}, tmp_path, progress=False)
     assert leftovers(tmp_path) == [store.path.name]
-
-
-def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lmlab.data.progress.EVERY_S", 0.0)
-    prepare(Texts(train=POEMS), word, {}, tmp_path, progress=True)
-    error = capsys.readouterr().err
-    assert error.startswith("preparing texts: training the tokenizer, 0 MB, 0 s\n")
-    assert "preparing texts: encoding train, 0 MB, 0 s\n" in error
-    assert "\r" not in error
-    assert "\x1b" not in error

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lmlab.evaluation.curve import Curve, Facts
 from lmlab.evaluation.extrapolation import Forecast, forecast
 
 # Shares of the loss. Less than two hundredths for twice the training are a level curve.
@@ -31,110 +32,6 @@ KINDS = (
     "diverged", "rate too high", "rate too low", "over-fitting", "under-regularised", "starved", "unstable",
     "improving", "converged",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A run's points: training (n,) and validation (m,), each with its steps.
-
-    lr: the rate at each point of training. gap: held-out loss less that of a slice of train without dropout, nan
-    where none was measured.
-    """
-
-    steps: np.ndarray
-    loss: np.ndarray
-    lr: np.ndarray
-    norm: np.ndarray
-    val_steps: np.ndarray
-    val: np.ndarray
-    gap: np.ndarray
-
-    @classmethod
-    def of(cls, points: Sequence[Mapping[str, Any]]) -> "Curve":
-        """From the rows of curves.csv, or of a table with its columns; empty cells are none."""
-
-        def column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-            return np.array([float(row.get(name) or "nan") for row in rows])
-
-        train = [p for p in points if p.get("train/loss") not in (None, "")]
-        val = [p for p in points if p.get("val/loss") not in (None, "")]
-        names = ("step", "train/loss", "optim/lr", "optim/grad_norm")
-        return cls(*(column(train, n) for n in names), *(column(val, n) for n in ("step", "val/loss", "val/gap")))
-
-    @property
-    def areas(self) -> tuple[np.ndarray, np.ndarray]:
-        """At each validation the sum of the learning rates so far, and the rate as a share of its peak."""
-        if len(self.steps) < 2 or not np.nanmax(self.lr) > 0:
-            return self.val_steps.astype(float), np.ones(len(self.val_steps))
-        grid = np.arange(1, max(self.steps[-1], self.val_steps[-1]) + 1)
-        lr = np.interp(grid, self.steps, self.lr)
-        at = self.val_steps.astype(int) - 1
-        return np.cumsum(lr)[at], lr[at] / lr.max()
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a run beside its curve. Losses in nats a token; None: not known, or none.
-
-    floors: of the unigram and the 5-gram on val. dropout: the largest of the model's. target: a published loss.
-    """
-
-    vocab_size: int
-    parameters: int
-    train_tokens: int
-    train_bytes: int
-    epochs: float
-    steps: int
-    lr: float | None
-    unigram: float | None
-    ngram: float | None
-    dropout: float
-    dropout_key: str
-    first_loss: float | None
-    failure: str | None = None
-    target: float | None = None
-
-    @classmethod
-    def of(
-        cls,
-        config: Mapping[str, Any],
-        decided: Mapping[str, Any],
-        train: Mapping[str, int],
-        floors: Mapping[str, Mapping[str, Mapping[str, float]]],
-        points: Sequence[Mapping[str, Any]],
-        failure: str | None,
-    ) -> "Facts":
-        """config, decided: of config.yaml. train: tokens and bytes of that split. floors: as in results.json."""
-        model = config["model"]
-        rates = {k: v for k, v in model.items() if k.startswith("dropout") and isinstance(v, int | float)}
-        losses = {name: floors.get(name, {}).get("val", {}).get("nll") for name in ("unigram", "kneser_ney_5")}
-        steps = max((int(p["step"]) for p in points), default=0)
-        shown = [p["train/loss"] for p in points if p.get("train/loss") not in (None, "")]
-        return cls(
-            vocab_size=decided["vocab_size"],
-            parameters=decided["n_params"],
-            train_tokens=train["tokens"],
-            train_bytes=train["bytes"],
-            epochs=steps / decided["steps_per_epoch"],
-            steps=steps,
-            lr=config["optimizer"].get("lr"),
-            unigram=losses["unigram"],
-            ngram=losses["kneser_ney_5"],
-            dropout=max(rates.values(), default=0.0),
-            dropout_key="model.dropout" if "dropout" in rates else f"model.{max(rates, default='dropout')}",
-            first_loss=float(shown[0]) if shown else None,
-            failure=failure,
-        )
-
-    @property
-    def tokens_per_parameter(self) -> float:
-        return self.train_tokens / max(self.parameters, 1)
-
-    @property
-    def bits_per_parameter(self) -> float | None:
-        """Of the train text, as a 5-gram would pack it."""
-        packed = self.ngram if self.ngram is not None else self.unigram
-        return None if packed is None else self.train_tokens * packed / math.log(2) / max(self.parameters, 1)
 
 
 @dataclass(frozen=True)
@@ -377,7 +274,7 @@ def figures(curve: Curve, facts: Facts, ahead: Forecast | None) -> list[str]:
             f"held-out loss {curve.val[best]:.4f} at step {int(curve.val_steps[best]):,}"
             + ("" if gap is None else f", gap to train's {curve.gap[best]:+.3f}, of it {gap:+.3f} since the start")
         )
-        floors = {"unigram": facts.unigram, "5-gram": facts.ngram, "published": facts.target}
+        floors = {"unigram": facts.unigram, "5-gram": facts.ngram}
         told = [f"{name} {floor:.3f} ({curve.val[best] - floor:+.3f})" for name, floor in floors.items() if floor]
         lines += [f"floors: {', '.join(told)}"] if told else []
     bits = facts.bits_per_parameter

@@ -171,7 +171,8 @@ class Run:
 
         fractions: directories of runs that differ from this one in train_share.
         """
-        from lmlab.evaluation.diagnosis import Facts, diagnose
+        from lmlab.evaluation.curve import Facts
+        from lmlab.evaluation.diagnosis import diagnose
         from lmlab.evaluation.floors import floors
 
         decided = self.config["decided"]

@@ -9,7 +9,8 @@ from hydra.types import RunMode
 
 from lmlab.config import asked, flatten, plain, short_name, treatment
 from lmlab.evaluation import audit
-from lmlab.evaluation.diagnosis import Diagnosis, Facts, diagnose
+from lmlab.evaluation.curve import Facts
+from lmlab.evaluation.diagnosis import Diagnosis, diagnose
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.floors import floors, floors_protocol
 from lmlab.evaluation.protocol import batches, unknown

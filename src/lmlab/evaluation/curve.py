@@ -1,0 +1,111 @@
+"""What a diagnosis reads: a run's curve, and what else is known of the run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's points: training (n,) and validation (m,), each with its steps.
+
+    lr: the rate at each point of training. gap: held-out loss less that of a slice of train without dropout, nan
+    where none was measured.
+    """
+
+    steps: np.ndarray
+    loss: np.ndarray
+    lr: np.ndarray
+    norm: np.ndarray
+    val_steps: np.ndarray
+    val: np.ndarray
+    gap: np.ndarray
+
+    @classmethod
+    def of(cls, points: Sequence[Mapping[str, Any]]) -> "Curve":
+        """From the rows of curves.csv, or of a table with its columns; empty cells are none."""
+
+        def column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+            return np.array([float(row.get(name) or "nan") for row in rows])
+
+        train = [p for p in points if p.get("train/loss") not in (None, "")]
+        val = [p for p in points if p.get("val/loss") not in (None, "")]
+        names = ("step", "train/loss", "optim/lr", "optim/grad_norm")
+        return cls(*(column(train, n) for n in names), *(column(val, n) for n in ("step", "val/loss", "val/gap")))
+
+    @property
+    def areas(self) -> tuple[np.ndarray, np.ndarray]:
+        """At each validation the sum of the learning rates so far, and the rate as a share of its peak."""
+        if len(self.steps) < 2 or not np.nanmax(self.lr) > 0:
+            return self.val_steps.astype(float), np.ones(len(self.val_steps))
+        grid = np.arange(1, max(self.steps[-1], self.val_steps[-1]) + 1)
+        lr = np.interp(grid, self.steps, self.lr)
+        at = self.val_steps.astype(int) - 1
+        return np.cumsum(lr)[at], lr[at] / lr.max()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run beside its curve. Losses in nats a token; None: not known, or none.
+
+    floors: of the unigram and the 5-gram on val. dropout: the largest of the model's.
+    """
+
+    vocab_size: int
+    parameters: int
+    train_tokens: int
+    train_bytes: int
+    epochs: float
+    steps: int
+    lr: float | None
+    unigram: float | None
+    ngram: float | None
+    dropout: float
+    dropout_key: str
+    first_loss: float | None
+    failure: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        decided: Mapping[str, Any],
+        train: Mapping[str, int],
+        floors: Mapping[str, Mapping[str, Mapping[str, float]]],
+        points: Sequence[Mapping[str, Any]],
+        failure: str | None,
+    ) -> "Facts":
+        """config, decided: of config.yaml. train: tokens and bytes of that split. floors: as in results.json."""
+        model = config["model"]
+        rates = {k: v for k, v in model.items() if k.startswith("dropout") and isinstance(v, int | float)}
+        losses = {name: floors.get(name, {}).get("val", {}).get("nll") for name in ("unigram", "kneser_ney_5")}
+        steps = max((int(p["step"]) for p in points), default=0)
+        shown = [p["train/loss"] for p in points if p.get("train/loss") not in (None, "")]
+        return cls(
+            vocab_size=decided["vocab_size"],
+            parameters=decided["n_params"],
+            train_tokens=train["tokens"],
+            train_bytes=train["bytes"],
+            epochs=steps / decided["steps_per_epoch"],
+            steps=steps,
+            lr=config["optimizer"].get("lr"),
+            unigram=losses["unigram"],
+            ngram=losses["kneser_ney_5"],
+            dropout=max(rates.values(), default=0.0),
+            dropout_key="model.dropout" if "dropout" in rates else f"model.{max(rates, default='dropout')}",
+            first_loss=float(shown[0]) if shown else None,
+            failure=failure,
+        )
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        return self.train_tokens / max(self.parameters, 1)
+
+    @property
+    def bits_per_parameter(self) -> float | None:
+        """Of the train text, as a 5-gram would pack it."""
+        packed = self.ngram if self.ngram is not None else self.unigram
+        return None if packed is None else self.train_tokens * packed / math.log(2) / max(self.parameters, 1)

@@ -1,0 +1,127 @@
+"""Runs that are damaged, or made by somebody who means harm: one line, and nothing of theirs is executed."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from tests.cli.test_verbs import call, refused
+
+from lmlab.cli import main
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    shutil.copytree(trained["transformer"], tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["checkpoints/best.ckpt", "config.yaml"])
+def test_a_truncated_file_is_named(name: str, copied, capsys):
+    path = copied / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert str(path) in refused(capsys, "generate", f"run_dir={copied}", "max_new_tokens=2")
+
+
+def test_a_missing_checkpoint_is_named(copied, capsys):
+    (copied / "checkpoints" / "best.ckpt").unlink()
+    assert "best.ckpt" in refused(capsys, "generate", f"run_dir={copied}")
+
+
+def test_damaged_results_do_not_hide_the_other_runs(copied, trained, capsys):
+    shutil.copytree(trained["ngram"], copied.parent / "whole")
+    (copied / "results.json").write_text('{"splits": ')
+    told = json.loads(call(capsys, "runs", f"root={copied.parent}", "format=json"))
+    assert {run["run"]: run["state"].split(":")[0] for run in told} == {"run": "damaged", "whole": "counted"}
+
+
+def test_a_tokenizer_of_another_run_is_refused(copied, trained, capsys):
+    shutil.copy(trained["lstm"] / "tokenizer.json", copied / "tokenizer.json")
+    assert "put the run's own tokenizer.json back" in refused(capsys, "score", f"run_dir={copied}", "text=a")
+
+
+def test_a_damaged_store_is_made_again(trained, tmp_path, small, capsys):
+    where = [f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]
+    call(capsys, "train", *small["ngram"], *where)
+    before = call(capsys, "evaluate", where[1], "format=json")
+    for ids in (tmp_path / "cache").rglob("*.ids"):
+        ids.write_bytes(b"xx")
+    assert call(capsys, "evaluate", where[1], "format=json") == before
+
+
+def edit_config(run, change) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    change(config)
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def evil(path) -> dict:
+    return {"_target_": "os.system", "command": f"touch {path}"}
+
+
+HOSTILE = {
+    "model": lambda config, bad: config.update(model=bad),
+    "model._partial_": lambda config, bad: config.update(model=bad | {"_partial_": True}),
+    "model.head": lambda config, bad: config["model"].update(head=bad),
+    "model.extra": lambda config, bad: config["model"].update(dropout=[bad]),
+    "corpus": lambda config, bad: config.update(corpus=bad),
+    "tokenizer": lambda config, bad: config.update(tokenizer=bad),
+    "evaluation": lambda config, bad: config.update(evaluation=bad),
+    "training": lambda config, bad: config.update(training=bad),
+    "resolver": lambda config, bad: config["model"].update(
+        head=f"${{oc.create:'{{_target_: {bad['_target_']}, command: {bad['command']}}}'}}"
+    ),
+    "interpolated target": lambda config, bad: config["model"].update(
+        head={"_target_": "${.name}", "name": bad["_target_"], "command": bad["command"]}
+    ),
+    "another module": lambda config, bad: config["model"].update(head={"_target_": "lmlab.cli.main"}),
+}
+
+
+@pytest.mark.parametrize("place", HOSTILE)
+def test_a_strangers_config_executes_nothing(place: str, copied, small, tmp_path, capsys):
+    mark = tmp_path / "executed"
+    edit_config(copied, lambda config: HOSTILE[place](config, evil(mark)))
+    verbs = [("generate", "max_new_tokens=2"), ("evaluate", "split=val"), ("score", "text=a")]
+    for verb, more in verbs:
+        status = main([verb, f"run_dir={copied}", more])
+        assert status in (0, 2), (verb, capsys.readouterr().err)
+    own = [o for o in small["transformer"] if not o.startswith(("model", "tokenizer"))]
+    main(["train", f"run_dir={tmp_path / 'new'}", f"init_from={copied}", *own, "trainer.max_steps=1"])
+    assert not mark.exists()
+
+
+def test_a_pickled_checkpoint_executes_nothing(copied, tmp_path, capsys):
+    import os
+    import pickle
+
+    import torch
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    best = copied / "checkpoints" / "best.ckpt"
+    for save in (torch.save, lambda tree, path: path.write_bytes(pickle.dumps(tree))):
+        save({"state_dict": Evil(), "lmlab_format": 1}, best)
+        assert "best.ckpt" in refused(capsys, "generate", f"run_dir={copied}")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!python/object/apply:os.system ['touch {mark}']\n",
+        "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n",
+        "format: 1\nmodel: &m\n  again: *m\n",
+        "[" * 5000,
+        "- a list\n",
+        "format: 1\n",
+        "format: 99\n",
+    ],
+    ids=["tag", "bomb", "loop", "deep", "list", "empty", "format"],
+)
+def test_a_strangers_yaml_is_refused(text: str, copied, tmp_path, capsys):
+    (copied / "config.yaml").write_text(text.format(mark=tmp_path / "executed") if "{mark}" in text else text)
+    assert str(copied) in refused(capsys, "generate", f"run_dir={copied}")
+    assert not (tmp_path / "executed").exists()

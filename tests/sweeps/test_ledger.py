@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlab.sweeps.ledger import Ledger, birth, journal, me
+from lmlab.sweeps.ledger import Ledger, alive, birth, journal, me
 
 DRAW = """
 import sys
@@ -113,7 +114,7 @@ def test_a_damaged_ledger_is_told_and_left_alone(ledger):
 
 
 def test_another_format_and_no_ledger_are_refused(ledger):
-    ledger.remember("format", 99)
+    ledger.connection.execute("UPDATE meta SET value = '99' WHERE key = 'format'")
     with pytest.raises(ValueError, match="ledger format 99"):
         Ledger(ledger.path)
     with pytest.raises(FileNotFoundError, match="is no sweep"):
@@ -125,3 +126,13 @@ def test_a_disk_of_this_machine_has_write_ahead_logging(ledger):
     (mode,) = sqlite3.connect(ledger.path).execute("PRAGMA journal_mode").fetchone()
     assert mode == "wal"
     assert birth(os.getpid()) == me()[2]
+
+
+def test_a_worker_that_ended_is_its_parents_to_report_until_it_was_waited_for():
+    child = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.DEVNULL)
+    born = birth(child.pid)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert born is not None
+    assert alive(socket.gethostname(), child.pid, born, 0.0)
+    child.wait()
+    assert not alive(socket.gethostname(), child.pid, born, 0.0)

@@ -59,6 +59,9 @@ def cut(
     begins: (B,), True where the first input is `start_id`; None: only where a row starts the text.
     """
     if lengths is None:
+        # Only training has whole rows, which counts every token and is never charged for <unk>.
+        assert skip is None
+        assert split.charges is None
         return _whole(split, starts, width, start_id, begins)
     columns = np.arange(width)
     mask = columns < lengths[:, None]

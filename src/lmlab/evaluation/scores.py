@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,6 @@ class Scores:
         sizes = (int(column[chosen].sum(dtype=np.int64)) for column in (self.n_bytes, self.n_chars, self.n_words))
         costs = self.costs[chosen]
         return Likelihood(float(costs.sum()), len(costs), *sizes)
-
-    def with_nats(self, nats: np.ndarray) -> "Scores":
-        return replace(self, nats=nats.astype(np.float32))
 
 
 class Keeper:

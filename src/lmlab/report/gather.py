@@ -26,8 +26,6 @@ HIGHER = ("tokens_per_s",)
 # Points of all curves together: what a browser draws without a pause, and a file stays small with.
 POINTS = 24_000
 SIZES = ("parameters", "seconds", "tokens", "tokens_per_s")
-# States of runs that count: the others have no number that can be compared.
-FAULTS = ("failed", "damaged", "unfinished", "interrupted", "pruned", "running", "waiting")
 
 
 def gather(root: str | os.PathLike, metric: str | None = None) -> dict[str, Any]:

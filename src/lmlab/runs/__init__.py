@@ -6,7 +6,6 @@ from typing import Any
 from lmlab.runs.equal import equal
 from lmlab.runs.points import curves
 from lmlab.runs.replicates import against_best, mean_curves, replicates, within
-from lmlab.runs.scaling import scaling_law
 from lmlab.runs.space import prune
 from lmlab.runs.tables import as_json, find, numbers, table, write_tables
 
@@ -18,6 +17,7 @@ _EXPORTS = {
     "defaults": "run",
     "by_document": "documents",
     "by_span": "documents",
+    "scaling_law": "scaling",
     "surfaces": "surface",
 }
 

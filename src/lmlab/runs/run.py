@@ -154,7 +154,7 @@ class Run:
         corpus = instantiate(self.config["corpus"])
         fingerprint = self.config["decided"]["fingerprint"]
         if corpus.fingerprint() != fingerprint:
-            raise ValueError(f"the text that {self.path} was trained on has changed; put it back to audit the run")
+            raise ValueError(f"the text that {self.path} was trained on has changed; put it back")
         elsewhere = self.config.get("init_from") or "source" in self.config["tokenizer"]
         return corpus, None if elsewhere else instantiate(self.config["tokenizer"])
 

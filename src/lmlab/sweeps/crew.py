@@ -95,14 +95,18 @@ class LocalCrew:
     def look_after(self, ledger: Ledger) -> None:
         """Say what became of workers that ended before the work did, and put others in their place."""
         for index, process in list(self.processes.items()):
-            status = process.poll()
+            # In one transaction: from when it is waited for, other workers may take its trial over.
+            with ledger.transaction():
+                status = process.poll()
+                ended_well = status in (DONE, INTERRUPTED) or self.interrupted
+                if status is not None and not ended_well:
+                    self._bury(ledger, index, process.pid, status)
             if status is None:
                 continue
             del self.processes[index]
             process.stdin.close()  # type: ignore[union-attr]
-            if status in (DONE, INTERRUPTED) or self.interrupted:
+            if ended_well:
                 continue
-            self._bury(ledger, index, process.pid, status)
             if self.fruitless < PATIENCE:
                 self.start(index)
             elif not self.processes:

@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from lmlab.run_directory import RunDirectory
 from lmlab.sweeps.asked import Asked
@@ -14,10 +13,7 @@ log = logging.getLogger("lmlab")
 
 def finished(asked: Asked, ledger: Ledger) -> dict[int, list[float]]:
     """{point: its means}, of the points whose replicates are all done."""
-    rows: dict[int, list[Any]] = {}
-    for row in ledger.trials():
-        rows.setdefault(row["point"], []).append(row)
-    return {point: means(asked, trials) for point, trials in rows.items() if standing(trials) == "done"}
+    return {point: means(asked, trials) for point, trials in ledger.by_point().items() if standing(trials) == "done"}
 
 
 def best(asked: Asked, ledger: Ledger) -> list[int]:

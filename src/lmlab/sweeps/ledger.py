@@ -70,7 +70,8 @@ def birth(pid: int) -> str | None:
         return ""
     # The name, in parentheses, may hold anything; the state follows it.
     fields = text.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else fields[19]
+    # One that ended and was not waited for is its parent's to report; where that is gone, nobody's.
+    return None if fields[0] == "Z" and fields[1] == "1" else fields[19]
 
 
 def alive(host: str, pid: int, born: str, heartbeat: float) -> bool:
@@ -159,9 +160,6 @@ class Ledger:
         rows = self.ask("SELECT value FROM meta WHERE key = ?", key)
         return None if not rows else str(rows[0]["value"])
 
-    def remember(self, key: str, value: Any) -> None:
-        self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-
     # Points and trials
 
     def add_point(
@@ -200,6 +198,13 @@ class Ledger:
     def trial(self, number: int) -> sqlite3.Row:
         return self.ask("SELECT * FROM trials WHERE id = ?", number)[0]
 
+    def by_point(self) -> dict[int, list[sqlite3.Row]]:
+        """{point: its replicates' trials}"""
+        found: dict[int, list[sqlite3.Row]] = {}
+        for row in self.trials():
+            found.setdefault(row["point"], []).append(row)
+        return found
+
     def set(self, number: int, **values: Any) -> None:
         names = ", ".join(f"{name} = ?" for name in values)
         self.connection.execute(f"UPDATE trials SET {names} WHERE id = ?", (*values.values(), number))
@@ -223,7 +228,7 @@ class Ledger:
         host, pid, born = me()
         now = time.time()
         told = {"host": host, "pid": pid, "born": born, "worker": worker, "heartbeat": now, "started": now}
-        self.set(number, status="running", reason=None, **told)
+        self.set(number, status="running", reason=None, code=None, **told)
         return self.trial(number)
 
     def place(self, number: int, name: str, run_dir: str) -> bool:

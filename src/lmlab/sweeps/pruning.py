@@ -8,7 +8,7 @@ whose best value so far is worse than the median of the others' at the same step
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
@@ -63,7 +63,8 @@ def promote(asked: Asked, ledger: Ledger) -> bool:
         if pruning["rule"] not in RUNGED:
             # Stopped under another rule than is asked for now, or by nothing any more.
             return _release(ledger) if pruning["rule"] == "none" else False
-        found = _standings(asked, ledger)
+        points = ledger.by_point()
+        found = _standings(asked, points, ledger.reports())
         last = not ledger.counts()["running"]
         for group in sorted(found, key=lambda g: (-g[1], g[0])):
             values = found[group]
@@ -71,7 +72,7 @@ def promote(asked: Asked, ledger: Ledger) -> bool:
             best = sorted(values, key=lambda point: (values[point], point))
             # Where there is nothing else to do, a rung with few points sends on its best one all the same.
             for point in best[: max(keep, 1 if last else 0)]:
-                rows = [r for r in ledger.trials() if r["point"] == point]
+                rows = points[point]
                 if all(r["status"] == "pruned" and r["rung"] == group[1] for r in rows):
                     more = group[1] + 1 < len(shares(pruning, point))
                     for row in rows:
@@ -87,13 +88,11 @@ def _release(ledger: Ledger) -> bool:
     return bool(pruned)
 
 
-def _standings(asked: Asked, ledger: Ledger) -> dict[tuple[int, int], dict[int, float]]:
+def _standings(
+    asked: Asked, points: Mapping[int, Sequence[Any]], reports: Mapping[int, Mapping[int, float]]
+) -> dict[tuple[int, int], dict[int, float]]:
     """{(bracket, rung): {point: its value there, lower is better}}, of points whose replicates have all been there."""
     sign = -1.0 if asked.objective[0]["direction"] == "maximize" else 1.0
-    points: dict[int, list[Any]] = {}
-    for row in ledger.trials():
-        points.setdefault(row["point"], []).append(row)
-    reports = ledger.reports()
     found: dict[tuple[int, int], dict[int, float]] = {}
     for point, rows in points.items():
         for rung in range(len(shares(asked.pruning, point))):

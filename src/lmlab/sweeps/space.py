@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -223,8 +222,3 @@ def _require(key: str, parameters: Mapping[str, Parameter], wanted: dict[str, An
 def overrides(parameters: Sequence[Parameter], point: Mapping[str, Any]) -> list[str]:
     """The point as Hydra's overrides."""
     return [f"{one.key}={one.text(point[one.key])}" for one in parameters if one.key in point]
-
-
-def size(parameters: Sequence[Parameter], most: int = 1_000_000) -> int:
-    """Points of the whole grid, counted up to `most`."""
-    return sum(1 for _ in islice(grid(parameters), most))

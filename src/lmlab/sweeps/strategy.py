@@ -95,9 +95,7 @@ def suggest(trial: "optuna.Trial", one: Parameter) -> Any:
 def history(asked: Asked, ledger: Ledger) -> list["optuna.trial.FrozenTrial"]:
     """Every point so far as Optuna's trial: means over replicates, what was reported, and how it stands."""
     parameters = {p.key: p for p in asked.parameters}
-    trials: dict[int, list[Any]] = {}
-    for row in ledger.trials():
-        trials.setdefault(row["point"], []).append(row)
+    trials = ledger.by_point()
     reports = ledger.reports()
     return [frozen(asked, parameters, row, trials[row["number"]], reports) for row in ledger.points()]
 

@@ -149,7 +149,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-# Student's t, for the one use of it. With t = sqrt(df) tan(a), its density is proportional to cos(a)**(df - 1).
+# Student's t. With t = sqrt(df) tan(a), its density is proportional to cos(a)**(df - 1).
 NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -109,25 +108,8 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
     return mean, mean - half, mean + half
 
 
-@cache
 def student(level: float, df: int) -> float:
-    """t with P(|T| < t) = level, for a whole number of degrees of freedom; by bisection."""
-    low, high = 0.0, 1e6
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, df) < level else (low, middle)
-    return (low + high) / 2
+    """t with P(|T| < t) = level, of Student's distribution."""
+    from lmlab.evaluation.bootstrap import t_quantile
 
-
-def _within(t: float, df: int) -> float:
-    """P(|T| < t): Abramowitz and Stegun 26.7.3 (odd df) and 26.7.4 (even)."""
-    angle = math.atan(t / math.sqrt(df))
-    sine, square = math.sin(angle), math.cos(angle) ** 2
-    odd = df % 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for k in range(1 + odd, df, 2):
-        total += term
-        term *= square * k / (k + 1)
-    if odd:
-        return 2 / math.pi * (angle + sine * total)
-    return sine * total
+    return t_quantile(0.5 + level / 2, df)

@@ -31,6 +31,7 @@ from lmlab.config import (
 )
 from lmlab.data.store import Store, prepare
 from lmlab.decisions import (
+    EMULATED,
     check_interval,
     check_pairing,
     check_precision,
@@ -43,7 +44,7 @@ from lmlab.decisions import (
     trained_context,
 )
 from lmlab.errors import TrainingFailed
-from lmlab.hardware import Machine, threads
+from lmlab.hardware import Machine, multiplies_bf16, threads
 from lmlab.initial import read_initial
 from lmlab.instantiate import find, instantiate
 from lmlab.schema import check_keys, check_known, check_node
@@ -210,8 +211,12 @@ def choose_speed(
     chosen["precision"], reasons["precision"] = choose_precision(
         config.precision, device, autocast, lambda: machine.bf16_gain(model.d_model, autocast)
     )
+    halves = chosen["precision"].startswith("bf16")
+    if halves and device in ("cpu", "cuda") and not multiplies_bf16(device):
+        reasons["precision"] = EMULATED.format(chosen["precision"])
     if config.compile == "auto":
-        peak = machine.products()["bf16" if chosen["precision"].startswith("bf16") else "fp32"]
+        rates = machine.products()
+        peak = rates.get("bf16", rates["fp32"]) if halves else rates["fp32"]
         flops = flops_per_token(model, batching.seq_len) * batching.tokens_per_step * steps
         seconds = estimated_seconds(flops, peak)
     chosen["compile"], reasons["compile"] = choose_compile(

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,14 +35,13 @@ def cache_root() -> Path:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place on leaving; after an error neither is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
+    # Not by mkstemp, whose files nobody else may read: a cache may be shared.
+    beside = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        yield Path(name)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lmlab.config import differences, suggest, targets
+from lmlab.data.cache import whole_file
 from lmlab.sweeps.space import Parameter, grid, overrides, parse
 
 STRATEGIES = ("grid", "list", "random", "tpe", "gp", "cmaes")
@@ -109,10 +110,8 @@ class Asked:
                 raise ValueError(
                     f"trials={self.trials} is below the {before.trials} of {directory}; a sweep can only grow"
                 )
-        directory.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"sweep.yaml.{os.getpid()}.tmp")
-        beside.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(beside, path)
+        with whole_file(path) as beside:
+            beside.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _told(before: Asked, now: Asked) -> str:

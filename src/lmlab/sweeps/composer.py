@@ -55,4 +55,4 @@ def parse(override: str) -> "Override":
     """Raises what Hydra's parser raises."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    return OverridesParser.create().parse_override(override)
+    return OverridesParser.create().parse_overrides([override])[0]

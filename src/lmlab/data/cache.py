@@ -33,9 +33,11 @@ def cache_root() -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place on leaving; after an error neither is there."""
+    """A temporary path beside `path` that takes its place on leaving; after an error what was there before still is.
+
+    Others may read the file as the umask says: `tempfile`'s are for their owner alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by mkstemp, whose files nobody else may read: a cache may be shared.
     beside = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield beside

@@ -49,7 +49,7 @@ def listed(options: dict, line: CommandLine) -> int:
     elif options["format"] == "json":
         show_json({name: target and target.as_dict() for name, target in numbers.items()})
     else:
-        from lmlab.cli.tables import show_numbers
+        from lmlab.cli.numbers import show_numbers
 
         show_numbers(numbers, kept)
     return DONE
@@ -82,7 +82,7 @@ def one(name: str, words: list[str], options: dict, line: CommandLine) -> int:
     if options["format"] == "json":
         show_json(record | {"beside": peer})
     else:
-        from lmlab.cli.tables import show_reproduction
+        from lmlab.cli.numbers import show_reproduction
 
         show_reproduction(record, peer)
     return INTERRUPTED if record["training"]["stopped_because"] == "interrupted" else DONE

@@ -50,6 +50,7 @@ class Published:
         return "own" if self.ours else "published"
 
     def show(self, value: float, sign: bool = False) -> str:
+        value = round(value, PLACES[self.metric]) + 0.0  # no minus before a nought
         return f"{value:{'+' if sign else ''},.{PLACES[self.metric]}f}"
 
     def verdict(self, split: str, value: float) -> str:

@@ -1,8 +1,7 @@
-"""Takes what `lmlab reproduce` recorded below a folder into `recorded/`, and writes the README's table from it:
-`python -m tests.reproduction [FOLDER]`."""
+"""Takes what `lmlab reproduce` recorded into `recorded/`, and writes the README's table from it."""
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from tests.benchmarks.table import replaced
@@ -30,8 +29,11 @@ def render() -> str:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "outputs/reproduced"
-    print(f"recorded: {', '.join(record(folder)) or 'nothing new'}")
+    parser = argparse.ArgumentParser(prog="python -m tests.reproduction", description=__doc__)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=ROOT / "outputs/reproduced", help="below which they lie"
+    )
+    print(f"recorded: {', '.join(record(parser.parse_args().folder)) or 'nothing new'}")
     readme = ROOT / "README.md"
     readme.write_text(replaced(readme.read_text(encoding="utf-8"), render(), MARKS), encoding="utf-8")
 

@@ -47,6 +47,7 @@ ROOMS["experiment"] = set(ROOMS)
 ROOMS["tuning"] = set(ROOMS)
 ROOMS["runs"] = set(ROOMS)
 ROOMS["measurement"] = set(ROOMS)
+ROOMS["reproduction"] = set(ROOMS)
 ROOMS["report"] = {"config", "data", "run_directory", "runs"}
 ROOMS["sweeps"] = {"config", "data", "decisions", "run_directory", "sizes", "experiment", "runs", "report", *FOUNDATION}
 ROOMS["cli"] = set(ROOMS)

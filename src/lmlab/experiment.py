@@ -44,6 +44,7 @@ from lmlab.decisions import (
     trained_context,
 )
 from lmlab.errors import TrainingFailed
+from lmlab.evaluation import published
 from lmlab.hardware import Machine, multiplies_bf16, threads
 from lmlab.initial import read_initial
 from lmlab.instantiate import find, instantiate
@@ -102,6 +103,11 @@ def tokenizer_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     if "source" not in recipe:
         return recipe
     return {"pretrained": xxhash.xxh3_128_hexdigest(instantiate(config["tokenizer"])(documents=()).to_json().encode())}
+
+
+def build_schedule(node: Mapping[str, Any], total_steps: int, steps_per_epoch: int) -> Any:
+    """The learning-rate schedule of a composed config, over that horizon."""
+    return instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
 
 
 def build_model(node: Mapping[str, Any], vocab_size: int, token_counts: torch.Tensor | None) -> nn.Module:
@@ -176,7 +182,7 @@ def plan(config: DictConfig) -> Plan:
 
         batching = RepeatedBatch(batching)
     steps = total_steps(config, batching)
-    schedule = instantiate(config.schedule)(total_steps=steps, steps_per_epoch=batching.steps_per_epoch)
+    schedule = build_schedule(config.schedule, steps, batching.steps_per_epoch)
     chosen, reasons = choose_speed(config, model, batching, steps, device, devices)
     decided |= {
         "devices": devices,
@@ -326,6 +332,7 @@ def check_config(config: DictConfig) -> None:
     tree = plain(config)
     check_known(tree, (*NODES, *TRAINER_NODES, *OmegaConf.load(conf_dir() / "train.yaml")))
     check_keys(tree)
+    published.read(tree.get("published"))
     # A model that counts needs no trainer, and Lightning costs seconds.
     counts = hasattr(find(str(tree["model"]["_target_"])), "fit")
     for group in NODES if counts else (*NODES, *TRAINER_NODES):

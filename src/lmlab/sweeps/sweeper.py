@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmlab.config import asked as asked_config
 from lmlab.config import plain, with_budget
+from lmlab.data.cache import locked
 from lmlab.errors import OUR_FAULT, USER_INPUT, TrainingFailed
 from lmlab.report import leave
 from lmlab.sweeps import asked as asking
@@ -61,9 +62,11 @@ def sweep(
         mirror.update(ledger, last=not interrupted)
         if interrupted:
             raise KeyboardInterrupt
-        tidy.finish()
-        view.conclude()
-        leave(directory)
+        # Whoever works on the same sweep, from here or elsewhere, ends about now, too.
+        with locked(directory / "finish.lock", f"waiting for another process that finishes {directory}"):
+            tidy.finish()
+            view.conclude()
+            leave(directory)
         complain(ledger)
 
 

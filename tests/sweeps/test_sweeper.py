@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
-from lmlab.sweeps.asked import METRICS
 from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.objective import METRICS
 from lmlab.sweeps.sweeper import split
 
 

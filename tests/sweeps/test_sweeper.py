@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from tests.sweeps.conftest import TINY
 
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.objective import METRICS
@@ -130,6 +131,19 @@ def test_whatever_a_run_logs_can_be_the_objective(sweep, here, capsys):
     # All that is said to be logged is, where the machine's peak was measured.
     with Ledger(here / "s/ledger.sqlite") as ledger:
         assert set(METRICS) - set(json.loads(ledger.trials("done")[0]["values_"])) <= {"perf/mfu"}
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [([], False), (["callbacks.samples.every_validation=true"], True), (["callbacks.samples=null"], None)],
+)
+def test_a_trial_writes_its_samples_once_unless_somebody_says_otherwise(here, sweep, untrained, words, written):
+    from lmlab.cli import main
+
+    own = [word for word in TINY if not word.startswith("callbacks.samples")]
+    assert main(["sweep", *own, "seed=1,2", "test=false", "sweep_dir=s", *words]) == 0
+    nodes = [config.callbacks.samples for config in untrained]
+    assert [node and node.every_validation for node in nodes] == [written] * 2
 
 
 def test_a_trial_without_the_objective_fails_and_says_what_there_is(sweep, here, capsys, untrained):

@@ -3,6 +3,7 @@
 Lightning takes seconds to import, so it waits inside `train`.
 """
 
+import functools
 import logging
 import re
 import shutil
@@ -330,13 +331,19 @@ def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:
 def check_config(config: DictConfig) -> None:
     """Every key's type, and every node against its constructor, before anything is read or written."""
     tree = plain(config)
-    check_known(tree, (*NODES, *TRAINER_NODES, *OmegaConf.load(conf_dir() / "train.yaml")))
+    check_known(tree, (*NODES, *TRAINER_NODES, *_own_keys()))
     check_keys(tree)
     published.read(tree.get("published"))
     # A model that counts needs no trainer, and Lightning costs seconds.
     counts = hasattr(find(str(tree["model"]["_target_"])), "fit")
     for group in NODES if counts else (*NODES, *TRAINER_NODES):
         check_node(tree.get(group), group)
+
+
+# Once a process: a worker of a sweep checks hundreds.
+@functools.cache
+def _own_keys() -> tuple[str, ...]:
+    return tuple(map(str, OmegaConf.load(conf_dir() / "train.yaml")))
 
 
 def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) -> dict[str, Any]:

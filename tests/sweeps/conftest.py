@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 WORDS = ["the", "a", "cat", "dog", "sees", "hears", "old", "red", "house", "tree", "and", "under", "night"]
 TINY = ["corpus=files", "corpus.split_by=share", "corpus.val_share=0.2", "corpus.test_share=0.1", "corpus.train=t.txt"]
@@ -20,6 +21,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     chosen = random.Random(0)
     (tmp_path / "t.txt").write_text(" ".join(chosen.choice(WORDS) for _ in range(500)) + "\n")
     return tmp_path
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
+    """The configs of trials that come to their end without training: the space and the ledger need no model."""
+    from lmlab.sweeps import sweeper, trial
+
+    configs: list[DictConfig] = []
+    sums = {"bpb": 2.0, "ppl": 4.0, "nll": 1.4}
+    results = {"training": {"stopped_because": "budget", "steps": 9, "seconds": 0.1}, "model": {"parameters": 100}}
+    results |= {"splits": {"val": sums}, "evaluation_seconds": 0.1}
+    monkeypatch.setattr(trial, "run", lambda config, *_: configs.append(config) or results)
+    monkeypatch.setattr(sweeper, "leave", lambda directory: [])
+    return configs
 
 
 @pytest.fixture

@@ -44,9 +44,11 @@ def pace(ledger: Ledger) -> tuple[float, float] | None:
         for before, row in pairwise(rows):
             values = json.loads(row["values_"] or "{}")
             between.append(max(0.0, row["started"] - before["finished"]))
-            at_once = abs(row["finished"] - row["started"] - row["seconds"]) < 1
-            if row["status"] == "done" and at_once and "measuring_seconds" in values:
-                beside.append(row["seconds"] - values["seconds"] - values["measuring_seconds"])
+            if row["status"] == "done" and "measuring_seconds" in values:
+                own = row["seconds"] - values["seconds"] - values["measuring_seconds"]
+                # In one go, and not a run that was there already.
+                if abs(row["finished"] - row["started"] - row["seconds"]) < 1 and own > 0:
+                    beside.append(own)
     return (median(between), median(beside)) if beside else None
 
 

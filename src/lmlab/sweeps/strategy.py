@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lmlab.sweeps.asked import REPORTED, Asked
+from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.objective import REPORTED
 from lmlab.sweeps.space import Parameter, active
 
 if TYPE_CHECKING:

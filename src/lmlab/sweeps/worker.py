@@ -38,7 +38,7 @@ class Worker:
         self.asked: Asked = load(directory)
         self.ledger = Ledger(directory / "ledger.sqlite")
         self.composer = Composer(self.asked.config_dir)
-        self.stopping = False
+        self.warm = self.stopping = False
 
     def run(self) -> int:
         """Returns the exit status: whether somebody interrupted it."""
@@ -56,9 +56,10 @@ class Worker:
                 row = self.draw()
                 if row is not None:
                     self._one(row)
-                    if self.alone and not gc.get_freeze_count():
+                    if self.alone and not self.warm:
                         # All that was imported stays: else every trial's collection looks through it for 0.2 s.
                         gc.freeze()
+                    self.warm = True
                 elif not self.ledger.counts()["running"]:
                     break
                 else:

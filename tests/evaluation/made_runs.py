@@ -101,6 +101,22 @@ CHECK = [
     (GOOD, 800, ALIBI, f"d=48 rows=8 drop=0.1 {ADAMW} lr=2e-3 steps=240 {COSINE}"),
 ]
 SETS = {"development": DEVELOPMENT, "check": CHECK}
+# What labels of `check` claim to be better: a tenth or ten times of the rate.
+COUNTERPARTS = {
+    25: "lr=0.06",
+    26: "lr=0.06",
+    27: "lr=0.015",
+    28: "lr=0.2 adam_lr=0.03",
+    29: "lr=0.01",
+    30: "lr=3e-3",
+    31: "lr=1e-3",
+    32: "lr=1.5e-3",
+    33: "lr=1",
+}
+
+
+def is_right(kind: str, verdict: str) -> bool:
+    return verdict in ("improving", "converged") if kind == GOOD else verdict == kind
 
 
 def speeches(first: int, last: int) -> str:
@@ -173,5 +189,9 @@ def train_one(root: Path, name: str, number: int, folder: str, more: str) -> Non
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[2:] or list(SETS):
-        train_all(Path(sys.argv[1]), chosen)
+    for chosen in sys.argv[2:]:
+        if chosen == "counterparts":
+            for number, more in COUNTERPARTS.items():
+                train_one(Path(sys.argv[1]), "check", number, f"counterpart{number:02}", more)
+        else:
+            train_all(Path(sys.argv[1]), chosen)

@@ -67,6 +67,10 @@ def run(command: str, monkeypatch) -> int:
         return subprocess.run(["bash", "-ec", command]).returncode
     if words[1:2] and words[1] in ("train", "bench", "sweep") and "--help" not in words and "status=" not in command:
         words += small(words) + ["seconds=1"] * (words[1] == "bench")
+    if words[1:2] == ["reproduce"] and words[2:]:
+        words += ["corpus=files", "corpus.train=speeches.txt", "corpus.split_by=share"]
+        counts = "kneser_ney_5" in words
+        words += ["tokenizer.vocab_size=300"] if counts else [*SMALL, "model.d_model=24", "trainer.max_steps=4"]
     if words[1:2] == ["compare"]:
         words += ["block_bytes=20"]
     with monkeypatch.context() as patched:
@@ -91,7 +95,7 @@ def test_every_command_of_the_readme_works_in_its_order(workspace, monkeypatch, 
     assert {"first", "mine", "poems", "small_gru", "from_python"} <= made
     assert {"fast", "profiled"} <= made
     assert {"counts", "second"} <= made
-    assert len(made) == 18, "four more of the multirun, and four of the sweep"
+    assert len(made) == 20, "four more of the multirun, four of the sweep, and two reproduced"
 
 
 def test_the_readme_has_commands_and_each_make_target_exists():

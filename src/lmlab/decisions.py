@@ -15,6 +15,8 @@ from lmlab.config import BUDGETS, parse_count
 
 # Least gain for which bf16 is taken: its rounding is not free.
 MARGIN = 1.1
+# What is said where bf16 was asked for.
+EMULATED = "{}, as asked: this machine has no units for bf16 and emulates it, up to 100 times slower than precision=32"
 # Seconds of training from which compiling is worth its wait. On two cores a Transformer's step gained 10 to 14 % for 21
 # to 31 s of compiling, an LSTM's nothing (its kernels are fused already); on a GPU a third is usual.
 COMPILE_FROM = {"cpu": 600.0, "cuda": 120.0}

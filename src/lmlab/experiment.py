@@ -31,6 +31,7 @@ from lmlab.config import (
 )
 from lmlab.data.store import Store, prepare
 from lmlab.decisions import (
+    EMULATED,
     check_interval,
     check_pairing,
     check_precision,
@@ -43,11 +44,12 @@ from lmlab.decisions import (
     trained_context,
 )
 from lmlab.errors import TrainingFailed
-from lmlab.hardware import Machine, threads
+from lmlab.evaluation import published
+from lmlab.hardware import Machine, multiplies_bf16, threads
 from lmlab.initial import read_initial
 from lmlab.instantiate import find, instantiate
 from lmlab.schema import check_keys, check_known, check_node
-from lmlab.sizes import count_parameters, flops_per_token, solve_width
+from lmlab.sizes import NEAR, count_parameters, flops_per_token, solve_width
 from lmlab.training import optim
 from lmlab.training.ranks import count as count_ranks
 
@@ -103,6 +105,11 @@ def tokenizer_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"pretrained": xxhash.xxh3_128_hexdigest(instantiate(config["tokenizer"])(documents=()).to_json().encode())}
 
 
+def build_schedule(node: Mapping[str, Any], total_steps: int, steps_per_epoch: int) -> Any:
+    """The learning-rate schedule of a composed config, over that horizon."""
+    return instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+
+
 def build_model(node: Mapping[str, Any], vocab_size: int, token_counts: torch.Tensor | None) -> nn.Module:
     """A model with fresh weights from the global random generator."""
     return instantiate(node)(vocab_size=vocab_size, token_counts=token_counts)
@@ -145,6 +152,7 @@ def plan(config: DictConfig) -> Plan:
         "n_params": count_parameters(model),
         "device": device,
     }
+    missed = None if wanted is None else missed_size(wanted, decided["n_params"], config.model.d_model)
     if hasattr(model, "fit"):
         protocol = instantiate(config.evaluation)(model=model)
         decided["protocol"] = protocol.as_dict()
@@ -174,7 +182,7 @@ def plan(config: DictConfig) -> Plan:
 
         batching = RepeatedBatch(batching)
     steps = total_steps(config, batching)
-    schedule = instantiate(config.schedule)(total_steps=steps, steps_per_epoch=batching.steps_per_epoch)
+    schedule = build_schedule(config.schedule, steps, batching.steps_per_epoch)
     chosen, reasons = choose_speed(config, model, batching, steps, device, devices)
     decided |= {
         "devices": devices,
@@ -184,7 +192,15 @@ def plan(config: DictConfig) -> Plan:
         "val_check_interval": check_interval(config.trainer.val_check_interval, steps, batching.steps_per_epoch),
     }
     check_precision(decided["precision"], devices)
+    reasons = {"n_params": missed, **reasons}
     return Plan(config, store, model, batching, protocol, steps, schedule, decided, reasons)
+
+
+def missed_size(wanted: int, found: int, d_model: int) -> str | None:
+    """What is said of a solved width whose size is not quite the one asked for."""
+    if abs(found - wanted) <= NEAR * wanted:
+        return None
+    return f"n_params {found:,}: no width is nearer to the {wanted:,} asked for than {d_model}"
 
 
 def train_part(store: Store, share: float) -> Any:
@@ -210,8 +226,12 @@ def choose_speed(
     chosen["precision"], reasons["precision"] = choose_precision(
         config.precision, device, autocast, lambda: machine.bf16_gain(model.d_model, autocast)
     )
+    halves = chosen["precision"].startswith("bf16")
+    if halves and device in ("cpu", "cuda") and not multiplies_bf16(device):
+        reasons["precision"] = EMULATED.format(chosen["precision"])
     if config.compile == "auto":
-        peak = machine.products()["bf16" if chosen["precision"].startswith("bf16") else "fp32"]
+        rates = machine.products()
+        peak = rates.get("bf16", rates["fp32"]) if halves else rates["fp32"]
         flops = flops_per_token(model, batching.seq_len) * batching.tokens_per_step * steps
         seconds = estimated_seconds(flops, peak)
     chosen["compile"], reasons["compile"] = choose_compile(
@@ -312,6 +332,7 @@ def check_config(config: DictConfig) -> None:
     tree = plain(config)
     check_known(tree, (*NODES, *TRAINER_NODES, *OmegaConf.load(conf_dir() / "train.yaml")))
     check_keys(tree)
+    published.read(tree.get("published"))
     # A model that counts needs no trainer, and Lightning costs seconds.
     counts = hasattr(find(str(tree["model"]["_target_"])), "fit")
     for group in NODES if counts else (*NODES, *TRAINER_NODES):

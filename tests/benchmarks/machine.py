@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -58,6 +59,16 @@ def commit() -> str | None:
 
 def described(found: dict[str, Any]) -> str:
     """One line for the table."""
-    fast = ", ".join(name for name in ("amx", "bf16") if found[name]) or "no bf16"
+    fast = ", ".join(_units(found)) or "no bf16"
     where = found["gpu"] or f"{found['cpu']}, {found['cores']} cores, {found['capability']}, {fast}"
     return f"{where}, torch {found['torch']}"
+
+
+def kind(found: dict[str, Any]) -> str:
+    """Folder name of machines whose results can stand in one table."""
+    processor = [found["cpu"], found["capability"], *_units(found), f"{found['cores']} cores"]
+    return re.sub(r"\W+", "_", found["gpu"] or " ".join(processor)).lower()
+
+
+def _units(found: dict[str, Any]) -> list[str]:
+    return [name for name in ("amx", "bf16") if found[name]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .harness import shown, verdict
-from .machine import ROOT, described
+from .machine import ROOT, described, kind
 
 # outputs/ is not kept in the repository; what the README shows is.
 RECORDED = Path(__file__).parent / "recorded"
@@ -18,9 +18,8 @@ LONGEST = 50
 
 
 def record(folder: Path) -> list[str]:
-    """Take the full results from where they were measured; returns the names of the rows."""
+    """Take the full results from where they were measured, a folder a kind of machine; returns the rows' names."""
     taken = []
-    RECORDED.mkdir(exist_ok=True)
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["scale"] != "full":
@@ -29,33 +28,36 @@ def record(folder: Path) -> list[str]:
             for side, facts in case["facts"].items():
                 short = {k: v for k, v in facts.items() if not (isinstance(v, list) and len(v) > LONGEST)}
                 case["facts"][side] = short
-        (RECORDED / path.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        kept = RECORDED / kind(result["machine"]) / path.name
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         taken.append(result["row"])
     return taken
 
 
 def render(names: list[str]) -> str:
-    """Markdown of the recorded rows, in the order of `names`; a row that was never measured says so."""
-    results = {name: _read(name) for name in names}
-    machines: dict[str, str] = {}
+    """Markdown of the recorded rows, a table a kind of machine, in the order of `names`; then what nobody measured."""
+    tables, seen = [], set()
+    for folder in sorted(path for path in RECORDED.iterdir() if path.is_dir()):
+        results = {
+            name: json.loads(path.read_text("utf-8")) for name in names if (path := folder / f"{name}.json").exists()
+        }
+        seen.update(results)
+        tables.append(_table(results))
+    missing = [f"`{name}`" for name in names if name not in seen]
+    return "\n\n".join([*tables, *([f"Not measured: {', '.join(missing)}."] if missing else [])])
+
+
+def _table(results: Mapping[str, dict[str, Any]]) -> str:
+    """Of one kind of machine."""
+    commits: dict[str, str] = {}
     body: list[str] = []
     for name, result in results.items():
-        if result is None:
-            body.append(f"| `{name}` | not measured | | | | |")
-            continue
-        sign = machines.setdefault(_where(result), chr(ord("a") + len(machines)))
+        sign = commits.setdefault(result["machine"]["commit"], chr(ord("a") + len(commits)))
         body += _rows(name, result, sign)
-    told = [f"Machine {sign}: {where}." for where, sign in machines.items()]
-    return "\n".join([HEAD, *body, "", *told])
-
-
-def _read(name: str) -> dict[str, Any] | None:
-    path = RECORDED / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _where(result: Mapping[str, Any]) -> str:
-    return f"{described(result['machine'])}, commit {result['machine']['commit']}"
+    which = ", ".join(f"{sign} {commit}" for commit, sign in commits.items())
+    where = described(next(iter(results.values()))["machine"])
+    return "\n".join([f"**{where}** (commits: {which})", "", HEAD, *body])
 
 
 def _rows(name: str, result: Mapping[str, Any], sign: str) -> Iterator[str]:
@@ -81,8 +83,10 @@ def write(names: list[str], readme: Path = ROOT / "README.md") -> None:
     readme.write_text(replaced(text, render(names)), encoding="utf-8")
 
 
-def replaced(text: str, table: str) -> str:
-    pattern = re.compile(rf"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
+def replaced(text: str, table: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
+    """The text with the table between the two marks."""
+    begin, end = marks
+    pattern = re.compile(rf"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"the README has no lines {BEGIN} and {END}")
+        raise ValueError(f"the README has no lines {begin} and {end}")
     return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)

@@ -104,7 +104,20 @@ def test_the_table_shows_ours_the_peer_the_ratio_and_the_verdict(tmp_path, monke
     assert table.record(tmp_path / "out") == ["row"], "quick results are not for the table"
     made = table.render(["row", "other"]).splitlines()
     assert "| `row` (a) case: speed | 1.50 s | 3.50 s, peer | 2.50 times (2.00-3.00, 2) | 2 times | met |" in made
-    assert "| `other` | not measured | | | | |" in made
-    assert made[-1].startswith("Machine a: ")
+    assert made[-1] == "Not measured: `other`."
     with pytest.raises(ValueError, match="the README has no lines"):
         table.replaced("nothing", "")
+
+
+def test_each_kind_of_machine_has_a_table_of_its_own(tmp_path, monkeypatch):
+    from tests.benchmarks.harness import write
+
+    monkeypatch.setattr(table, "RECORDED", tmp_path / "recorded")
+    here = result(tmp_path, [1.0], [3.0])
+    there = here | {"machine": here["machine"] | {"cpu": "Elsewhere", "capability": "AVX2", "bf16": False, "gpu": None}}
+    for found in (here, there):
+        write(found, tmp_path / "out")
+        table.record(tmp_path / "out")
+    heads = [line for line in table.render(["row"]).splitlines() if line.startswith("**")]
+    assert len(heads) == 2, "the second would have taken the first one's place"
+    assert any("Elsewhere" in head and "AVX2, no bf16" in head for head in heads)

@@ -54,3 +54,24 @@ def test_what_only_cools_is_not_taken_for_learning():
 
 def test_few_points_say_nothing():
     assert forecast(np.arange(1.0, 6), np.ones(5), np.ones(5), 2.0) is None
+
+
+def test_a_schedule_that_is_cut_short_is_followed_to_its_own_end():
+    """600 steps of WSD, of which 480 are done: 240 of its decay are seen half of the way."""
+    t = np.arange(1, 601)
+    rate = np.minimum(1, (600 - t) / 240)
+    area = np.cumsum(rate)
+    at = np.arange(40, 481, 40) - 1
+    curve = law(area, rate)
+    found = forecast(area[at], rate[at], curve[at], area[-1] / area[479], end_rate=0.0)
+    assert found.final == pytest.approx(curve[-1], abs=0.02)
+
+
+def test_cooling_that_was_never_seen_widens_the_interval_alone():
+    area = np.arange(1, 13) * 50.0
+    curve = law(area, np.ones(12), cooling=0.0)
+    flat = forecast(area, np.ones(12), curve, 1.5, end_rate=1.0)
+    cooled = forecast(area, np.ones(12), curve, 1.5, end_rate=0.0)
+    assert cooled.gain == flat.gain
+    # Five per cent of the loss, the most that cooling down was found to gain.
+    assert cooled.high == pytest.approx(flat.high + 0.05 * curve[-1])

@@ -163,3 +163,13 @@ def test_a_run_follows_fp32_and_saves_masters(train, tmp_path):
 def test_several_processes_are_refused(train):
     with pytest.raises(ValueError, match=r"precision=bf16 with devices=2.*use precision=bf16-mixed"):
         train("run", *TRANSFORMER, "precision=bf16", "trainer=ddp", "trainer.accelerator=cpu", "devices=2")
+
+
+def test_without_units_for_bf16_it_is_taken_as_asked_and_the_log_says_what_that_costs(train, monkeypatch, tmp_path):
+    from lmlab import experiment, hardware
+
+    for module in (experiment, hardware):
+        monkeypatch.setattr(module, "multiplies_bf16", lambda device: False)
+    # Whether to compile is estimated from a peak, of which this machine has none in bf16.
+    train("run", *TRANSFORMER, "precision=bf16", "compile=auto", "trainer.max_steps=1")
+    assert "bf16, as asked: this machine has no units for bf16" in (tmp_path / "run/train.log").read_text()

@@ -121,7 +121,7 @@ def show_diagnosis(found: Any, tested: Mapping[str, Any] | None) -> None:
     for n, finding in enumerate(found.findings):
         out.print(f"{'verdict' if n == 0 else 'also':8} {finding.kind}: {finding.told}", highlight=False)
     out.print()
-    for line in found.figures:
+    for line in [*found.figures, *found.distances]:
         out.print(line, highlight=False)
     if tested is not None:
         told = f"learning rate {tested['used']:g}: {tested['verdict']} (the loss breaks at {tested['breaks_at']:g})"

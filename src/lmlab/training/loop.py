@@ -58,6 +58,8 @@ class StepLoop(_TrainingEpochLoop):
             and type(precision) in (Precision, MixedPrecision)
             and getattr(precision, "scaler", None) is None
             and type(trainer.datamodule) is TextDataModule
+            # Ours are set in the step itself.
+            and not trainer.strategy.lr_scheduler_configs
             # It may end the epoch.
             and not _overrides(module, "on_train_batch_start", LightningModule)
             and not any(_overrides(module, name, LightningModule) for name in OTHERS)
@@ -65,6 +67,14 @@ class StepLoop(_TrainingEpochLoop):
 
     def _should_check_val_epoch(self) -> bool:
         return super()._should_check_val_epoch() if self._validates is None else self._validates
+
+    def _should_accumulate(self) -> bool:
+        # Micro-batches are the module's matter: each batch of the loader is a step.
+        return not self.direct and super()._should_accumulate()
+
+    def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
+        if not self.direct:
+            super().update_lr_schedulers(interval, update_plateau_schedulers)
 
     def advance(self, data_fetcher: Any) -> None:
         """One step, as Lightning's: raises StopIteration where there are no more batches."""

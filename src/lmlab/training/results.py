@@ -2,13 +2,14 @@
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from lmlab.config import asked, flatten, plain, short_name, treatment
-from lmlab.evaluation import audit
+from lmlab.evaluation import audit, published
 from lmlab.evaluation.curve import Facts
 from lmlab.evaluation.diagnosis import Diagnosis, diagnose
 from lmlab.evaluation.evaluate import evaluate
@@ -39,11 +40,13 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
     }
     # What a sweep stops early costs no more than its curve.
     pruned = training["stopped_because"] == "pruned"
+    began = time.perf_counter()
     for split in [] if pruned else measured_splits(plan, training["stopped_because"] == "interrupted"):
         part = plan.part(split)
         rows = batches(part, plan.protocol, plan.store.tokenizer.start_id, plan.config.validation.batch_size)
         results["splits"][split] = evaluate(plan.model, rows, plan.protocol.precision, device).as_dict()
         results["splits"][split]["unknown"] = unknown(part, plan.store.tokenizer.unk_id, plan.protocol)
+    results["evaluation_seconds"] = round(time.perf_counter() - began, 3)
     if not pruned:
         began = time.perf_counter()
         checks = audit.quick(plan.model, plan.store, plan.protocol, device, results["splits"])
@@ -53,10 +56,14 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
         parts = {split: plan.part(split) for split in results["splits"]}
         results["floors"] = floors(plan.store, parts, plan.protocol)
         results["floors_protocol"] = floors_protocol(plan.protocol).as_dict()
-    if plan.batching is not None and not pruned:
-        found = diagnosed(plan, directory, results)
-        results["diagnosis"] = found.as_dict()
-        for line in found.card():
+    if not pruned:
+        target = published.read(plain(plan.config).get("published"))
+        told = target.distances(results["splits"], plan.protocol, training["steps"]) if target else []
+        if plan.batching is not None:
+            found = replace(diagnosed(plan, directory, results), distances=told)
+            results["diagnosis"] = found.as_dict()
+            told = found.card()
+        for line in told:
             log.info("%s", line)
     results["samples"] = [] if pruned else samples(plan)
     directory.write_json("results.json", results)

@@ -118,7 +118,7 @@ class LMModule(LightningModule):
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         before = sampled(parameters) if shown else None
         trainer.fit_loop.epoch_loop.optimizer_step(optimizer)
-        ratio = update_ratio(before, sampled(parameters)) if shown else None
+        ratio = update_ratio(before, parameters) if shown else None
         for p in parameters:
             p.grad = None
         self.step = step = step + 1

@@ -19,6 +19,7 @@ from lmlab.training.master_weights import MasterWeights
 from lmlab.training.performance import Performance
 from lmlab.training.progress import Stopwatch
 from lmlab.training.schedule import Schedule
+from lmlab.training.updates import sampled, update_ratio
 from lmlab.types import Batch, Hidden, Mask, State, Tokens, detach, map_state, reset
 
 # The names of the validation loaders, in order: held-out text, and a fixed slice of train without dropout.
@@ -115,7 +116,9 @@ class LMModule(LightningModule):
         self._watch_for_nan(loss if norm is None else loss + norm)
         if self.clip_norm is not None and self._exceeds(norm):
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        before = sampled(parameters) if shown else None
         trainer.fit_loop.epoch_loop.optimizer_step(optimizer)
+        ratio = update_ratio(before, parameters) if shown else None
         for p in parameters:
             p.grad = None
         self.step = step = step + 1
@@ -124,7 +127,7 @@ class LMModule(LightningModule):
             # Told to stop, Lightning validates first, also between two regular validations.
             trainer.should_stop = True
         if shown:
-            self._log_training(norm)
+            self._log_training(norm, ratio)
 
     def _exceeds(self, norm: Tensor) -> bool:
         """Whether clipping may change anything. A GPU is not asked: it multiplies by 1."""
@@ -209,7 +212,7 @@ class LMModule(LightningModule):
                 "schedule.warmup or a smaller training.clip_norm"
             )
 
-    def _log_training(self, norm: Tensor) -> None:
+    def _log_training(self, norm: Tensor, ratio: Tensor) -> None:
         self.check_finite()
         likelihood = self.window.likelihood()
         self.window.reset()
@@ -224,6 +227,7 @@ class LMModule(LightningModule):
             "train/bpb": likelihood.bpb,
             "optim/lr": self.optimizers().param_groups[0]["lr"],
             "optim/grad_norm": float(norm),
+            "optim/update_ratio": float(ratio),
             "perf/tokens_per_s": likelihood.tokens / spent if spent else 0.0,
             "progress/epoch": self.trainer.datamodule.batching.progress(self.step),
             "progress/tokens": float(self.tokens),

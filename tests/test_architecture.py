@@ -48,8 +48,8 @@ ROOMS["tuning"] = set(ROOMS)
 ROOMS["runs"] = set(ROOMS)
 ROOMS["measurement"] = set(ROOMS)
 ROOMS["reproduction"] = set(ROOMS)
-ROOMS["report"] = {"config", "run_directory", "runs"}
-ROOMS["sweeps"] = {"config", "decisions", "run_directory", "experiment", "runs", "report", *FOUNDATION}
+ROOMS["report"] = {"config", "data", "run_directory", "runs"}
+ROOMS["sweeps"] = {"config", "data", "decisions", "run_directory", "sizes", "experiment", "runs", "report", *FOUNDATION}
 ROOMS["cli"] = set(ROOMS)
 # (file, room): why the arrow points up.
 EXCEPTIONS = {

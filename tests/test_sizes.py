@@ -3,7 +3,7 @@
 import pytest
 
 from lmlab.config import compose, plain
-from lmlab.experiment import build_model
+from lmlab.experiment import build_model, missed_size
 from lmlab.sizes import count_parameters, embedding_share, flops_per_token, solve_width
 
 VOCABULARY = 300
@@ -32,6 +32,25 @@ def test_the_solved_width_is_within_one_percent(family: str, target: int):
         size = count_parameters(build(node))
     assert abs(size - target) <= 0.01 * target
     assert node["d_model"] % node.get("n_heads", 1) == 0
+
+
+def test_where_no_width_is_within_one_percent_the_nearest_is_taken_and_said():
+    import torch
+
+    def sized(width: int) -> int:
+        with torch.device("meta"):
+            return count_parameters(build({**node, "d_model": width}))
+
+    node = plain(compose(["model=lstm", "model.n_layers=3"]).model)
+    # Half-way between two widths of some 30 thousand parameters: 1.6 % from either.
+    target = (sized(30) + sized(31)) // 2 + 10
+    assert 0.01 < sized(31) / target - 1 < 0.1
+    assert solve_width(node, target, build)["d_model"] == 31
+    told = missed_size(target, sized(31), 31)
+    assert told == f"n_params {sized(31):,}: no width is nearer to the {target:,} asked for than 31"
+    assert missed_size(1000, 1009, 31) is None
+    with pytest.raises(ValueError, match="more than 10% off; ask for that"):
+        solve_width(node, (sized(1) + sized(2)) // 2, build)
 
 
 @pytest.mark.parametrize("family", ["lstm", "transformer"])

@@ -49,7 +49,7 @@ from lmlab.hardware import Machine, multiplies_bf16, threads
 from lmlab.initial import read_initial
 from lmlab.instantiate import find, instantiate
 from lmlab.schema import check_keys, check_known, check_node
-from lmlab.sizes import count_parameters, flops_per_token, solve_width
+from lmlab.sizes import NEAR, count_parameters, flops_per_token, solve_width
 from lmlab.training import optim
 from lmlab.training.ranks import count as count_ranks
 
@@ -152,6 +152,7 @@ def plan(config: DictConfig) -> Plan:
         "n_params": count_parameters(model),
         "device": device,
     }
+    missed = None if wanted is None else missed_size(wanted, decided["n_params"], config.model.d_model)
     if hasattr(model, "fit"):
         protocol = instantiate(config.evaluation)(model=model)
         decided["protocol"] = protocol.as_dict()
@@ -191,7 +192,15 @@ def plan(config: DictConfig) -> Plan:
         "val_check_interval": check_interval(config.trainer.val_check_interval, steps, batching.steps_per_epoch),
     }
     check_precision(decided["precision"], devices)
+    reasons = {"n_params": missed, **reasons}
     return Plan(config, store, model, batching, protocol, steps, schedule, decided, reasons)
+
+
+def missed_size(wanted: int, found: int, d_model: int) -> str | None:
+    """What is said of a solved width whose size is not quite the one asked for."""
+    if abs(found - wanted) <= NEAR * wanted:
+        return None
+    return f"n_params {found:,}: no width is nearer to the {wanted:,} asked for than {d_model}"
 
 
 def train_part(store: Store, share: float) -> Any:

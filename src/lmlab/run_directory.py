@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import functools
 import io
 import json
 import logging
@@ -46,7 +47,7 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         return tag
 
 
-class Dumper(yaml.SafeDumper):
+class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
     """Writes the same list twice rather than an alias of it."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -235,13 +236,6 @@ def environment(device: str) -> dict[str, Any]:
     """Versions, commit and machine, for whoever asks later why a number differs."""
     import torch
 
-    packages = ("lmlab", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "tokenizers", "numpy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     return {
         "command": sys.argv,
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -250,10 +244,24 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": _versions(),
     }
 
 
+# What a process has loaded stays as it is: a worker of a sweep asks once.
+@functools.cache
+def _versions() -> dict[str, str]:
+    packages = ("lmlab", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "tokenizers", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+@functools.cache
 def _commit() -> str | None:
     """The commit of the code that ran, with '+' where it had been changed; None outside a checkout."""
 

@@ -1,5 +1,6 @@
 """A config against what it configures: a node's constructor is its schema, and the verbs' own keys have a table."""
 
+import functools
 import inspect
 import re
 import types
@@ -199,11 +200,9 @@ def check_node(node: Any, where: str) -> None:
     if node.get("_target_") is None:
         return
     target = find(str(node["_target_"]))
-    try:
-        parameters = inspect.signature(target).parameters
-        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (TypeError, ValueError, NameError, AttributeError):
+    if (told := _signature(target)) is None:
         return
+    parameters, hints = told
     # Somebody else's annotations often leave out None, which our YAML uses for "the default".
     ours = str(node["_target_"]).startswith("lmlab.")
     for key, value in node.items():
@@ -216,6 +215,16 @@ def check_node(node: Any, where: str) -> None:
             raise ValueError(f"{where}.{key} is no argument of {node['_target_']}{near}")
         if key in hints and (ours or value is not None):
             check_value(f"{where}.{key}", value, hints[key])
+
+
+@functools.lru_cache(256)
+def _signature(target: Any) -> tuple[Mapping[str, inspect.Parameter], dict[str, Any]] | None:
+    """(parameters, annotations) of a class or function, None where it does not tell."""
+    try:
+        parameters = inspect.signature(target).parameters
+        return parameters, get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (TypeError, ValueError, NameError, AttributeError):
+        return None
 
 
 def check_value(key: str, value: Any, annotation: Any) -> None:

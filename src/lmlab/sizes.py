@@ -8,6 +8,9 @@ from torch import nn
 
 from lmlab.models.attention import Attention
 
+# Shares of n_params by which a solved width may miss it: unsaid, and at all.
+NEAR, FAR = 0.01, 0.1
+
 
 def count_parameters(model: nn.Module) -> int:
     """Trained numbers, a tied matrix once."""
@@ -37,10 +40,11 @@ def flops_per_token(model: nn.Module, length: int) -> int:
 def solve_width(
     node: Mapping[str, Any], n_params: int, build: Callable[[Mapping[str, Any]], nn.Module]
 ) -> dict[str, Any]:
-    """The model's config with the width whose size is nearest to `n_params`, within 1 %.
+    """The model's config with the width whose size is nearest to `n_params`: within 1 % from 350 thousand on.
 
-    A width that heads must divide moves in steps of 2 * n_heads; the feed-forward width then makes up the rest.
-    Raises ValueError when the vocabulary alone exceeds the size, or no width comes within 1 %.
+    A width that heads must divide moves in steps of 2 * n_heads; the feed-forward width then makes up the rest. A small
+    model without one may end FAR off: one more of its width is that much. Raises ValueError when the vocabulary alone
+    exceeds the size, or no width comes within FAR.
     """
     if "d_model" not in node:
         raise ValueError(f"n_params={n_params:,}, but {node['_target_']} has no d_model to choose")
@@ -75,9 +79,9 @@ def solve_width(
         most = _largest(1, 64 * width, lambda d_ff: at(width, d_ff=d_ff)[1] <= n_params)
         options = [at(width, d_ff=d_ff) for d_ff in (most, most + 1)]
         nearest = min([nearest, *options], key=lambda pair: abs(pair[1] - n_params))
-    if abs(nearest[1] - n_params) > 0.01 * n_params:
+    if abs(nearest[1] - n_params) > FAR * n_params:
         raise ValueError(
-            f"n_params={n_params:,}: the nearest width gives {nearest[1]:,}, more than 1 % off; ask for that"
+            f"n_params={n_params:,}: the nearest width gives {nearest[1]:,}, more than {FAR:.0%} off; ask for that"
         )
     return nearest[0]
 

@@ -8,6 +8,7 @@ import yaml
 from lmlab.config import conf_dir
 from lmlab.sweeps import asked as asking
 from lmlab.sweeps import pruning
+from lmlab.sweeps.composer import Composer
 from lmlab.sweeps.space import grid, parse, samples
 from lmlab.sweeps.trial import config_of
 
@@ -45,7 +46,7 @@ def test_its_first_points_compose_to_what_lmlab_train_takes(name: str, words: li
     parameters = parse(told["space"], told["when"], fixed)
     seen = set()
     for point in samples(parameters):
-        config_of([*every, *asking.overrides(parameters, point)], 0, None)
+        config_of([*every, *asking.overrides(parameters, point)], 0, Composer(None))
         seen |= set(point)
     assert seen == {p.key for p in parameters}
 

@@ -133,8 +133,10 @@ def test_of_runs_that_all_failed_the_reasons_are_left(tmp_path):
 
 def test_of_a_sweep_that_left_no_directory_the_reasons_are_left(tmp_path):
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
-        database.execute("CREATE TABLE trials (id INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir TEXT)")
-        database.execute("INSERT INTO trials VALUES (1, 'failed', 'no such corpus', 0, NULL)")
+        database.execute(
+            "CREATE TABLE trials (id INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir TEXT, values_)"
+        )
+        database.execute("INSERT INTO trials VALUES (1, 'failed', 'no such corpus', 0, NULL, NULL)")
         database.commit()
     assert report.leave(tmp_path)[0].exists()
     told = gather(tmp_path)

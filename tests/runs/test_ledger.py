@@ -7,6 +7,7 @@ from contextlib import closing
 import pytest
 from tests.benchmarks.many_runs import make
 
+from lmlab.report.gather import gather
 from lmlab.runs import table
 
 
@@ -17,10 +18,18 @@ def sweep(tmp_path):
     make(root / "trials", 3)
     names = sorted(path.name for path in (root / "trials").iterdir())
     with closing(sqlite3.connect(root / "ledger.sqlite")) as database:
-        database.execute("CREATE TABLE trials (id INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir TEXT)")
-        rows = [(1, "done", None, 0, f"trials/{names[0]}"), (2, "failed", "坏 <b>", 1, f"trials/{names[1]}")]
-        rows += [(3, "running", None, 2, f"trials/{names[2]}"), (4, "failed", "no such corpus", 0, None)]
-        database.executemany("INSERT INTO trials VALUES (?, ?, ?, ?, ?)", [*rows, (5, "waiting", None, 0, None)])
+        database.execute(
+            "CREATE TABLE trials (id INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir TEXT, values_)"
+        )
+        told = '{"mine/score": 0.5, "mine/other": 1.0, "steps": 9}'
+        rows = [
+            (1, "done", None, 0, f"trials/{names[0]}", told),
+            (2, "failed", "坏 <b>", 1, f"trials/{names[1]}", None),
+        ]
+        rows += [(3, "running", None, 2, f"trials/{names[2]}", None), (4, "failed", "no such corpus", 0, None, None)]
+        database.executemany(
+            "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?)", [*rows, (5, "waiting", None, 0, None, None)]
+        )
         database.commit()
     return root
 
@@ -32,6 +41,16 @@ def test_states_and_reasons_come_from_the_ledger(sweep, above):
     assert frame["reason"].tolist()[1] == "坏 <b>"
     assert frame["reason"].tolist()[3] == "no such corpus"
     assert len(frame) == 4, "what waits has left nothing yet"
+
+
+def test_what_a_sweep_chooses_by_is_in_the_table_and_the_report(sweep):
+    (sweep / "sweep.yaml").write_text("objective:\n- {metric: mine/score, direction: maximize}\n")
+    frame = table(sweep)
+    assert frame["mine/score"].tolist()[0] == 0.5
+    assert frame["mine/score"].isna().sum() == 3
+    assert "mine/other" not in frame
+    told = gather(sweep)["metric"]
+    assert told == {"name": "mine/score", "higher": True}
 
 
 def test_a_damaged_ledger_is_said_and_the_runs_are_shown(sweep, caplog):

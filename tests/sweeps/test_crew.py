@@ -24,7 +24,16 @@ from lmlab.sweeps.ledger import Ledger
 )
 def test_eight_cores_are_shared_out(monkeypatch, workers, threads, gpus, trials, expected):
     monkeypatch.setattr(crew, "cores", lambda: 8)
-    assert crew.divide(workers, threads, gpus, trials) == expected
+    assert crew.divide(workers, threads, gpus, trials)[:2] == expected
+
+
+def test_no_more_workers_than_fit_into_memory_and_it_is_said(monkeypatch):
+    monkeypatch.setattr(crew, "cores", lambda: 8)
+    assert crew.divide("auto", None, 0, 100, 3) == (3, 2, "no more fit into memory")
+    # One is tried all the same, and whoever names a number gets it.
+    assert crew.divide("auto", None, 0, 100, 0)[0] == 1
+    assert crew.divide(5, None, 0, 100, 3) == (5, 1, None)
+    assert crew.divide("auto", None, 0, 100, 20) == (8, 1, "8 cores, 1 for each")
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
 """The floors under every table: the unigram and the Kneser-Ney 5-gram, counted on the same tokens."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmlab.data.cache import whole_file
 from lmlab.data.store import Split, Store
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import VERSION, Protocol, batches
@@ -47,7 +47,6 @@ def floors(
             for split in missing:
                 rows = batches(parts[split], ours, store.tokenizer.start_id, batch_size=1, chunk=4096)
                 known[name][keys[split]] = evaluate(model, rows, ours.precision).as_dict()
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(beside, path)
+        with whole_file(path) as beside:
+            beside.write_text(json.dumps(known), encoding="utf-8")
     return {name: {split: known[name][keys[split]] for split in parts} for name in ORDERS}

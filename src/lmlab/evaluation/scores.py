@@ -1,7 +1,6 @@
 """What each token of a split cost: kept compactly, in the order of the text, and asked without a second pass."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lmlab.data.cache import whole_file
 from lmlab.data.store import Split
 from lmlab.evaluation.protocol import Protocol
 from lmlab.metrics import Likelihood
@@ -103,17 +103,13 @@ def write(scores: Scores, path: Path) -> None:
     pa, pq = _pyarrow()
     table = pa.table({name: getattr(scores, name) for name in COLUMNS})
     told = json.dumps(scores.about, ensure_ascii=False)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as beside:
         pq.write_table(
             table.replace_schema_metadata({"lmlab": told}),
             beside,
             compression="zstd",
             use_dictionary=[name for name in COLUMNS if name != "nats"],
         )
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read(path: Path, expected: Mapping[str, Any] | None = None) -> Scores | None:

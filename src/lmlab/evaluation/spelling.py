@@ -9,7 +9,6 @@ Where the text itself has the word "<unk>" (WikiText-2), that is one more event,
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmlab.data.cache import whole_file
 from lmlab.data.corpora import Corpus
 from lmlab.data.store import Split, Store
 from lmlab.evaluation.protocol import Protocol
@@ -102,10 +102,8 @@ def _charges(store: Store, split: str, corpus: Callable[[], Corpus], train: Trai
     charges = np.zeros(len(ids), np.float32)
     words = _spellings(store, split, corpus)
     charges[np.asarray(ids) == tokenizer.unk_id] = _model(*train).nats(words, tokenizer.kind == "word")
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with whole_file(path) as beside, beside.open("wb") as file:
         np.save(file, charges)
-    os.replace(beside, path)
     return charges
 
 
@@ -117,9 +115,8 @@ def _model(store: Store, corpus: Callable[[], Corpus]) -> SpellingModel:
         return SpellingModel(told["unknown"], told["rare"], told["once"])
     except (OSError, ValueError, KeyError, TypeError):
         told = _counted(store, corpus)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
     return SpellingModel(told["unknown"], told["rare"], told["once"])
 
 

@@ -13,8 +13,8 @@ from lmlab.models.lstm_layer import LSTMWeights
 # Weights that lie in the processor's caches are multiplied fast as they are; others are read at 28 GB/s when packed,
 # at 12 by F.linear. Microseconds a product, plain and packed, over the matrices of a model (two cores with AVX-512,
 # fp32), for 1 row and 16: 0.8M numbers 8 and 20, 30 and 32; 4.7M 82 and 65, 115 and 79; 11M 163 and 128, 470 and 140;
-# 42M 595 and 340, 3,551 and 1,613. A head of 50,257 x 768 alone, 1 row: 20,762 and 8,952. On two threads of AVX2 the head
-# takes 16,781 and 13,060 for 1 row, 54,097 and 18,792 for 16; 3072 x 768 1,072 and 907, 3,192 and 1,322.
+# 42M 595 and 340, 3,551 and 1,613. A head of 50,257 x 768 alone, 1 row: 20,762 and 8,952. On two threads of AVX2 the
+# head takes 16,781 and 13,060 for 1 row, 54,097 and 18,792 for 16; 3072 x 768 1,072 and 907, 3,192 and 1,322.
 LARGE = 2**22
 # Single matrices in a cache: 256 x 256 7 and 21, 16 and 31 of 4 rows; 1024 x 256 27 and 29, 58 and 36.
 SMALLEST = 3 * 2**16

@@ -6,32 +6,37 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lmlab.data.cache import whole_file
+
 log = logging.getLogger("lmlab")
 
 PAGE = Path(__file__).parent / "page"
 
 
-def write(root: str | os.PathLike, metric: str | None = None, out: str | os.PathLike | None = None) -> Path:
-    """The report on the runs below `root`; by default in root/report.html. See `gather` for metric and errors."""
+def write(
+    root: str | os.PathLike, metric: str | None = None, out: str | os.PathLike | None = None, read: Any = None
+) -> Path:
+    """The report on the runs below `root`; by default in root/report.html. See `gather` for the others and errors."""
     from lmlab.report.gather import gather
 
     out = Path(root) / "report.html" if out is None else Path(out)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"out={out} is in no directory; make {out.parent} first")
-    page = render(gather(root, metric))
-    beside = out.with_name(out.name + ".tmp")
-    beside.write_text(page, encoding="utf-8")
-    os.replace(beside, out)
+    page = render(gather(root, metric, read))
+    with whole_file(out) as beside:
+        beside.write_text(page, encoding="utf-8")
     return out
 
 
 def leave(root: str | os.PathLike, metric: str | None = None, out: str | os.PathLike | None = None) -> list[Path]:
     """The report, and the tables of the same runs beside them; what could not be written is said."""
-    from lmlab.runs import write_tables
+    from lmlab import runs
 
-    written = [write(root, metric, out)]
+    # Once for both: a thousand runs take a second.
+    read = runs.table(root), runs.curves(root)
+    written = [write(root, metric, out, read)]
     try:
-        return written + write_tables(root)
+        return written + runs.write_tables(root, read)
     except ImportError as error:
         log.warning("%s", error)
         return [*written, Path(root) / "trials.csv"]

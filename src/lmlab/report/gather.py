@@ -7,15 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lmlab import runs
 from lmlab.config import suggest
 from lmlab.report.answers import equalities, scaling_laws
 from lmlab.report.command import repeat
 from lmlab.report.importance import importance
 from lmlab.report.parameters import Parameter, parameters
-from lmlab.run_directory import RunDirectory, read_yaml
+from lmlab.run_directory import RunDirectory
+from lmlab.runs.ledger import objectives
 from lmlab.runs.replicates import interval
 
 if TYPE_CHECKING:
@@ -28,20 +27,23 @@ POINTS = 24_000
 SIZES = ("parameters", "seconds", "tokens", "tokens_per_s")
 
 
-def gather(root: str | os.PathLike, metric: str | None = None) -> dict[str, Any]:
+def gather(
+    root: str | os.PathLike, metric: str | None = None, read: "tuple[pd.DataFrame, pd.DataFrame] | None" = None
+) -> dict[str, Any]:
     """Everything on the page. metric: a column of the table; None: a sweep's objective, else val/bpb, and where no run
-    has come to its end, the best that there was of it.
+    has come to its end, the best that there was of it. read: `runs.table(root)` and `runs.curves(root)`, where they
+    have been asked for already.
 
     Raises FileNotFoundError where there are no runs, ValueError for a metric that none has.
     """
-    frame = runs.table(root)
+    frame, points = read or (runs.table(root), runs.curves(root))
     if frame.empty:
         raise FileNotFoundError(f"no runs under {root}; train one: lmlab train")
     objective = objectives(Path(root))
     metric = measure(frame, metric, [*objective, "val/bpb", "val/bpb_best"])
     if metric not in frame:
         # Nothing was ever validated: what is left to tell is why.
-        frame[metric] = math.nan
+        frame = frame.assign(**{metric: math.nan})
     sign = -1 if objective.get(metric, "maximize" if metric in HIGHER else "minimize") == "maximize" else 1
     varied = parameters(frame)
     groups = treatments(frame, metric, sign, varied)
@@ -55,7 +57,7 @@ def gather(root: str | os.PathLike, metric: str | None = None) -> dict[str, Any]
         "importance": importance(varied, groups, sign),
     }
     told |= {"laws": scaling_laws(frame, metric), "equal": equalities(frame, metric, sign)}
-    told["curves"] = thinned(runs.curves(root), frame, metric)
+    told["curves"] = thinned(points, frame, metric)
     if groups:
         told |= winner(Path(root), frame, groups[0], metric, sign)
     return clean(told)
@@ -70,15 +72,6 @@ def measure(frame: "pd.DataFrame", metric: str | None, defaults: list[str]) -> s
         near = suggest(metric, numbers)
         raise ValueError(f"no run has metric={metric}{near}; lmlab runs format=csv has all of them")
     return metric
-
-
-def objectives(root: Path) -> dict[str, str]:
-    """{metric: direction} of a sweep; nothing for other runs."""
-    try:
-        stated = read_yaml((root / "sweep.yaml").read_text(encoding="utf-8"))["objective"]
-        return {one["metric"]: one["direction"] for one in stated}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        return {}
 
 
 def treatments(frame: "pd.DataFrame", metric: str, sign: int, varied: list[Parameter]) -> list[dict[str, Any]]:

@@ -1,11 +1,16 @@
 """What a sweep's ledger says of its trials, beside what they left on disk."""
 
+import json
 import logging
 import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from lmlab.run_directory import read_yaml
 
 log = logging.getLogger("lmlab")
 
@@ -17,8 +22,14 @@ def apply(rows: list[dict[str, Any]], root: str | os.PathLike) -> None:
     """Put states and reasons of the sweeps at or below `root` into a table's rows; trials without files come last."""
     by_run = {told["run"]: told for told in rows}
     for ledger in ledgers(root):
+        # What the sweep chooses by may be what a run logged, which its results do not have.
+        wanted = objectives(ledger.parent)
         for trial in trials(ledger):
             if trial["status"] not in TOLD:
+                place = os.path.relpath(ledger.parent / (trial["run_dir"] or ""), root)
+                if (done := by_run.get(place)) is not None:
+                    told = json.loads(trial["values_"] or "{}")
+                    done |= {name: told[name] for name in wanted if name in told and name not in done}
                 continue
             run = os.path.relpath(ledger.parent / trial["run_dir"], root) if trial["run_dir"] else None
             if run not in by_run:
@@ -36,13 +47,24 @@ def ledgers(root: str | os.PathLike) -> list[Path]:
     return [path for pattern in patterns for path in sorted(Path(root).glob(pattern))]
 
 
+def objectives(sweep: Path) -> dict[str, str]:
+    """{metric: direction} of the sweep in this directory; nothing where there is none."""
+    try:
+        stated = read_yaml((sweep / "sweep.yaml").read_text(encoding="utf-8"))["objective"]
+        return {one["metric"]: one["direction"] for one in stated}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return {}
+
+
 def trials(ledger: Path) -> list[dict[str, Any]]:
-    """id, status, reason, seed and run_dir of every trial. A ledger that cannot be read is said, and has none."""
+    """What every trial is and how it stands. A ledger that cannot be read is said, and has none."""
     try:
         database = sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True, timeout=10)
         with closing(database):
             database.row_factory = sqlite3.Row
-            return [dict(row) for row in database.execute("SELECT id, status, reason, seed, run_dir FROM trials")]
+            return [
+                dict(row) for row in database.execute("SELECT id, status, reason, seed, run_dir, values_ FROM trials")
+            ]
     except sqlite3.Error as error:
         log.warning("%s cannot be read (%s): its runs are shown as they lie on disk", ledger, error)
         return []

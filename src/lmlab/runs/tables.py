@@ -4,7 +4,7 @@ import gc
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lmlab.config import flatten, treatment
+from lmlab.data.cache import whole_file
 from lmlab.run_directory import RunDirectory, read_yaml
 from lmlab.runs import ledger
 
@@ -188,17 +189,19 @@ def as_json(frame: "pd.DataFrame") -> str:
     return json.dumps(json.loads(frame.to_json(orient="records")), indent=2, ensure_ascii=False)
 
 
-def write_tables(root: str | os.PathLike) -> list[Path]:
+def write_tables(root: str | os.PathLike, read: "tuple[pd.DataFrame, pd.DataFrame] | None" = None) -> list[Path]:
     """trials.csv, trials.parquet and curves.parquet in `root`; returns what was written.
 
-    Raises ImportError where pyarrow is missing, after trials.csv has been written.
+    read: what `table` and `curves` gave, where somebody has asked already. Raises ImportError where pyarrow is missing,
+    after trials.csv has been written.
     """
     from lmlab.runs.points import curves
 
     root = Path(root)
-    trials = table(root)
+    trials, points = read or (table(root), curves(root))
     written = [root / "trials.csv", root / "trials.parquet", root / "curves.parquet"]
-    _replace(written[0], lambda path: trials.to_csv(path, index=False))
+    with whole_file(written[0]) as beside:
+        trials.to_csv(beside, index=False)
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
@@ -206,13 +209,7 @@ def write_tables(root: str | os.PathLike) -> list[Path]:
     # A column of parquet has one type: what differs in kind (a number here, null or a word there) is written as text.
     mixed = [c for c in trials if trials[c].dtype == object and len({type(v) for v in trials[c].dropna()}) > 1]
     plain = trials.assign(**{c: [None if v is None else str(v) for v in trials[c]] for c in mixed})
-    _replace(written[1], lambda path: plain.to_parquet(path, index=False))
-    _replace(written[2], lambda path: curves(root).to_parquet(path, index=False))
+    for path, frame in zip(written[1:], (plain, points), strict=True):
+        with whole_file(path) as beside:
+            frame.to_parquet(beside, index=False)
     return written
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    write(beside)
-    os.replace(beside, path)

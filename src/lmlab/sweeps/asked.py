@@ -11,14 +11,24 @@ from typing import Any
 
 import yaml
 
-from lmlab.config import differences
+from lmlab.config import differences, suggest, targets
+from lmlab.data.cache import whole_file
 from lmlab.sweeps.space import Parameter, grid, overrides, parse
 
 STRATEGIES = ("grid", "list", "random", "tpe", "gp", "cmaes")
 RULES = ("none", "asha", "hyperband", "median")
 KEEP = ("best", "all", "none")
-# What a finished run tells, and so what can be an objective.
-METRICS = ("val/bpb", "val/ppl", "val/nll", "parameters", "seconds", "tokens_per_s", "steps", "tokens")
+# What a finished run tells, of the best checkpoint on all of val first, and which way is better.
+METRICS = dict.fromkeys(("val/bpb", "val/ppl", "val/nll", "parameters", "seconds", "steps", "tokens"), "minimize")
+METRICS |= dict.fromkeys(("val/bpb_best", "val/ppl_best", "val/bpb_last", "val/ppl_last", "best_step"), "minimize")
+METRICS |= {"tokens_per_s": "maximize"}
+# What every run logs as it trains: its last value.
+METRICS |= dict.fromkeys(("val/loss", "val/gap", "train/loss", "train/ppl", "train/bpb", "train/eval_loss"), "minimize")
+METRICS |= {"perf/tokens_per_s": "maximize", "perf/mfu": "maximize", "perf/memory_gb": "minimize"}
+# Which way is better is for whoever asks to say.
+METRICS |= dict.fromkeys(("optim/lr", "optim/grad_norm", "progress/epoch"))
+METRICS |= {f"perf/{phase}_share": None for phase in ("data", "forward", "backward", "optimizer")}
+DIRECTIONS = ("minimize", "maximize")
 # Measured at each validation too, under this name, so that pruning can compare.
 REPORTED = {"val/bpb": "val/bpb", "val/ppl": "val/ppl", "val/nll": "val/loss"}
 # May differ when a sweep is continued: how, not what.
@@ -100,10 +110,8 @@ class Asked:
                 raise ValueError(
                     f"trials={self.trials} is below the {before.trials} of {directory}; a sweep can only grow"
                 )
-        directory.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"sweep.yaml.{os.getpid()}.tmp")
-        beside.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(beside, path)
+        with whole_file(path) as beside:
+            beside.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _told(before: Asked, now: Asked) -> str:
@@ -145,19 +153,60 @@ def check(asked: Mapping[str, Any]) -> None:
     workers = asked["workers"]
     if workers != "auto" and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
         raise ValueError(f"workers={workers} must be a whole number, at least 1, or auto")
-    check_objective(asked["objective"], asked["pruning"]["rule"], asked["strategy"])
+    objective = objectives(asked["objective"])
+    check_objective(objective, asked["pruning"]["rule"], asked["strategy"])
+
+
+def objectives(asked: Any) -> list[dict[str, str]]:
+    """As sweep.yaml has them, from a metric's name, or a list of names and of {metric, direction}.
+
+    Raises ValueError where one is not written so, and where a direction is needed.
+    """
+    listed = asked if isinstance(asked, list | tuple) else [asked]
+    if not listed:
+        raise ValueError("objective=[] leaves nothing to choose by; write objective=val/bpb")
+    found = []
+    for one in listed:
+        told = dict(one) if isinstance(one, Mapping) else {"metric": one}
+        metric = told.get("metric")
+        if not isinstance(metric, str) or not set(told) <= {"metric", "direction"}:
+            raise ValueError(f"objective: {one} must be written val/bpb, or {{metric: val/bpb, direction: minimize}}")
+        if metric.startswith("test/"):
+            raise ValueError(f"objective: metric={metric}: test is scored for the winner alone")
+        direction = told.get("direction") or METRICS.get(metric)
+        if direction is None and metric in METRICS:
+            raise ValueError(
+                f"objective: which way {metric} is better has to be said: {{metric: {metric}, direction: minimize}}"
+            )
+        found.append({"metric": metric, "direction": direction})
+    return found
+
+
+def check_logged(objective: Sequence[Mapping[str, str]], config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a metric that no run of this config logs. Callbacks of the user's own may log anything."""
+    logging = {group: config.get(group) for group in ("callbacks", "training")}
+    own = [t for t in targets(logging) if t.partition(".")[0] not in ("lmlab", "lightning")]
+    for one in objective:
+        metric = one["metric"]
+        if metric in METRICS:
+            continue
+        if not own:
+            raise ValueError(f"objective: metric={metric}: no run logs it{suggest(metric, METRICS)}; {known()}")
+        if one["direction"] is None:
+            raise ValueError(
+                f"objective: metric={metric} is none of ours{suggest(metric, METRICS)}; of your own, say which way is "
+                f"better: {{metric: {metric}, direction: minimize}}"
+            )
+
+
+def known() -> str:
+    return "there are " + ", ".join(METRICS)
 
 
 def check_objective(objective: Sequence[Mapping[str, str]], rule: str, strategy: str) -> None:
-    if not objective:
-        raise ValueError("objective=[] leaves nothing to choose by; write objective=[{metric: val/bpb, ...}]")
     for one in objective:
-        if not isinstance(one, Mapping) or set(one) != {"metric", "direction"}:
-            raise ValueError(f"objective: {one} must be written {{metric: val/bpb, direction: minimize}}")
-        if one["metric"] not in METRICS:
-            why = "test is scored for the winner alone" if str(one["metric"]).startswith("test") else "no run logs it"
-            raise ValueError(f"objective: metric={one['metric']}: {why}; there are {', '.join(METRICS)}")
-        _one_of("objective: direction", one["direction"], ("minimize", "maximize"))
+        if one["direction"] is not None:
+            _one_of("objective: direction", one["direction"], DIRECTIONS)
     if rule != "none" and (len(objective) > 1 or objective[0]["metric"] not in REPORTED):
         raise ValueError(
             f"pruning.rule={rule} compares at validations: it needs one objective, {' or '.join(REPORTED)}"

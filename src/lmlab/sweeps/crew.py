@@ -1,5 +1,6 @@
 """Workers, and who starts them: processes of this machine, or jobs of one of Hydra's launchers."""
 
+import json
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED, TrainingFailed
 from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.space import samples
 from lmlab.sweeps.worker import give_up_or_retry, halve
 
 log = logging.getLogger("lmlab")
@@ -29,23 +31,68 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def divide(workers: int | str, threads: int | None, gpus: int, n_trials: int) -> tuple[int, int]:
-    """(how many workers, threads of each). auto: one a GPU, else as many as the cores hold, of one thread each
-    unless `threads` says more; never more than there are trials."""
+def divide(
+    workers: int | str, threads: int | None, gpus: int, n_trials: int, fit: int | None = None
+) -> tuple[int, int, str | None]:
+    """(how many workers, threads of each, why so many where that was left to us).
+
+    auto: one a GPU, else as many as the cores hold, of one thread each unless `threads` says more, and no more than
+    `fit` into memory; never more than there are trials.
+    """
+    why = None
     if workers == "auto":
         workers = gpus or max(1, cores() // (threads or 1))
+        why = "one a GPU" if gpus else f"{cores()} cores, {threads or 1} for each"
+        if fit is not None and fit < workers:
+            workers, why = max(1, fit), "no more fit into memory"
+        if n_trials < workers:
+            why = "one a trial"
     n = max(1, min(int(workers), n_trials))
-    return n, threads or max(1, cores() // n)
+    return n, threads or max(1, cores() // n), why
+
+
+def fitting(asked: Asked, ledger: Ledger) -> tuple[int, str] | None:
+    """How many trials fit into this machine's memory side by side, and of which size; None where nobody knows.
+
+    By the largest that has run, else by an estimate of a few of the space's points.
+    """
+    from lmlab.sweeps import memory
+    from lmlab.sweeps.composer import Composer
+    from lmlab.sweeps.trial import config_of
+
+    free = memory.available()
+    if free is None:
+        return None
+    told = [json.loads(row["values_"]).get("perf/memory_gb", 0.0) for row in ledger.trials("done")]
+    if any(told):
+        one, how = 1e9 * max(told), "measured"
+    else:
+        composer, points = Composer(asked.config_dir), asked.points or [[]]
+        if asked.parameters:
+            points = [asked.overrides_of(p) for last in (False, True) for p in samples(asked.parameters, last)]
+        try:
+            configs = [config_of([*asked.overrides, *point], asked.seeds[0], composer) for point in points[:8]]
+            one, how = max(map(memory.estimate, configs)), "estimated"
+        except Exception as error:
+            # Some of it cannot run: its trials say why.
+            log.debug("no estimate of a trial's memory: %s", error)
+            return None
+    return int(free // one), f"{how} at {one / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
 
 class LocalCrew:
     """Processes of this machine, each with its share of the cores, and its GPU where there are any."""
 
-    def __init__(self, directory: Path, workers: int | str, asked: Asked, cache: Path):
+    def __init__(self, directory: Path, workers: int | str, asked: Asked, ledger: Ledger):
         self.directory, self.asked = directory, asked
         self.gpus = visible_gpus() if asked.fixed.get("trainer") != "cpu" else []
         threads = asked.base.get("threads") or _number(asked.fixed.get("threads"))
-        self.n, self.threads = divide(workers, threads, len(self.gpus), asked.n_points * asked.replicates)
+        fits = fitting(asked, ledger) if workers == "auto" and not self.gpus else None
+        n_trials, most = asked.n_points * asked.replicates, None if fits is None else fits[0]
+        self.n, self.threads, why = divide(workers, threads, len(self.gpus), n_trials, most)
+        if why is not None:
+            size = "" if fits is None else f"; a trial is {fits[1]}"
+            log.info("workers=auto: %d (%s%s), %d threads each", self.n, why, size, self.threads)
         self.processes: dict[int, subprocess.Popen] = {}
         self.fruitless = 0
 

@@ -9,7 +9,7 @@ Tables:
   run_dir is relative to the sweep's directory; values_ is a JSON object of the finished run's numbers; rung counts
   pruning's looks at it, and is null once it may run to its end; code is the exit status that its failure has.
 - `reports(trial, step, value)`: what was measured at each validation, for pruning.
-- `workers(host, pid, born, started, heartbeat, ended, trials, idle)`: idle is seconds between trials.
+- `workers(host, pid, born, started, heartbeat, ended, trials)`.
 - `meta(key, value)`.
 """
 
@@ -45,7 +45,7 @@ CREATE INDEX IF NOT EXISTS by_status ON trials (status);
 CREATE TABLE IF NOT EXISTS reports (trial INTEGER, step INTEGER, value REAL, PRIMARY KEY (trial, step));
 CREATE TABLE IF NOT EXISTS workers (
   host TEXT, pid INTEGER, born TEXT, started REAL, heartbeat REAL, ended REAL, trials INTEGER DEFAULT 0,
-  idle REAL DEFAULT 0, PRIMARY KEY (host, pid, born));
+  PRIMARY KEY (host, pid, born));
 """
 
 

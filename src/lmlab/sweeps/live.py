@@ -4,7 +4,9 @@ import json
 import sys
 import time
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lmlab.sweeps.asked import Asked, load
@@ -26,6 +28,32 @@ def seconds_left(asked: Asked, ledger: Ledger) -> float | None:
     left = total(asked) - len(done)
     workers = len({(row["host"], row["pid"]) for row in rows if row["status"] == "running"})
     return left * sum(done) / len(done) / max(workers, 1) if done else None
+
+
+def pace(ledger: Ledger) -> tuple[float, float] | None:
+    """Medians over warm workers' trials: seconds from one to the next, and what a trial took beside its steps and the
+    scoring of its validations and its end. None before there are any."""
+    by_worker: dict[tuple, list[Any]] = {}
+    for row in ledger.trials():
+        if row["finished"] and row["status"] not in ("waiting", "running"):
+            by_worker.setdefault((row["host"], row["pid"], row["born"]), []).append(row)
+    between, beside = [], []
+    for rows in by_worker.values():
+        rows.sort(key=lambda row: row["started"])
+        # The first one of a worker pays for its imports.
+        for before, row in pairwise(rows):
+            values = json.loads(row["values_"] or "{}")
+            between.append(max(0.0, row["started"] - before["finished"]))
+            at_once = abs(row["finished"] - row["started"] - row["seconds"]) < 1
+            if row["status"] == "done" and at_once and "measuring_seconds" in values:
+                beside.append(row["seconds"] - values["seconds"] - values["measuring_seconds"])
+    return (median(between), median(beside)) if beside else None
+
+
+def paced(ledger: Ledger) -> str | None:
+    if (told := pace(ledger)) is None:
+        return None
+    return f"{told[1]:.2f} s of a warm trial beside training and scoring, {told[0]:.2f} s between trials (medians)"
 
 
 def counted(asked: Asked, ledger: Ledger) -> str:
@@ -96,6 +124,8 @@ class View:
     def conclude(self) -> None:
         """What the sweep found."""
         print(f"{self.directory}: {counted(self.asked, self.ledger)}")
+        if (told := paced(self.ledger)) is not None:
+            print(told)
         for line in leader(self.asked, self.ledger):
             print(f"best: {line}")
 
@@ -108,6 +138,8 @@ def panel(directory: Path, asked: Asked, ledger: Ledger) -> Any:
     table.add_row("trials", f"{counted(asked, ledger)} of {total(asked)}")
     left = seconds_left(asked, ledger)
     table.add_row("time left", "not known yet" if left is None else str(timedelta(seconds=round(left))))
+    if (told := paced(ledger)) is not None:
+        table.add_row("overhead", told)
     for line in leader(asked, ledger)[:5]:
         table.add_row("best", line)
     for row in ledger.trials("running"):

@@ -9,12 +9,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lmlab.config import asked as asked_config
-from lmlab.config import cache_dir, plain, with_budget
+from lmlab.config import plain, with_budget
 from lmlab.errors import OUR_FAULT, USER_INPUT, TrainingFailed
 from lmlab.report import leave
 from lmlab.sweeps import asked as asking
 from lmlab.sweeps import pruning, strategy
 from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.composer import Composer
 from lmlab.sweeps.crew import HydraCrew, LocalCrew
 from lmlab.sweeps.ending import Tidy
 from lmlab.sweeps.ledger import Ledger
@@ -47,7 +48,7 @@ def sweep(
         before = ledger.counts()
         known = "" if fresh else f", continued: {before['done']} done, {before['waiting']} to go on"
         log.info("sweep %s: %d points%s", directory, n_points, known)
-        crew = build_crew(options["workers"], directory, asked, config, hydra_context, task_function)
+        crew = build_crew(options["workers"], directory, asked, ledger, config, hydra_context, task_function)
         mirror, tidy = Mirror(directory, asked), Tidy(asked, ledger, directory)
         with View(directory, ledger, asked) as view:
 
@@ -76,12 +77,19 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
     seeds = seeds_of(space, fixed, options["replicates"])
     test = fixed.pop("test", "auto").partition("=")[2] not in ("false", "False")
     asked_test = [o for o in arguments if o.startswith("test=")]
-    overrides = ["test=false", "floors=false", *fixed.values(), *(o for o in asked_test if o == "test=true")]
+    overrides = ["test=false", "floors=false"]
+    if OmegaConf.select(config, "callbacks.samples.every_validation") and "callbacks" not in {*fixed, *space}:
+        # A trial writes its texts once: on a board of hundreds nobody reads more, and short ones took a third longer.
+        overrides.append("callbacks.samples.every_validation=false")
+    overrides += [*fixed.values(), *(o for o in asked_test if o == "test=true")]
     parameters = parse(space, when, {key: o.partition("=")[2] for key, o in fixed.items()})
     points = [list(point) for point in options["points"]]
     check_space(options["strategy"], parameters, points, options["trials"], len(seeds))
     config_dir = next((s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"), None)
-    configs = composed(parameters, points, lambda point: config_of([*overrides, *point], seeds[0], config_dir))
+    composer = Composer(config_dir)
+    configs = composed(parameters, points, lambda point: config_of([*overrides, *point], seeds[0], composer))
+    objective = asking.objectives(options["objective"])
+    asking.check_logged(objective, plain(configs[0]))
     name = OmegaConf.select(config, "hydra.runtime.choices.sweep") or _named(parameters)
     return Asked(
         name=name,
@@ -92,7 +100,7 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
         when={key: told for key, told in when.items() if key in {p.key for p in parameters}},
         points=points,
         overrides=overrides,
-        objective=[dict(one) for one in options["objective"]],
+        objective=objective,
         replicates=len(seeds),
         seeds=seeds,
         pruning=dict(options["pruning"]),
@@ -199,11 +207,17 @@ def begin(asked: Asked, ledger: Ledger) -> None:
 
 
 def build_crew(
-    workers: int | str, directory: Path, asked: Asked, config: DictConfig, hydra_context: Any, task_function: Any
+    workers: int | str,
+    directory: Path,
+    asked: Asked,
+    ledger: Ledger,
+    config: DictConfig,
+    hydra_context: Any,
+    task_function: Any,
 ) -> LocalCrew | HydraCrew:
     """Processes of this machine, or jobs of a launcher other than Hydra's basic one."""
     if str(config.hydra.launcher["_target_"]).endswith("BasicLauncher"):
-        return LocalCrew(directory, workers, asked, cache_dir(config.cache_dir))
+        return LocalCrew(directory, workers, asked, ledger)
     return HydraCrew(directory, workers, config, hydra_context, task_function)
 
 

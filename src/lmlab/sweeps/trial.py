@@ -4,6 +4,7 @@ import functools
 import gc
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +13,19 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lmlab.config import asked as asked_config
-from lmlab.config import compose, literal, plain, with_budget
+from lmlab.config import literal, plain, with_budget
 from lmlab.experiment import build_text, check_config, train
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import numbers
-from lmlab.sweeps.asked import METRICS
+from lmlab.sweeps.composer import Composer
 
 # Letters of a directory's readable part: file systems take 255 in all, terminals fewer.
 READABLE = 90
 
 
-def config_of(overrides: Sequence[str], seed: int, config_dir: str | None) -> DictConfig:
+def config_of(overrides: Sequence[str], seed: int, composer: Composer) -> DictConfig:
     """The composed config of a trial. Raises Hydra's errors, and ValueError where a key or value is wrong."""
-    config = compose([*overrides, f"seed={seed}"], config_dir=config_dir)
+    config = composer([*overrides, f"seed={seed}"])
     check_config(config)
     return config
 
@@ -71,9 +72,18 @@ def run(
         gc.collect()
 
 
-def values(results: Mapping[str, Any]) -> dict[str, float]:
-    """A finished run's numbers, by the names that an objective has."""
-    return {k: v for k, v in numbers(results).items() if k in METRICS and isinstance(v, int | float)}
+def values(results: Mapping[str, Any], directory: RunDirectory) -> dict[str, float]:
+    """A finished run's numbers, by the names that an objective has: its results', else the last that it logged.
+
+    measuring_seconds: what its validations and its evaluation took.
+    """
+    told: dict[str, float] = {}
+    for point in directory.points():
+        told |= {name: float(text) for name, text in point.items() if text}
+    told |= {name: v for name, v in numbers(results).items() if isinstance(v, int | float)}
+    performance = results["training"].get("performance") or {}
+    told["measuring_seconds"] = performance.get("validation_seconds", 0.0) + results["evaluation_seconds"]
+    return {name: value for name, value in told.items() if math.isfinite(value)}
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:

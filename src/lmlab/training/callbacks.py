@@ -25,10 +25,19 @@ def boards(trainer: Trainer) -> list[Any]:
 
 
 class Samples(Callback):
-    """Text that the model writes at every validation, from a random generator of its own."""
+    """Text that the model writes at every validation, from a random generator of its own.
+
+    every_validation: false leaves it to results.json, of the best checkpoint.
+    """
 
     def __init__(
-        self, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, temperature: float, top_k: int | None
+        self,
+        tokenizer: Any,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        every_validation: bool,
     ):
         if not prompts:
             raise ValueError(
@@ -36,9 +45,10 @@ class Samples(Callback):
             )
         self.tokenizer, self.prompts = tokenizer, list(prompts)
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
+        self.every_validation = every_validation
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or not boards(trainer):
+        if not self.every_validation or trainer.sanity_checking or not trainer.is_global_zero or not boards(trainer):
             return
         with pl_module.measured_weights():
             texts = self.write(pl_module.model, n=1)

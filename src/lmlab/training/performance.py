@@ -12,6 +12,7 @@ from lmlab.config import cache_dir
 from lmlab.decisions import estimated_seconds
 from lmlab.hardware import Energy, Machine, peak_memory
 from lmlab.sizes import flops_per_token
+from lmlab.training.progress import Stopwatch
 
 # Runs that are longer are worth two seconds for a peak that others can be measured against.
 THOROUGH_FROM = 300.0
@@ -46,6 +47,7 @@ class Performance(Callback):
         self.energy = Energy(device)
         self._marked: list[tuple[str, Any, Any]] = []
         self._last: Any = None
+        self.validating = Stopwatch()
 
     def take(self, tokens: int, spent: float, waited: float) -> dict[str, float]:
         """perf/* of what was trained since the last call: tokens in `spent` seconds, `waited` of them for data."""
@@ -76,6 +78,7 @@ class Performance(Callback):
             "shares": {name: round(self.totals[name] / spent, 4) for name in shares} if spent else None,
             "peak_memory_gb": round(peak_memory(self.device) / 1e9, 3),
             "energy_joules": self.energy.joules,
+            "validation_seconds": round(self.validating.seconds, 3),
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,6 +93,12 @@ class Performance(Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark("backward")
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validating.start()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validating.stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.energy.read()

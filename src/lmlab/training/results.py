@@ -40,11 +40,13 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
     }
     # What a sweep stops early costs no more than its curve.
     pruned = training["stopped_because"] == "pruned"
+    began = time.perf_counter()
     for split in [] if pruned else measured_splits(plan, training["stopped_because"] == "interrupted"):
         part = plan.part(split)
         rows = batches(part, plan.protocol, plan.store.tokenizer.start_id, plan.config.validation.batch_size)
         results["splits"][split] = evaluate(plan.model, rows, plan.protocol.precision, device).as_dict()
         results["splits"][split]["unknown"] = unknown(part, plan.store.tokenizer.unk_id, plan.protocol)
+    results["evaluation_seconds"] = round(time.perf_counter() - began, 3)
     if not pruned:
         began = time.perf_counter()
         checks = audit.quick(plan.model, plan.store, plan.protocol, device, results["splits"])

@@ -1,0 +1,66 @@
+"""How much memory a trial takes and how much there is: what workers=auto asks besides the cores."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lmlab.config import parse_count, plain
+
+# A process with PyTorch and Lightning before it has a model: measured, on Linux.
+PROCESS = 0.35e9
+# Weights, gradient and two moments in fp32.
+PER_PARAMETER = 16
+# Numbers in fp32 that a layer keeps of a token for the backward pass, in units of its width: 34 bytes in 16 bit
+# (Korthikanti et al. 2022, table 2, without attention matrices), so 17; and the logits and their gradient.
+PER_LAYER, PER_ENTRY = 17, 2
+# Where the text decides how many entries the vocabulary has.
+ENTRIES = 8192
+# A control group's limit and use, in its version 2 and 1.
+LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+
+
+def estimate(config: DictConfig) -> float:
+    """Bytes that a trial of this config is thought to hold at its peak, on the processor."""
+    import torch
+
+    from lmlab.experiment import build_model
+    from lmlab.sizes import count_parameters, solve_width
+
+    vocab_size = int(config.tokenizer.get("vocab_size") or ENTRIES)
+    counts = torch.ones(vocab_size, dtype=torch.int64)
+
+    def build(node: Mapping[str, Any]) -> Any:
+        return build_model(node, vocab_size, counts)
+
+    node, wanted = plain(config.model), parse_count(config.n_params, "n_params")
+    try:
+        node = node if wanted is None else solve_width(node, wanted, build)
+    except ValueError:
+        # Its trials will say so.
+        return PROCESS
+    with torch.device("meta"):
+        n_params = count_parameters(build(node))
+    held = PROCESS + PER_PARAMETER * n_params
+    if "n_layers" in node and config.get("batching"):
+        rows = config.training.micro_batch_size or config.batching.batch_size
+        tokens = rows * config.batching.seq_len
+        held += 4 * tokens * (PER_LAYER * node["n_layers"] * node["d_model"] + PER_ENTRY * vocab_size)
+    return held
+
+
+def available(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Bytes that new processes may take: the system's, or what is left of the control group's limit. None: not told."""
+    try:
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free = 1024.0 * int(lines["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):
+        return None
+    for most, used in LIMITS:
+        try:
+            free = min(free, int((group / most).read_text()) - int((group / used).read_text()))
+        except (OSError, ValueError):
+            # No such limit: there is no file, or it says "max".
+            continue
+    return max(free, 0.0)

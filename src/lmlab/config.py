@@ -26,6 +26,7 @@ _NOT_IDENTITY = [
     "default_steps",
     "allow_targets",
     "logger",
+    "published",
     "dry_run",
     "devices",
     "threads",

@@ -44,6 +44,7 @@ from lmlab.decisions import (
     trained_context,
 )
 from lmlab.errors import TrainingFailed
+from lmlab.evaluation import published
 from lmlab.hardware import Machine, multiplies_bf16, threads
 from lmlab.initial import read_initial
 from lmlab.instantiate import find, instantiate
@@ -317,6 +318,7 @@ def check_config(config: DictConfig) -> None:
     tree = plain(config)
     check_known(tree, (*NODES, *TRAINER_NODES, *OmegaConf.load(conf_dir() / "train.yaml")))
     check_keys(tree)
+    published.read(tree.get("published"))
     # A model that counts needs no trainer, and Lightning costs seconds.
     counts = hasattr(find(str(tree["model"]["_target_"])), "fit")
     for group in NODES if counts else (*NODES, *TRAINER_NODES):

@@ -1,0 +1,126 @@
+"""The number that a recipe must reach: what it is of, how it was measured, what it costs, how far a run is from it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lmlab.evaluation.protocol import Protocol
+
+# Of a likelihood, all of them better when lower; and the places after the point that are shown.
+PLACES = {"nll": 4, "ppl": 2, "bpb": 4}
+SPLITS = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The number of one split.
+
+    tokens: over how many it is; a run that scores another number of them has other text or another tokenizer.
+    evaluation: keys of the evaluation node in which its protocol is not the recipe's own.
+    """
+
+    value: float
+    tokens: int
+    evaluation: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a recipe's `published` node says.
+
+    metric: of PLACES. tolerance: how much worse still counts as reached, in the metric's unit. protocol: how the number
+    was measured, and where we must differ, in words. steps: of the whole recipe. cost: its time on named hardware.
+    ours: nobody else has published it; it was measured with lmlab.
+    """
+
+    source: str
+    metric: str
+    tolerance: float
+    splits: Mapping[str, Figure] = field(hash=False)
+    protocol: str
+    steps: int
+    cost: str
+    ours: bool = False
+
+    @property
+    def word(self) -> str:
+        return "own" if self.ours else "published"
+
+    def show(self, value: float, sign: bool = False) -> str:
+        return f"{value:{'+' if sign else ''},.{PLACES[self.metric]}f}"
+
+    def verdict(self, split: str, value: float) -> str:
+        """`within tolerance`, `better` than that, or `missed`."""
+        # As it is shown, so that nothing is missed by a rounding that nobody sees.
+        over = round(value - self.splits[split].value, PLACES[self.metric])
+        if abs(over) <= self.tolerance:
+            return "within tolerance"
+        return "better" if over < 0 else "missed"
+
+    def distances(self, measured: Mapping[str, Mapping[str, Any]], protocol: Protocol, steps: int) -> list[str]:
+        """A line for each split that a run has measured under its own protocol, after so many steps."""
+        told = []
+        for split, figure in self.splits.items():
+            if split not in measured:
+                continue
+            number = f"{self.word} {split} {self.metric} {self.show(figure.value)} ({self.source})"
+            if measured[split]["tokens"] != figure.tokens:
+                of = f"it is over {figure.tokens:,} tokens, here are {measured[split]['tokens']:,}"
+                told.append(f"{number}: no distance, {of}")
+                continue
+            value = measured[split][self.metric]
+            more = "" if same_protocol(figure, protocol) else "; under another protocol, lmlab reproduce takes its own"
+            whole = "" if steps >= self.steps else f"; {steps:,} of {self.steps:,} steps"
+            over = self.show(value - figure.value, sign=True)
+            told.append(f"{number}: {self.show(value)}, {over}: {self.verdict(split, value)}{whole}{more}")
+        return told
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def same_protocol(figure: Figure, protocol: Protocol) -> bool:
+    """Whether a run's own protocol is that of the number."""
+    told = protocol.as_dict()
+    return all(told.get(key) == value for key, value in figure.evaluation.items())
+
+
+def read(node: Mapping[str, Any] | None) -> Published | None:
+    """A recipe's `published` node; None where it has no number. Raises ValueError with key, value and remedy."""
+    if node is None:
+        return None
+    if not isinstance(node, Mapping):
+        raise ValueError(f"published={node} must be null, or a node as in conf/experiment")
+    told = _checked(Published, node, "published")
+    if told["metric"] not in PLACES:
+        raise ValueError(f"published.metric={told['metric']} must be one of {', '.join(PLACES)}")
+    if not isinstance(told["splits"], Mapping) or not told["splits"] or set(told["splits"]) - set(SPLITS):
+        raise ValueError(f"published.splits={told['splits']} must hold {' or '.join(SPLITS)}")
+    figures = {}
+    for split, figure in told["splits"].items():
+        figures[split] = Figure(**_checked(Figure, figure, f"published.splits.{split}"))
+    return Published(**told | {"splits": figures})
+
+
+def _checked(kind: type, node: Any, where: str) -> dict[str, Any]:
+    """The node's values by name: all that the class needs, and of the types that it states."""
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{where}={node} must be a mapping")
+    known = {f.name: f for f in fields(kind)}
+    for key in node:
+        if key not in known:
+            raise ValueError(f"no key {where}.{key}; there are {', '.join(known)}")
+    optional = {"evaluation", "ours"}
+    for name, told in known.items():
+        if name not in node:
+            if name in optional:
+                continue
+            raise ValueError(f"{where}.{name}=... is needed")
+        wanted = {float: (int, float), int: int, str: str, bool: bool}.get(told.type, Mapping)
+        if not isinstance(node[name], wanted) or (isinstance(node[name], bool) and wanted is not bool):
+            raise ValueError(f"{where}.{name}={node[name]} must be {_kind(told.type)}")
+    return dict(node)
+
+
+def _kind(annotation: Any) -> str:
+    return {float: "a number", int: "a whole number", str: "text", bool: "true or false"}.get(annotation, "a mapping")

@@ -47,6 +47,7 @@ ROOMS["experiment"] = set(ROOMS)
 ROOMS["tuning"] = set(ROOMS)
 ROOMS["runs"] = set(ROOMS)
 ROOMS["measurement"] = set(ROOMS)
+ROOMS["reproduction"] = set(ROOMS)
 ROOMS["report"] = {"config", "run_directory", "runs"}
 ROOMS["sweeps"] = {"config", "decisions", "run_directory", "experiment", "runs", "report", *FOUNDATION}
 ROOMS["cli"] = set(ROOMS)

@@ -105,6 +105,11 @@ def tokenizer_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"pretrained": xxhash.xxh3_128_hexdigest(instantiate(config["tokenizer"])(documents=()).to_json().encode())}
 
 
+def build_schedule(node: Mapping[str, Any], total_steps: int, steps_per_epoch: int) -> Any:
+    """The learning-rate schedule of a composed config, over that horizon."""
+    return instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+
+
 def build_model(node: Mapping[str, Any], vocab_size: int, token_counts: torch.Tensor | None) -> nn.Module:
     """A model with fresh weights from the global random generator."""
     return instantiate(node)(vocab_size=vocab_size, token_counts=token_counts)
@@ -176,7 +181,7 @@ def plan(config: DictConfig) -> Plan:
 
         batching = RepeatedBatch(batching)
     steps = total_steps(config, batching)
-    schedule = instantiate(config.schedule)(total_steps=steps, steps_per_epoch=batching.steps_per_epoch)
+    schedule = build_schedule(config.schedule, steps, batching.steps_per_epoch)
     chosen, reasons = choose_speed(config, model, batching, steps, device, devices)
     decided |= {
         "devices": devices,

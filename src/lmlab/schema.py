@@ -57,6 +57,7 @@ TYPES: dict[str, Any] = {
     "save_to": str,
     "metric": str | None,
     "out": str | None,
+    "beside": str | None,
     "name": str | None,
     "with_batch_size": bool,
     "yes": bool,

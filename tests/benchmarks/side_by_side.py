@@ -119,6 +119,7 @@ def compare(ours: Trace, theirs: Trace, segment: int) -> dict[str, Any]:
         "largest_difference": {str(m): max(differences[:m]) for m in (1, 10, 50, 100, n) if m <= n},
         "ms_per_step": {"ours": 1e3 * median(ours.seconds[warm:]), "reference": 1e3 * median(theirs.seconds[warm:])},
         "ratio": median(_mean(ours.seconds[part]) / _mean(theirs.seconds[part]) for part in parts),
+        "last_losses": {"ours": _mean(ours.losses[-segment:]), "reference": _mean(theirs.losses[-segment:])},
         "losses": {"ours": ours.losses, "reference": theirs.losses},
     }
 

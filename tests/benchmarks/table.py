@@ -83,8 +83,10 @@ def write(names: list[str], readme: Path = ROOT / "README.md") -> None:
     readme.write_text(replaced(text, render(names)), encoding="utf-8")
 
 
-def replaced(text: str, table: str) -> str:
-    pattern = re.compile(rf"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
+def replaced(text: str, table: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
+    """The text with the table between the two marks."""
+    begin, end = marks
+    pattern = re.compile(rf"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"the README has no lines {BEGIN} and {END}")
+        raise ValueError(f"the README has no lines {begin} and {end}")
     return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)

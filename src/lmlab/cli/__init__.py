@@ -23,6 +23,7 @@ VERBS = {
     "prepare": "encode a corpus and report on it, or look after the cache",
     "runs": "list runs with their numbers, or free the space of some",
     "report": "show what many runs say, as one page that opens offline",
+    "reproduce": "train a recipe and hold it against its published number",
     "bench": "find the precision, threads and compilation that train a recipe fastest on this machine",
     "board": "open TensorBoard on the runs",
 }
@@ -42,6 +43,7 @@ PATH_KEYS = frozenset(
         "hydra.sweeper.sweep_dir",
         "status",
         "mix",
+        "beside",
         "save_to",
         "out",
         "corpus.name",

@@ -121,7 +121,7 @@ def show_diagnosis(found: Any, tested: Mapping[str, Any] | None) -> None:
     for n, finding in enumerate(found.findings):
         out.print(f"{'verdict' if n == 0 else 'also':8} {finding.kind}: {finding.told}", highlight=False)
     out.print()
-    for line in found.figures:
+    for line in [*found.figures, *found.distances]:
         out.print(line, highlight=False)
     if tested is not None:
         told = f"learning rate {tested['used']:g}: {tested['verdict']} (the loss breaks at {tested['breaks_at']:g})"
@@ -306,3 +306,77 @@ def show_comparison(report: Mapping[str, Any]) -> None:
 
 def _interval(bounds: Any, places: int) -> str:
     return f"[{bounds[0]:+,.{places}f}, {bounds[1]:+,.{places}f}]"
+
+
+def show_numbers(numbers: Mapping[str, Any], kept: Sequence[Mapping[str, Any]]) -> None:
+    """Every recipe with the number that it must reach, what that is and costs, and what was measured of it."""
+    out, table = console(), Table(box=None, pad_edge=False)
+    for name in ("recipe", "number", "measured", "", "steps", "source", "cost"):
+        table.add_column(name, justify="right" if name == "steps" else "left", overflow="fold")
+    for name, target in numbers.items():
+        if target is None:
+            table.add_row(name, "none published")
+            continue
+        for n, (split, figure) in enumerate(target.splits.items()):
+            number = f"{split} {target.metric} {target.show(figure.value)}" + (" (own)" if target.ours else "")
+            about = (f"{target.steps:,}", target.source, target.cost) if n == 0 else ("", "", "")
+            mine = [r["splits"][split] for r in kept if r["recipe"] == name and split in r["splits"]]
+            told = "\n".join(target.show(m["measured"]) for m in mine), "\n".join(m["verdict"] for m in mine)
+            table.add_row("" if n else name, number, *told, *map(escape, about))
+    out.print(table)
+    out.print("\nlmlab reproduce NAME trains one of them and compares", highlight=False)
+
+
+def show_reproduction(record: Mapping[str, Any], peer: Mapping[str, Any] | None) -> None:
+    """Measured beside published, split by split; then how it was measured, what it took, and where it is not whole."""
+    from lmlab.evaluation.protocol import Protocol
+    from lmlab.evaluation.published import read
+    from lmlab.reproduction.table import at_end
+
+    target, training, out = read(record["published"]), record["training"], console()
+    table = Table(box=None, pad_edge=False)
+    for name in (record["recipe"], "measured", target.word, "difference", "tolerance", "verdict"):
+        table.add_column(name, justify="left" if name in (record["recipe"], "verdict") else "right")
+    for split, told in record["splits"].items():
+        over = "" if told["difference"] is None else target.show(told["difference"], sign=True)
+        numbers = (target.show(told["measured"]), target.show(told["value"]), over, f"{target.tolerance:g}")
+        table.add_row(f"{split} {target.metric}", *numbers, told["verdict"])
+    out.print()
+    out.print(table)
+    if record["not_whole"]:
+        out.print(
+            f"\nnot whole: {record['not_whole']}; {training['steps']:,} of {training['of']:,} steps", highlight=False
+        )
+    if (found := record["forecast"]) is not None:
+        ends = ", ".join(f"{split} {target.metric} {at_end(record, target, split)}" for split in record["splits"])
+        told = f"extrapolated {found['times']:.1f} times as far, from the {found['by']}, with its 90 % interval"
+        out.print(f"at the recipe's end: {ends}; {told}", highlight=False)
+    for key, (was, now) in record["changed"].items():
+        out.print(f"not as the recipe has it: {key}={now} (there {was})", highlight=False, markup=False)
+    out.print(f"\n{target.word}: {target.source}; {target.protocol}", highlight=False, markup=False)
+    for split, told in record["splits"].items():
+        out.print(f"{split} measured {Protocol(**told['protocol']).describe()}", highlight=False)
+    m = record["machine"]
+    out.print(
+        f"{record['parameters']:,} parameters, {training['steps']:,} steps in {training['seconds']:,.1f} s of "
+        f"training, precision {training['precision']}; {m['device']}, {m['cores']} cores, load {m['load']}",
+        highlight=False,
+    )
+    out.print(f"its cost: {target.cost}", highlight=False, markup=False)
+    if peer is not None:
+        _show_peer(out, peer)
+    out.print(f"\nrun: {record['run_dir']}", highlight=False, soft_wrap=True)
+
+
+def _show_peer(out: Console, peer: Mapping[str, Any]) -> None:
+    loss = peer["loss"]
+    means = (
+        ""
+        if loss is None
+        else f"; mean loss of the last {peer['segment']}: {loss['ours']:.4f}, {loss['reference']:.4f}"
+    )
+    out.print(
+        f"after {peer['steps']:,} steps, ours beside the {peer['peer']} (recorded row {peer['row']}): "
+        f"{peer['ms']['ours']:,.0f} ms a step, {peer['ms']['peer']:,.0f}{means}",
+        highlight=False,
+    )

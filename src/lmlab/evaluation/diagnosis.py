@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -59,11 +59,15 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """findings: the first is the verdict. facts: lines of figures. remedies: at most three, the best first."""
+    """findings: the first is the verdict. facts: lines of figures. remedies: at most three, the best first.
+
+    distances: lines about the recipe's published numbers, where it has some.
+    """
 
     findings: list[Finding]
     remedies: list[Remedy]
     figures: list[str]
+    distances: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -83,6 +87,7 @@ class Diagnosis:
         """A few lines for the end of a training."""
         told = [f"{finding.kind}: {finding.told}" for finding in self.findings]
         lines = [f"diagnosis: {told[0]}", *(f"  also {other}" for other in told[1:])]
+        lines += [f"  {distance}" for distance in self.distances]
         return lines + [f"  try {remedy.overrides}: {remedy.expected()}" for remedy in self.remedies]
 
     def as_dict(self) -> dict[str, Any]:

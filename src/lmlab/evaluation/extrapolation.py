@@ -29,10 +29,14 @@ class Forecast:
     final: float
 
 
-def forecast(area: np.ndarray, rate: np.ndarray, loss: np.ndarray, times: float) -> Forecast | None:
+def forecast(
+    area: np.ndarray, rate: np.ndarray, loss: np.ndarray, times: float, end_rate: float | None = None
+) -> Forecast | None:
     """After `times` the training, the schedule stretched to it. None where there are too few points.
 
     area: (n,) sums of learning rates at each validation; rate: (n,) as shares of the peak; loss: (n,) nats.
+    end_rate: where the schedule is not stretched but goes on, the share of the peak at which it ends; `times` is then
+    the area at its end by that of now.
     """
     if len(loss) < FEWEST:
         return None
@@ -40,25 +44,30 @@ def forecast(area: np.ndarray, rate: np.ndarray, loss: np.ndarray, times: float)
     # A rate that never falls says nothing of what cooling down gains.
     cooling = COOLING * loss[-1] if cooled.max() > 0.05 else np.zeros(1)
     powers = area[:, None] ** -EXPONENTS
-    fitted, gain = _fit(powers, cooled, loss, cooling, times)
+    colder = 0.0 if end_rate is None else float(rate[-1] - end_rate)
+    fitted, gain = _fit(powers, cooled, loss, cooling, times, colder)
     residuals = loss - fitted
     # As large as the errors would be that the fit has taken up.
     residuals = (residuals - residuals.mean()) * np.sqrt(len(loss) / max(len(loss) - 4, 1))
     random = np.random.default_rng(0)
     gains = [
-        _fit(powers, cooled, fitted + random.choice(residuals, len(loss)), cooling, times)[1]
+        _fit(powers, cooled, fitted + random.choice(residuals, len(loss)), cooling, times, colder)[1]
         for _ in range(N_RESAMPLED)
     ]
     low, high = np.quantile(gains, [0.05, 0.95])
+    if len(cooling) == 1:
+        # What the rest of the schedule gains by cooling down has not been seen: it may be as much as was ever found.
+        high += COOLING[-1] * loss[-1] * max(0.0, colder)
     return Forecast(gain, float(min(low, gain)), float(max(high, gain)), float(loss[-1] - gain))
 
 
 def _fit(
-    powers: np.ndarray, cooled: np.ndarray, loss: np.ndarray, cooling: np.ndarray, times: float
+    powers: np.ndarray, cooled: np.ndarray, loss: np.ndarray, cooling: np.ndarray, times: float, colder: float
 ) -> tuple[np.ndarray, float]:
     """Least squares over all exponents and coolings at once: the fitted curve (n,), and the gain of `times` as much.
 
-    powers: (n, exponents). c and a from 0 on are in closed form, as of a straight line through (S^-b, L + d (1 - r)).
+    powers: (n, exponents). colder: by how much the rate is still to fall, as a share of its peak. c and a from 0 on are
+    in closed form, as of a straight line through (S^-b, L + d (1 - r)).
     """
     raised = loss[:, None] + cooled[:, None] * cooling  # (n, coolings)
     centred = powers - powers.mean(0)
@@ -66,4 +75,4 @@ def _fit(
     errors = raised[:, None] - raised.mean(0) - centred[:, :, None] * slope
     b, d = np.unravel_index(int((errors**2).sum(0).argmin()), slope.shape)
     fitted = raised[:, d].mean() + centred[:, b] * slope[b, d] - cooling[d] * cooled
-    return fitted, float(slope[b, d] * (1 - times ** -EXPONENTS[b]))
+    return fitted, float(slope[b, d] * (1 - times ** -EXPONENTS[b]) + cooling[d] * colder)

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,6 +171,7 @@ class Run:
 
         fractions: directories of runs that differ from this one in train_share.
         """
+        from lmlab.evaluation import published
         from lmlab.evaluation.curve import Facts
         from lmlab.evaluation.diagnosis import diagnose
         from lmlab.evaluation.floors import floors
@@ -197,6 +198,9 @@ class Run:
             failure,
         )
         found = diagnose(points, facts)
+        if results and (target := published.read(self.config.get("published"))) is not None:
+            steps = results["training"]["steps"]
+            found = replace(found, distances=target.distances(results["splits"], self.protocol, steps))
         runs = [self, *(Run(path, allow_targets=self._allow_targets) for path in fractions)]
         return found.with_more_text(*zip(*(run._size_and_loss() for run in runs), strict=True)) if fractions else found
 

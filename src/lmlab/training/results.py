@@ -2,13 +2,14 @@
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from lmlab.config import asked, flatten, plain, short_name, treatment
-from lmlab.evaluation import audit
+from lmlab.evaluation import audit, published
 from lmlab.evaluation.curve import Facts
 from lmlab.evaluation.diagnosis import Diagnosis, diagnose
 from lmlab.evaluation.evaluate import evaluate
@@ -53,10 +54,14 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
         parts = {split: plan.part(split) for split in results["splits"]}
         results["floors"] = floors(plan.store, parts, plan.protocol)
         results["floors_protocol"] = floors_protocol(plan.protocol).as_dict()
-    if plan.batching is not None and not pruned:
-        found = diagnosed(plan, directory, results)
-        results["diagnosis"] = found.as_dict()
-        for line in found.card():
+    if not pruned:
+        target = published.read(plain(plan.config).get("published"))
+        told = target.distances(results["splits"], plan.protocol, training["steps"]) if target else []
+        if plan.batching is not None:
+            found = replace(diagnosed(plan, directory, results), distances=told)
+            results["diagnosis"] = found.as_dict()
+            told = found.card()
+        for line in told:
             log.info("%s", line)
     results["samples"] = [] if pruned else samples(plan)
     directory.write_json("results.json", results)

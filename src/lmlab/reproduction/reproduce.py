@@ -1,0 +1,141 @@
+"""A recipe beside its published number: trained, measured under the number's protocol, compared, kept as JSON."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lmlab.config import BUDGETS, asked, cache_dir, differences, plain, treatment, with_budget
+from lmlab.decisions import choose_device
+from lmlab.evaluation.published import Figure, Published, read, same_protocol
+from lmlab.experiment import train
+from lmlab.hardware import Machine
+from lmlab.reproduction import RECORD, read_record
+from lmlab.reproduction.ahead import ahead
+from lmlab.runs import Run, load
+
+# A name of a directory that is longer says what was changed by a hash.
+LONGEST_NAME = 80
+
+
+def departures(recipe: DictConfig, config: DictConfig) -> tuple[dict[str, list], dict[str, list]]:
+    """Where a config is not the recipe's: (all but budgets, budgets), each key with [the recipe's value, this one]."""
+    found = differences(asked(with_budget(recipe)), asked(with_budget(config)))
+    parts: tuple[dict[str, list], dict[str, list]] = ({}, {})
+    for key, values in found.items():
+        parts[key in BUDGETS][key] = list(values)
+    return parts
+
+
+def directory(root: str | os.PathLike, name: str, recipe: DictConfig, config: DictConfig) -> Path:
+    """Where a reproduction lies: the same command finds it again, and one that asks for something else does not.
+
+    A limit in time leaves the schedule as it is, so that the whole recipe goes on from there; fewer steps do not.
+    """
+    changed, budgets = departures(recipe, config)
+    other = {k: now for k, (_, now) in (changed | budgets).items() if k != "trainer.max_time"}
+    words = [name, *(f"{key.rpartition('.')[2]}={value}" for key, value in other.items())]
+    stem = re.sub(r"[^\w.,=+-]+", "-", "_".join(words))
+    return Path(root) / (stem if len(stem) <= LONGEST_NAME else f"{name}_{treatment(other)}")
+
+
+def reproduce(name: str, recipe: DictConfig, config: DictConfig) -> dict[str, Any]:
+    """Train as configured, or go on, or take what is finished; measure, compare, and write the record into the run.
+
+    recipe: the recipe as it stands; config: with what was changed in it, and a run_dir. Raises ValueError where the
+    recipe has no number.
+    """
+    target = number(name, recipe)
+    results = train(config)
+    if config.dry_run:
+        return results
+    run = load(config.run_dir, device=choose_device(config.trainer.accelerator), allow_targets=config.allow_targets)
+    changed, budgets = departures(recipe, config)
+    training = {k: v for k, v in results["training"].items() if k not in ("history", "performance", "first_loss")}
+    reason = unfinished(training, budgets)
+    of = run.config["decided"].get("total_steps", 1) if not budgets.keys() - {"trainer.max_time"} else target.steps
+    record = {
+        "format": 1,
+        "recipe": name,
+        "published": target.as_dict(),
+        "changed": changed,
+        "not_whole": reason,
+        "splits": compared(run, target, results["splits"], bool(reason)),
+        "training": training | {"of": of, "precision": run.config["decided"].get("precision", "exact")},
+        "parameters": results["model"]["parameters"],
+        "forecast": None,
+        "run_dir": str(run.path),
+    }
+    if reason:
+        decided, points = run.config["decided"], run.directory.points()
+        record["forecast"] = ahead(points, decided, recipe, config, training["steps"], of)
+    record["machine"] = machine(run, record)
+    run.directory.write_json(RECORD, record)
+    return record
+
+
+def number(name: str, recipe: DictConfig) -> Published:
+    target = read(plain(recipe)["published"])
+    if target is None:
+        raise ValueError(f"{name} has no number to reach; lmlab train experiment={name} trains it")
+    return target
+
+
+def unfinished(training: Mapping[str, Any], budgets: Mapping[str, list]) -> str | None:
+    """Why this is not the whole recipe; None where it is."""
+    if training["stopped_because"] == "counted":
+        return None
+    if training["stopped_because"] not in ("budget", "early stopping"):
+        return f"stopped by {training['stopped_because']}"
+    told = [f"{k}={now} (the recipe: {was})" for k, (was, now) in budgets.items() if k != "trainer.max_time"]
+    return ", ".join(told) or None
+
+
+def compared(run: Run, target: Published, splits: Mapping[str, Mapping], partial: bool) -> dict[str, dict[str, Any]]:
+    """Each split of the number as the run has measured it, or measured now under the number's own protocol."""
+    found = {}
+    for split, figure in target.splits.items():
+        # An interrupted run has not looked at test.
+        if split not in splits:
+            continue
+        protocol, sums = under(run, figure, split, splits[split])
+        told: dict[str, Any] = {"value": figure.value, "measured": sums[target.metric], "tokens": sums["tokens"]}
+        if sums["tokens"] != figure.tokens:
+            told |= {"difference": None, "verdict": "other text"}
+        else:
+            told["difference"] = sums[target.metric] - figure.value
+            told["verdict"] = "not whole" if partial else target.verdict(split, sums[target.metric])
+        found[split] = told | {"nll": sums["nll"], "protocol": protocol.as_dict()}
+    return found
+
+
+def under(run: Run, figure: Figure, split: str, sums: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    if same_protocol(figure, run.protocol):
+        return run.protocol, sums
+    protocol = run.resolve({**run.config["evaluation"], **figure.evaluation})
+    return protocol, run.evaluate(split, protocol=protocol).as_dict()
+
+
+def machine(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
+    """On what it was trained; of a run that has not gone on since, as was recorded then."""
+    path = run.path / RECORD
+    if path.exists() and (before := read_record(path))["training"] == record["training"]:
+        return before["machine"]
+    import torch
+
+    about = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    device = run.config["decided"]["device"]
+    return {
+        "device": Machine(device, cache_dir(run.config.get("cache_dir"))).key["device"],
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        # Of the last quarter of an hour: above the cores, others were at work.
+        "load": round(os.getloadavg()[2], 1),
+        "torch": torch.__version__,
+        "commit": about["git_commit"],
+        "time": about["time"],
+    }

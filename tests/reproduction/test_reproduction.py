@@ -1,0 +1,72 @@
+"""Recipes and their numbers: whole in each file, outside of a run's identity, and the steps are those of the text."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lmlab.config import asked, compose, identity, plain
+from lmlab.evaluation.published import read
+from lmlab.reproduction import read_record, recipes, records
+
+NUMBERS = {name: target for name, target in recipes().items() if target is not None}
+# Tokens of train; of the texts that do not come with the installation.
+TRAIN = {"wikitext2": 2_088_628, "ptb": 929_589, "tiny_shakespeare": 1_003_855}
+
+
+def test_every_recipe_but_one_has_a_number():
+    assert set(recipes()) - set(NUMBERS) == {"song_ci_char"}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_recipes_file_says_all_of_its_number(name):
+    config = plain(compose([f"experiment={name}"]))
+    assert read(config["published"]) == NUMBERS[name], "nothing of it is another recipe's"
+
+
+def test_the_number_is_no_part_of_a_runs_identity():
+    with_number, without = compose(["experiment=demo"]), compose(["experiment=demo", "published=null"])
+    assert plain(with_number)["published"] is not None
+    assert asked(with_number) == asked(without)
+    assert "published" not in asked(with_number)
+    # As it was before there were such nodes: a stored run is still the run that it was.
+    assert identity(asked(compose(["experiment=examples_650_tied"]))) == "8a720c0324e8"
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_steps_are_those_of_the_recipe_on_its_text(name):
+    from lmlab.data.store import Split
+    from lmlab.decisions import total_steps
+    from lmlab.instantiate import instantiate
+
+    config, target = compose([f"experiment={name}"]), NUMBERS[name]
+    corpus = str(config.corpus._target_).rpartition(".")[2]
+    tokens = {"WikiText2": "wikitext2", "PennTreebank": "ptb", "TinyShakespeare": "tiny_shakespeare"}.get(corpus)
+    if config.trainer.max_steps is not None:
+        assert target.steps == config.trainer.max_steps
+    elif config.trainer.max_epochs is None:
+        assert target.steps == 1, "it counts"
+    elif tokens is None:
+        pytest.skip("its text comes with the installation; encoding all of it takes a while")
+    else:
+        text = Split.__new__(Split)
+        text.ids = np.zeros(TRAIN[tokens], np.uint16)
+        batching = instantiate(config.batching)(split=text, start_id=0, seed=config.seed)
+        assert target.steps == total_steps(config, batching)
+
+
+def test_records_are_found_and_a_damaged_one_is_named(tmp_path):
+    assert records(tmp_path / "nothing") == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/reproduction.json").write_text('{"recipe": "a"}')
+    with pytest.raises(ValueError, match=r"reproduction\.json is damaged"):
+        records(tmp_path)
+    with pytest.raises(ValueError, match="the command that made it"):
+        read_record(tmp_path / "a/reproduction.json")
+
+
+def test_tolerances_are_smaller_than_what_they_judge():
+    for target in NUMBERS.values():
+        for figure in target.splits.values():
+            assert 0 <= target.tolerance < 0.02 * figure.value
+            assert math.isfinite(figure.value)

@@ -46,9 +46,8 @@ def show_reproduction(record: Mapping[str, Any], peer: Mapping[str, Any] | None)
     out.print()
     out.print(table)
     if record["not_whole"]:
-        out.print(
-            f"\nnot whole: {record['not_whole']}; {training['steps']:,} of {training['of']:,} steps", highlight=False
-        )
+        done = f"{training['steps']:,} of {training['of']:,} steps, {training['epochs']:,.4g} epochs"
+        out.print(f"\nnot whole: {record['not_whole']}; {done}", highlight=False)
     if (found := record["forecast"]) is not None:
         ends = ", ".join(f"{split} {target.metric} {at_end(record, target, split)}" for split in record["splits"])
         told = f"extrapolated {found['times']:.1f} times as far, from the {found['by']}, with its 90 % interval"

@@ -9,7 +9,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from lmlab.evaluation.curve import Curve
-from lmlab.evaluation.extrapolation import FEWEST, forecast
+from lmlab.evaluation.extrapolation import COOLING, FEWEST, forecast
 from lmlab.experiment import build_schedule
 
 # Points that a training loss is averaged to, where there are too few validations to extrapolate.
@@ -41,9 +41,12 @@ def ahead(
     times, end_rate = end_of_schedule(recipe, config, decided, done, whole)
     area, rate = curve.areas
     found = forecast(area[late], rate[late], curve.val[late], times, end_rate)
-    # A law with a falling exponent gains less from each doubling than from the one before it; and no loss is negative.
+    # A law with a falling exponent gains less from each doubling than from the one before it, cooling down gains what
+    # it was ever found to, and no loss is negative.
     last = max(0.0, float(np.interp(area[-1] / 2, area, curve.val) - curve.val[-1]))
-    most = min(math.log2(max(times, 1.0)) * last, float(curve.val[-1]))
+    colder = 0.0 if end_rate is None else max(0.0, float(rate[-1] - end_rate))
+    most = math.log2(max(times, 1.0)) * last + COOLING[-1] * float(curve.val[-1]) * colder
+    most = min(most, float(curve.val[-1]))
     gain = min(found.gain, most)
     return {
         "gain": gain,

@@ -57,7 +57,11 @@ def reproduce(name: str, recipe: DictConfig, config: DictConfig) -> dict[str, An
     changed, budgets = departures(recipe, config)
     training = {k: v for k, v in results["training"].items() if k not in ("history", "performance", "first_loss")}
     reason = unfinished(training, budgets)
-    of = run.config["decided"].get("total_steps", 1) if not budgets.keys() - {"trainer.max_time"} else target.steps
+    decided = run.config["decided"]
+    of = decided.get("total_steps", 1) if not budgets.keys() - {"trainer.max_time"} else target.steps
+    training |= {"of": of, "precision": decided.get("precision", "exact")}
+    if "steps_per_epoch" in decided:
+        training["epochs"] = round(training["steps"] / decided["steps_per_epoch"], 3)
     record = {
         "format": 1,
         "recipe": name,
@@ -65,14 +69,13 @@ def reproduce(name: str, recipe: DictConfig, config: DictConfig) -> dict[str, An
         "changed": changed,
         "not_whole": reason,
         "splits": compared(run, target, results["splits"], bool(reason)),
-        "training": training | {"of": of, "precision": run.config["decided"].get("precision", "exact")},
+        "training": training,
         "parameters": results["model"]["parameters"],
         "forecast": None,
         "run_dir": str(run.path),
     }
     if reason:
-        decided, points = run.config["decided"], run.directory.points()
-        record["forecast"] = ahead(points, decided, recipe, config, training["steps"], of)
+        record["forecast"] = ahead(run.directory.points(), decided, recipe, config, training["steps"], of)
     record["machine"] = machine(run, record)
     run.directory.write_json(RECORD, record)
     return record

@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ def plan(config: DictConfig) -> Plan:
         "vocab_size": vocab_size,
         "start_id": start_id,
         "store": store.path.name,
+        "tokenizer": xxhash.xxh3_64_hexdigest(store.tokenizer.to_json().encode()),
         "fingerprint": store.fingerprint,
         "n_params": count_parameters(model),
         "device": device,
@@ -387,6 +389,8 @@ class log_to:
         self.handler = logging.FileHandler(self.path, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         self.handler.setLevel(logging.DEBUG)
+        # A full disk is said by whatever else it stops, in one line: no traceback for each line of the log.
+        self.handler.handleError = lambda record: None  # type: ignore[method-assign]
         log.addHandler(self.handler)
         # In a notebook nobody has set it, and a file without lines would be left.
         self.level = log.level
@@ -397,7 +401,8 @@ class log_to:
             # For the file alone: the terminal gets it as its one line.
             log.debug("%s: %s", type(error).__name__, error)
         log.removeHandler(self.handler)
-        self.handler.close()
+        with suppress(OSError):
+            self.handler.close()
         log.setLevel(self.level)
 
 

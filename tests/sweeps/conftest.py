@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
+from lmlab.errors import INTERRUPTED
+from lmlab.sweeps.crew import LocalCrew
+from lmlab.sweeps.ledger import Ledger
+
 WORDS = ["the", "a", "cat", "dog", "sees", "hears", "old", "red", "house", "tree", "and", "under", "night"]
 TINY = ["corpus=files", "corpus.split_by=share", "corpus.val_share=0.2", "corpus.test_share=0.1", "corpus.train=t.txt"]
 TINY += ["tokenizer=byte", "trainer=cpu", "logger=none", "callbacks.samples=null", "validation.train_tokens=20"]
@@ -21,6 +25,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     chosen = random.Random(0)
     (tmp_path / "t.txt").write_text(" ".join(chosen.choice(WORDS) for _ in range(500)) + "\n")
     return tmp_path
+
+
+def alone(self: LocalCrew, ledger: Ledger, look: Callable[[], None]) -> bool:
+    """In place of a crew's `run`: its one worker is this process."""
+    from lmlab.sweeps.worker import Worker
+
+    interrupted = Worker(self.directory, "0").run() == INTERRUPTED
+    look()
+    return interrupted
 
 
 @pytest.fixture
@@ -41,14 +54,6 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
 def sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """sweep(*words): the exit status of `lmlab sweep` on tiny runs, its one worker being this process."""
     from lmlab.cli import main
-    from lmlab.errors import INTERRUPTED
-    from lmlab.sweeps.crew import LocalCrew
-    from lmlab.sweeps.worker import Worker
-
-    def alone(self: LocalCrew, ledger, look) -> bool:
-        interrupted = Worker(self.directory, "0").run() == INTERRUPTED
-        look()
-        return interrupted
 
     monkeypatch.setattr(LocalCrew, "run", alone)
     return lambda *words: main(["sweep", *TINY, "sweep_dir=s", *words])

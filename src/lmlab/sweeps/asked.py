@@ -13,6 +13,8 @@ import yaml
 
 from lmlab.config import differences
 from lmlab.data.cache import whole_file
+from lmlab.run_directory import read_yaml
+from lmlab.seal import seal, unseal
 from lmlab.sweeps import objective
 from lmlab.sweeps.space import Parameter, grid, overrides, parse
 
@@ -99,7 +101,7 @@ class Asked:
                     f"trials={self.trials} is below the {before.trials} of {directory}; a sweep can only grow"
                 )
         with whole_file(path) as beside:
-            beside.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), encoding="utf-8")
+            beside.write_text(seal(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)), encoding="utf-8")
 
 
 def _told(before: Asked, now: Asked) -> str:
@@ -124,8 +126,8 @@ def load(directory: str | os.PathLike) -> Asked:
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is no sweep: it has no sweep.yaml; make one with: lmlab sweep")
     try:
-        return Asked(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        return Asked(**read_yaml(unseal(path.read_text(encoding="utf-8"))))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 

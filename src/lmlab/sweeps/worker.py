@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.config import suggest
-from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED
+from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED, full_disk
 from lmlab.run_directory import RunDirectory
 from lmlab.sweeps import pruning, strategy
 from lmlab.sweeps.asked import Asked, load
@@ -141,8 +141,7 @@ class Worker:
             for one in asked.objective:
                 if (metric := one["metric"]) not in told:
                     raise ValueError(f"objective: metric={metric}: this run has none{suggest(metric, told)}")
-            step = results["training"]["steps"]
-            ledger.set(row["id"], status="done", reason=None, values_=json.dumps(told), finished=time.time(), step=step)
+            ledger.finish(row["id"], told, results["training"]["steps"])
 
     def why(self, row: Any) -> str:
         now = self.ledger.trial(row["id"])
@@ -173,6 +172,10 @@ class Worker:
         code, reason = classify(error, "train")
         # The traceback is for this worker's own file.
         log.debug("%s", reason, exc_info=error)
+        if full_disk(error) is not None:
+            # No attempt of the trial's: with space again, the same command goes on with it.
+            self.ledger.set(row["id"], status="failed", reason=reason, code=code, finished=time.time())
+            return
         halved = None
         if ran_out_of_memory(error):
             code, reason = TRAINING_FAILED, reason if "out of memory" in reason else f"out of memory: {reason}"

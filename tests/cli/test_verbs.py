@@ -269,11 +269,11 @@ def test_the_board_is_for_this_machine_only(trained, monkeypatch, capsys):
     called = []
     done = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(command) or done)
-    call(capsys, "board", f"root={trained['lstm']}", "port=0")
+    call(capsys, "board", f"root={trained['lstm']}", "port=6106")
     (command,) = called
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--logdir") + 1] == str(trained["lstm"])
-    assert command[command.index("--port") + 1] == "0"
+    assert command[command.index("--port") + 1] == "6106"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "lmlab"
 TESTS = Path(__file__).parent
 
 # Room: the rooms that it may import, besides itself. What is not in the table has no place in the house yet.
-FOUNDATION = {"errors", "types", "metrics", "deferred"}
+FOUNDATION = {"errors", "types", "metrics", "deferred", "seal"}
 ROOMS = {
     "errors": set(),
+    "seal": set(),
     "types": set(),
     "deferred": set(),
     "metrics": {"types", "deferred"},
@@ -25,11 +26,11 @@ ROOMS = {
     "hardware": {"data"},
     "instantiate": {"config"},
     "schema": {"config", "instantiate"},
-    "run_directory": {"config"},
+    "run_directory": {"config", "seal"},
     "sizes": {"models"},
     "tokenizers": set(),
     "models": {"types"},
-    "data": {"tokenizers", "types", "deferred"},
+    "data": {"tokenizers", "types", "deferred", "seal"},
     "scoring": {"models", "tokenizers", "metrics"},
     "generation": {"models", "tokenizers"},
     "interop": {"models", "tokenizers"},

@@ -132,9 +132,11 @@ def with_budget(config: DictConfig) -> DictConfig:
 def asked(config: Mapping) -> dict[str, Any]:
     """What makes a run the run that it is: the config without places, devices and display, and the code's identity."""
     kept = plain(config) | {"code": IDENTITY}
-    # All of it is what every run had before there was this key.
+    # What every run had before there were these keys.
     if kept.get("train_share") == 1:
         del kept["train_share"]
+    if isinstance(watching := kept.get("callbacks"), dict) and watching.get("spikes", ...) is None:
+        del watching["spikes"]
     # A data set's name on a hub is no place on a disk: it stays.
     hub = str((kept.get("corpus") or {}).get("_target_")).endswith("HuggingFace")
     for key in _NOT_IDENTITY:

@@ -1,10 +1,23 @@
 """How things go wrong, and the exit status that each gets: a failed audit has that of a failed training."""
 
+import errno
+
 DONE, OUR_FAULT, USER_INPUT, TRAINING_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class TrainingFailed(RuntimeError):
     """Training cannot go on: the loss is not finite, memory or disk ran out. Says what is kept."""
+
+
+def full_disk(error: BaseException | None) -> BaseException | None:
+    """A full disk's complaint, behind an error or what it was raised from: torch and SQLite have words of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        if type(error).__module__ == "sqlite3" and "disk is full" in str(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class NotFinite(TrainingFailed):

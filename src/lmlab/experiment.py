@@ -3,10 +3,12 @@
 Lightning takes seconds to import, so it waits inside `train`.
 """
 
+import functools
 import logging
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,7 @@ def plan(config: DictConfig) -> Plan:
         "vocab_size": vocab_size,
         "start_id": start_id,
         "store": store.path.name,
+        "tokenizer": xxhash.xxh3_64_hexdigest(store.tokenizer.to_json().encode()),
         "fingerprint": store.fingerprint,
         "n_params": count_parameters(model),
         "device": device,
@@ -330,13 +333,19 @@ def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:
 def check_config(config: DictConfig) -> None:
     """Every key's type, and every node against its constructor, before anything is read or written."""
     tree = plain(config)
-    check_known(tree, (*NODES, *TRAINER_NODES, *OmegaConf.load(conf_dir() / "train.yaml")))
+    check_known(tree, (*NODES, *TRAINER_NODES, *_own_keys()))
     check_keys(tree)
     published.read(tree.get("published"))
     # A model that counts needs no trainer, and Lightning costs seconds.
     counts = hasattr(find(str(tree["model"]["_target_"])), "fit")
     for group in NODES if counts else (*NODES, *TRAINER_NODES):
         check_node(tree.get(group), group)
+
+
+# Once a process: a worker of a sweep checks hundreds.
+@functools.cache
+def _own_keys() -> tuple[str, ...]:
+    return tuple(map(str, OmegaConf.load(conf_dir() / "train.yaml")))
 
 
 def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) -> dict[str, Any]:
@@ -380,6 +389,8 @@ class log_to:
         self.handler = logging.FileHandler(self.path, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         self.handler.setLevel(logging.DEBUG)
+        # A full disk is said by whatever else it stops, in one line: no traceback for each line of the log.
+        self.handler.handleError = lambda record: None  # type: ignore[method-assign]
         log.addHandler(self.handler)
         # In a notebook nobody has set it, and a file without lines would be left.
         self.level = log.level
@@ -390,7 +401,8 @@ class log_to:
             # For the file alone: the terminal gets it as its one line.
             log.debug("%s: %s", type(error).__name__, error)
         log.removeHandler(self.handler)
-        self.handler.close()
+        with suppress(OSError):
+            self.handler.close()
         log.setLevel(self.level)
 
 

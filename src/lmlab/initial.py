@@ -36,6 +36,8 @@ def _from_run(path: str, allow_targets: Iterable[str]) -> Initial:
     directory = RunDirectory(path)
     node = directory.config()["model"]
     check_targets(node, allow_targets)
+    if directory.tokenizer.is_file():
+        directory.check_tokenizer(directory.tokenizer)
     return Initial(literal(node), weights(read(directory.best)), _pretrained(directory.tokenizer))
 
 

@@ -17,13 +17,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
+import xxhash
 import yaml
 
 from lmlab.config import BUDGETS, differences, flatten, identity
+from lmlab.seal import Broken, seal, unseal, unseal_lines
 
 # Raised when the layout of a run's directory changes.
 FORMAT = 1
 
+# Bytes of YAML that are read, a thousand times what a run writes; more is no config, and takes minutes to parse.
+MOST_YAML = 4 << 20
+# Nodes within one another, some ten times what a config has.
+DEEPEST = 100
 # Bytes at the end of train.log in which its last message stands.
 LOG_TAIL = 8_000
 # Why a run stopped that may go on: results.json then says how far it came.
@@ -82,27 +88,36 @@ class RunDirectory:
 
     def results(self) -> dict[str, Any] | None:
         path = self.path / "results.json"
-        if not path.exists():
+        if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            return json.loads(unseal(path.read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} is damaged ({error}); lmlab evaluate run_dir={self.path} measures anew"
             ) from error
 
     def points(self) -> list[dict[str, str]]:
         """The lines of curves.csv by column; without one that was still being written."""
-        try:
-            text = self.curves.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        if not self.curves.is_file():
             return []
-        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+        try:
+            found = list(csv.DictReader(io.StringIO(unseal_lines(self.curves.read_text(encoding="utf-8")))))
+            if any("step" not in point or None in point or None in point.values() for point in found):
+                raise ValueError("its lines are not of one length")
+            return found
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{self.curves} is damaged ({error}); without it the run is whole, but has no curve"
+            ) from error
 
     def failure(self) -> str | None:
         """The error with which train.log ends; None where it ends otherwise."""
+        path = self.path / "train.log"
+        if not path.is_file():
+            return None
         try:
-            with (self.path / "train.log").open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
                 end = file.read().decode("utf-8", "replace")
         except OSError:
@@ -116,19 +131,25 @@ class RunDirectory:
             raise FileNotFoundError(
                 f"{self.path} is no run: it has no {name}; make one with: lmlab train run_dir={self.path}"
             )
+        if path.stat().st_size > MOST_YAML:
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes: it is no run's {name}")
         try:
-            tree = read_yaml(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            tree = read_yaml(unseal(path.read_text(encoding="utf-8")))
+        except Broken as error:
+            raise ValueError(
+                f"{path} is damaged: {error}; put it back, or, if you changed it on purpose, delete its first line"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
         if not isinstance(tree, dict):
             raise ValueError(f"{path} is damaged: it holds no mapping")
         return tree
 
     def write_yaml(self, name: str, tree: Mapping[str, Any]) -> None:
-        self.write_text(name, yaml.dump(dict(tree), Dumper=Dumper, sort_keys=False, allow_unicode=True))
+        self.write_text(name, seal(yaml.dump(dict(tree), Dumper=Dumper, sort_keys=False, allow_unicode=True)))
 
     def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
-        self.write_text(name, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, seal(json.dumps(tree, indent=2, ensure_ascii=False) + "\n"))
 
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all."""
@@ -169,8 +190,15 @@ class RunDirectory:
         return "continue"
 
     def claim(self) -> None:
-        """Make the directory and hold its lock until this process ends."""
+        """Make the directory and hold its lock until this process ends.
+
+        Raises ValueError where another process has it, or what is written on is a link: to any file of the user's, in a
+        stranger's run.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        for name in ("lock", "train.log", self.curves.name):
+            if (self.path / name).is_symlink():
+                raise ValueError(f"{self.path / name} is a link, which no run makes: remove it")
         self._lock = (self.path / "lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,6 +208,15 @@ class RunDirectory:
                 f"run_dir={self.path} is being trained by another process; wait for it or name another"
             ) from error
 
+    def check_tokenizer(self, path: Path) -> None:
+        """Raises ValueError where the file is not the tokenizer that the run was trained with."""
+        known = self.config()["decided"].get("tokenizer")
+        if known is not None and xxhash.xxh3_64_hexdigest(path.read_bytes()) != known:
+            raise ValueError(
+                f"{path} is not what this run was trained with (its checksum differs): put the run's own "
+                "tokenizer.json back; the token store has a copy"
+            )
+
     def release(self) -> None:
         if self._lock is not None:
             self._lock.close()
@@ -187,20 +224,27 @@ class RunDirectory:
 
 
 def read_yaml(text: str) -> Any:
-    """Raises yaml.YAMLError, for aliases, too."""
-    tree = yaml.load(text, Loader)
-    refuse_aliases(tree, set())
-    return tree
+    """Raises yaml.YAMLError, also for aliases, for values that their tag does not fit, and for endless nesting."""
+    try:
+        check_events(text)
+        return yaml.load(text, Loader)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # What PyYAML's constructors let through: `!!bool x`, a number of 5,000 digits.
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
 
 
-def refuse_aliases(tree: Any, seen: set[int]) -> None:
-    """Raise YAMLError where a node stands in two places: a few such lines unfold to gigabytes."""
-    if isinstance(tree, dict | list):
-        if id(tree) in seen:
+def check_events(text: str) -> None:
+    """Raise YAMLError for aliases, a few lines of which unfold to gigabytes, and for nesting that ends the process.
+
+    While parsing, an event at a time: the loader in C calls itself for each level, until the stack ends.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader):
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError("it has aliases, which no run writes")
-        seen.add(id(tree))
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            refuse_aliases(value, seen)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
 
 
 def budget(value: Any) -> float:

@@ -1,7 +1,10 @@
 """Runs that are damaged, or made by somebody who means harm: one line, and nothing of theirs is executed."""
 
 import json
+import os
+import resource
 import shutil
+import time
 
 import pytest
 import yaml
@@ -115,13 +118,100 @@ def test_a_pickled_checkpoint_executes_nothing(copied, tmp_path, capsys):
         "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n",
         "format: 1\nmodel: &m\n  again: *m\n",
         "[" * 5000,
+        "[" * 1_000_000,
+        "{a: " * 100_000,
+        "- " * 100_000 + "x",
+        "a: &a " + "x" * 100_000 + "\nb: [" + "*a," * 100_000 + "]\n",
+        "<<: &m {a: 1}\nb: {<<: [*m, *m, *m]}\n",
+        "a: " + "x" * 20_000_000,
+        "a: " + "9" * 100_000,
+        "a: !!bool maybe\n",
+        "a: !!timestamp yesterday\n",
+        "a: 2026-99-99\n",
+        "? [a]\n: b\n",
+        "a: !!binary '!'\n",
+        "a: 1\n" * 100_000,
+        "a: \x01\n",
         "- a list\n",
         "format: 1\n",
         "format: 99\n",
     ],
-    ids=["tag", "bomb", "loop", "deep", "list", "empty", "format"],
+    ids=[
+        *("tag", "bomb", "loop", "deep", "a million deep", "deep mappings", "deep blocks", "long alias", "merges"),
+        *("giant scalar", "giant number", "no bool", "no time", "no date", "odd key", "no binary", "many keys"),
+        *("control character", "list", "empty", "format"),
+    ],
 )
 def test_a_strangers_yaml_is_refused(text: str, copied, tmp_path, capsys):
     (copied / "config.yaml").write_text(text.format(mark=tmp_path / "executed") if "{mark}" in text else text)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     assert str(copied) in refused(capsys, "generate", f"run_dir={copied}")
     assert not (tmp_path / "executed").exists()
+    assert time.perf_counter() - began < 20, "seconds"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kilobytes"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 100_000], ids=["lists", "objects", "number"])
+def test_a_strangers_json_is_refused_or_made_again(text: str, copied, capsys):
+    for name in ("results.json", "tokenizer.json"):
+        (copied / name).write_text(text)
+    assert "results.json is damaged" in refused(capsys, "diagnose", f"run_dir={copied}")
+    assert main(["score", f"run_dir={copied}", "text=a"]) == 0
+    assert "tokenizer.json was damaged or missing; it is made again" in capsys.readouterr().err
+
+
+# What is read by which verb, and never followed to something that gives no end.
+READ = {
+    "config.yaml": ("generate",),
+    "asked.yaml": ("compare",),
+    "tokenizer.json": ("generate",),
+    "results.json": ("diagnose",),
+    "curves.csv": ("diagnose",),
+    "checkpoints/best.ckpt": ("generate",),
+    "scores.parquet": ("evaluate", "by=position"),
+    "train.log": ("runs",),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_waited_for(name: str, kind: str, copied, trained, capsys):
+    """A pipe that nobody writes into, /dev/zero, and a folder, in place of each file."""
+    path = copied / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    verb, *more = READ[name]
+    words = {"runs": [f"root={copied}"], "compare": [str(copied), str(trained["ngram"])]}.get(verb)
+    status = main([verb, *(words or [f"run_dir={copied}"]), *more])
+    assert status in (0, 2), capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train.log", "curves.csv", "lock"])
+def test_training_writes_nowhere_else(name: str, copied, small, tmp_path, capsys):
+    """A stranger's unfinished run, one of whose files is a link to a file of ours."""
+    (copied / "results.json").unlink()
+    ours = tmp_path / "ours.txt"
+    ours.write_text("mine\n")
+    (copied / name).unlink(missing_ok=True)
+    (copied / name).symlink_to(ours)
+    said = refused(capsys, "train", *small["transformer"], f"run_dir={copied}")
+    assert name in said
+    assert ours.read_text() == "mine\n"
+
+
+def test_a_store_is_looked_for_in_the_cache_alone(copied, tmp_path, capsys):
+    """A store outside, as a stranger's config names it, is not opened: its numbers would be of another text."""
+    from lmlab.runs import load
+
+    store = load(copied).store().path
+    elsewhere = tmp_path / "elsewhere" / store.name
+    shutil.copytree(store, elsewhere)
+    for name in (str(elsewhere), os.path.relpath(elsewhere, store.parent)):
+        edit_config(copied, lambda config, name=name: config["decided"].update(store=name))
+        assert load(copied).store().path == store
+        call(capsys, "evaluate", f"run_dir={copied}", "split=val")

@@ -14,6 +14,7 @@ V, UNIGRAM, NGRAM = 80, 3.0, 1.5
 GOOD = Facts(
     vocab_size=V, parameters=50_000, train_tokens=1_000_000, train_bytes=1_000_000, epochs=0.4, steps=400, lr=3e-3,
     unigram=UNIGRAM, ngram=NGRAM, dropout=0.0, dropout_key="model.dropout", first_loss=math.log(V),
+    normalised=True,
 )  # fmt: skip
 SMALL = replace(GOOD, train_tokens=5_000, train_bytes=5_000, epochs=80.0)
 
@@ -22,13 +23,13 @@ def noise(seed, scale):
     return np.random.default_rng(seed).normal(0, scale, len(STEPS))
 
 
-def points(loss, val=None, train=None, lr=None):
+def points(loss, val=None, train=None, lr=None, update=0.01):
     """Rows as in curves.csv: training every 10 steps, a validation every 40."""
     lr = np.full(len(loss), 3e-3) if lr is None else lr
     rows = []
     for i, step in enumerate(STEPS[: len(loss)]):
         rows.append({"step": str(step), "train/loss": repr(float(loss[i])), "optim/lr": repr(float(lr[i])),
-                     "optim/grad_norm": "1.0", "val/loss": "", "val/gap": ""})  # fmt: skip
+                     "optim/update_ratio": repr(update), "val/loss": "", "val/gap": ""})  # fmt: skip
         if step % 40 == 0:
             held_out = float((loss if val is None else val)[i])
             fixed = float((loss if train is None else train)[i])
@@ -134,9 +135,52 @@ def test_spikes_that_come_back_are_unstable_and_a_steep_start_is_not():
 
 def test_rate_too_high_is_stuck_at_frequencies():
     loss = np.where(STEPS <= 20, 3.5, UNIGRAM + 0.02) + noise(3, 0.01)
-    found = diagnose(points(loss), GOOD)
+    found = diagnose(points(loss, update=0.02), GOOD)
     assert found.verdict == "rate too high"
     assert found.remedies[0].overrides == "optimizer.lr=0.0003"
+
+
+def test_stuck_at_frequencies_with_short_steps_is_a_rate_too_low():
+    val = np.linspace(UNIGRAM + 0.03, UNIGRAM + 0.01, len(STEPS))
+    loss = np.where(STEPS <= 20, 3.5, UNIGRAM + 0.02) + noise(3, 0.01)
+    assert diagnose(points(loss, val, update=0.005), GOOD).verdict == "rate too low"
+    # Not known: runs of before it was logged.
+    assert diagnose(points(loss, val, update=float("nan")), GOOD).verdict == "rate too high"
+
+
+def test_rate_too_high_moves_a_matrix_too_far_unless_steps_are_as_long_as_the_gradient():
+    rows = points(learning(), update=0.06)
+    found = diagnose(rows, GOOD)
+    assert found.verdict == "rate too high"
+    assert "6.0% of its size" in found.findings[0].told
+    assert diagnose(rows, replace(GOOD, normalised=False)).verdict == "improving"
+    # Small weights grow at first: only the steps after it count, and those at a rate that is still high.
+    growing = [{**row, "optim/update_ratio": "0.3"} if int(row["step"]) <= 50 else row for row in points(learning())]
+    assert diagnose(growing, GOOD).verdict == "improving"
+
+
+def test_rate_too_high_made_it_worse_before_anything_was_learnt():
+    loss = learning(late=20)
+    loss[1] = loss[0] * 1.2
+    found = diagnose(points(loss, learning(late=20)), GOOD)
+    assert found.verdict == "rate too high"
+    assert "before it knew frequencies" in found.findings[0].told
+
+
+def test_rate_too_high_shakes_the_held_out_loss_and_one_worse_validation_does_not():
+    val = learning()
+    val[STEPS == 160] += 0.2
+    assert diagnose(points(learning(), val), GOOD).verdict == "improving"
+    val[STEPS == 280] += 0.2
+    found = diagnose(points(learning(), val), GOOD)
+    assert found.verdict == "rate too high"
+    assert "rose 2 times on its way down" in found.findings[0].told
+
+
+def test_a_loss_that_exploded_and_came_back_to_nothing_is_diverged():
+    loss = np.where(STEPS <= 20, 900.0, math.log(V) - 0.05)
+    loss[0] = math.log(V)
+    assert diagnose(points(loss, np.full(len(STEPS), math.log(V))), GOOD).verdict == "diverged"
 
 
 def test_rate_too_low_takes_long_for_frequencies():

@@ -1,4 +1,4 @@
-"""The diagnosis of real small runs: one of each kind."""
+"""The diagnosis of real small runs that its rules were not chosen on."""
 
 import importlib.util
 from pathlib import Path
@@ -13,10 +13,13 @@ SPEC.loader.exec_module(made_runs)
 
 
 @pytest.mark.slow
-def test_a_real_run_of_each_kind_gets_its_verdict(tmp_path):
-    """But for a rate that is too high: at forty times the usual rate these models, which normalise, still learn."""
-    numbers = [n for n in range(0, 32, 4) if made_runs.DESIGN[n][0] != "rate too high"]
-    made_runs.train_all(tmp_path, "design", numbers)
-    found = {made_runs.DESIGN[n][0]: load(tmp_path / f"design{n:02}").diagnose().verdict for n in numbers}
-    assert found == {kind: kind for kind in found}
-    assert len(found) == 7
+def test_at_least_nine_tenths_of_the_check_set_get_the_right_verdict(tmp_path):
+    made_runs.train_all(tmp_path, "check")
+    told = [load(tmp_path / f"check{n:02}").diagnose().verdict for n in range(len(made_runs.CHECK))]
+    wrong = [
+        f"{n} {kind}: {verdict}"
+        for n, ((kind, *_), verdict) in enumerate(zip(made_runs.CHECK, told, strict=True))
+        if not made_runs.is_right(kind, verdict)
+    ]
+    assert len(told) >= 30
+    assert 10 * len(wrong) <= len(told), "\n".join(wrong)

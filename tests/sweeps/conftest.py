@@ -5,6 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
+
+from lmlab.errors import INTERRUPTED
+from lmlab.sweeps.crew import LocalCrew
+from lmlab.sweeps.ledger import Ledger
 
 WORDS = ["the", "a", "cat", "dog", "sees", "hears", "old", "red", "house", "tree", "and", "under", "night"]
 TINY = ["corpus=files", "corpus.split_by=share", "corpus.val_share=0.2", "corpus.test_share=0.1", "corpus.train=t.txt"]
@@ -22,18 +27,33 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def alone(self: LocalCrew, ledger: Ledger, look: Callable[[], None]) -> bool:
+    """In place of a crew's `run`: its one worker is this process."""
+    from lmlab.sweeps.worker import Worker
+
+    interrupted = Worker(self.directory, "0").run() == INTERRUPTED
+    look()
+    return interrupted
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
+    """The configs of trials that come to their end without training: the space and the ledger need no model."""
+    from lmlab.sweeps import sweeper, trial
+
+    configs: list[DictConfig] = []
+    sums = {"bpb": 2.0, "ppl": 4.0, "nll": 1.4}
+    results = {"training": {"stopped_because": "budget", "steps": 9, "seconds": 0.1}, "model": {"parameters": 100}}
+    results |= {"splits": {"val": sums}, "evaluation_seconds": 0.1}
+    monkeypatch.setattr(trial, "run", lambda config, *_: configs.append(config) or results)
+    monkeypatch.setattr(sweeper, "leave", lambda directory: [])
+    return configs
+
+
 @pytest.fixture
 def sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """sweep(*words): the exit status of `lmlab sweep` on tiny runs, its one worker being this process."""
     from lmlab.cli import main
-    from lmlab.errors import INTERRUPTED
-    from lmlab.sweeps.crew import LocalCrew
-    from lmlab.sweeps.worker import Worker
-
-    def alone(self: LocalCrew, ledger, look) -> bool:
-        interrupted = Worker(self.directory, "0").run() == INTERRUPTED
-        look()
-        return interrupted
 
     monkeypatch.setattr(LocalCrew, "run", alone)
     return lambda *words: main(["sweep", *TINY, "sweep_dir=s", *words])

@@ -1,6 +1,5 @@
 """A sweep that is killed at any moment and started again ends as one that never was."""
 
-import json
 import os
 import random
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.sweeps.conftest import TINY
 
-from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.ledger import Ledger, results_of
 from lmlab.training.checkpoints import read
 
 CODE = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -45,8 +44,8 @@ def table(directory: Path) -> list[tuple]:
     """What the sweep found, without what the clock measured."""
     told = []
     for row in rows(directory):
-        values = {k: v for k, v in json.loads(row["values_"]).items() if not k.startswith(("seconds", "tokens_per"))}
-        told.append((row["point"], row["replicate"], row["name"], row["status"], values))
+        found = {k: v for k, v in results_of(row).items() if not k.startswith(("seconds", "tokens_per"))}
+        told.append((row["point"], row["replicate"], row["name"], row["status"], found))
     return told
 
 

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import yaml
+from tests.sweeps.conftest import TINY
 
 from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.objective import METRICS
 from lmlab.sweeps.sweeper import split
 
 
@@ -64,19 +67,19 @@ def test_several_seeds_are_replicates(sweep, here):
     assert len(list((here / "s/trials").rglob("last.ckpt"))) == 2
 
 
-def test_conditions_and_a_fixed_list_make_the_points_that_they_say(sweep, here):
+def test_conditions_and_a_fixed_list_make_the_points_that_they_say(sweep, here, untrained):
     conf = here / "conf/sweep"
     conf.mkdir(parents=True)
     (conf / "mine.yaml").write_text(
         "# @package hydra.sweeper\nspace:\n  model.cell: choice(gru,lstm)\n  optimizer.weight_decay: choice(0.1,0.2)\n"
         "when:\n  optimizer.weight_decay: model.cell=lstm\noverrides: [floors=false]\n"
     )
-    assert sweep("--config-dir", str(here / "conf"), "sweep=mine") == 0
+    assert sweep("--config-dir", str(here / "conf"), "sweep=mine", "test=false") == 0
     told = [json.loads(row[0]) for row in table(here, "overrides")]
     assert told == [["model.cell=gru"], *(["model.cell=lstm", f"optimizer.weight_decay={p}"] for p in (0.1, 0.2))]
     shutil.rmtree(here / "s")
     points = """points=[["optimizer.lr=1e-2"],["optimizer.lr=1e-3","model.d_model=4"]]"""
-    assert sweep("strategy=list", points) == 0
+    assert sweep("strategy=list", points, "test=false") == 0
     assert [json.loads(row[0])[-1] for row in table(here, "overrides")] == ["optimizer.lr=1e-2", "model.d_model=4"]
 
 
@@ -104,6 +107,51 @@ def test_asha_stops_most_trials_and_what_is_promoted_ends_as_if_never_stopped(sw
         assert log.count("continuing after step 3") == 1
 
 
+def test_whatever_a_run_logs_can_be_the_objective(sweep, here, capsys):
+    """What ours log, and what a callback of the user's own does, which is known from the first trial on."""
+    (here / "own.py").write_text(
+        "from lightning.pytorch.callbacks import Callback\n\n\nclass Own(Callback):\n"
+        "    def on_validation_end(self, trainer, pl_module):\n"
+        "        pl_module.write({'own/distance': abs(pl_module.step - 4)})\n"
+    )
+    own = ["+callbacks.own={_target_: own.Own}", "trainer.max_steps=3,6,9", "test=false"]
+    asked = ["objective=[{metric: own/distance, direction: minimize}]"]
+    sys.path.insert(0, str(here))
+    try:
+        assert sweep(*own, *asked) == 0
+        assert "best: own/distance 2.0000  trainer.max_steps=6" not in (told := capsys.readouterr().out)
+        assert "best: own/distance 1.0000  trainer.max_steps=3" in told
+        assert sweep(*own[:1], "optimizer.lr=1e-3", "objective=own/distance", "seed=1,2", "sweep_dir=t") == 2
+        assert "own/distance is none of ours" in capsys.readouterr().err
+    finally:
+        sys.path.remove(str(here))
+    for metric in ("perf/tokens_per_s", "train/loss", "seconds", "val/gap"):
+        with Ledger(here / "s/ledger.sqlite") as ledger:
+            assert metric in json.loads(ledger.trials("done")[0]["values_"])
+    # All that is said to be logged is, where the machine's peak was measured.
+    with Ledger(here / "s/ledger.sqlite") as ledger:
+        assert set(METRICS) - set(json.loads(ledger.trials("done")[0]["values_"])) <= {"perf/mfu"}
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [([], False), (["callbacks.samples.every_validation=true"], True), (["callbacks.samples=null"], None)],
+)
+def test_a_trial_writes_its_samples_once_unless_somebody_says_otherwise(here, sweep, untrained, words, written):
+    from lmlab.cli import main
+
+    own = [word for word in TINY if not word.startswith("callbacks.samples")]
+    assert main(["sweep", *own, "seed=1,2", "test=false", "sweep_dir=s", *words]) == 0
+    nodes = [config.callbacks.samples for config in untrained]
+    assert [node and node.every_validation for node in nodes] == [written] * 2
+
+
+def test_a_trial_without_the_objective_fails_and_says_what_there_is(sweep, here, capsys, untrained):
+    words = ["optimizer.lr=1e-2,1e-3", "objective=val/gap", "test=false"]
+    assert sweep(*words) == 2
+    assert "objective: metric=val/gap: this run has none" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -111,6 +159,8 @@ def test_asha_stops_most_trials_and_what_is_promoted_ends_as_if_never_stopped(sw
         (["optimizer.lr=choice()"], "choice"),
         (["optimizer.lrr=1,2"], "no key 'optimizer.lrr' (did you mean optimizer.lr?)"),
         (["optimizer.lr=1e-2,1e-3", "objective=[{metric: val/accuracy, direction: minimize}]"], "no run logs it"),
+        (["optimizer.lr=1e-2,1e-3", "objective=perf/token_per_s"], "it (did you mean perf/tokens_per_s?)"),
+        (["optimizer.lr=1e-2,1e-3", "objective=optim/lr"], "which way optim/lr is better has to be said"),
         (["optimizer.lr=1e-2,1e-3", "objective=[{metric: test/bpb, direction: minimize}]"], "for the winner alone"),
         (["optimizer.lr=1e-2,1e-3", "objective=[]"], "nothing to choose by"),
         (["optimizer.lr=1e-2,1e-3", "workers=0"], "workers=0 must be a whole number, at least 1, or auto"),
@@ -131,8 +181,8 @@ def test_what_cannot_be_meant_is_one_line_and_leaves_nothing(sweep, here, capsys
     assert [path.name for path in here.iterdir()] == ["t.txt"]
 
 
-def test_a_directory_of_another_sweep_and_a_damaged_ledger_are_left_as_they_are(sweep, here, capsys):
-    assert sweep("optimizer.lr=1e-2,1e-3") == 0
+def test_a_directory_of_another_sweep_and_a_damaged_ledger_are_left_as_they_are(sweep, here, capsys, untrained):
+    assert sweep("optimizer.lr=1e-2,1e-3", "test=false") == 0
     before = {p: p.read_bytes() for p in (here / "s").rglob("*") if p.is_file()}
     assert sweep("optimizer.lr=1e-2,1e-4") == 2
     assert "s is another sweep (space.optimizer.lr: '1e-2,1e-3' there, '1e-2,1e-4' now)" in capsys.readouterr().err

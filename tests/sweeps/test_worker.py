@@ -55,6 +55,29 @@ def test_a_warm_trial_is_a_cold_one_to_the_last_bit(sweep, here):
     assert a["training"]["history"] == b["training"]["history"]
 
 
+@pytest.mark.slow
+def test_two_commands_on_one_directory_share_its_trials_and_train_none_twice(here):
+    """As two machines do that see one directory: each command has a worker of its own."""
+    code = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["optimizer.lr=1e-3,2e-3,3e-3,4e-3", "replicates=2", "trainer.max_steps=600", "workers=1", "sweep_dir=s"]
+    command = [sys.executable, "-c", code, "sweep", *TINY, *words, "trainer.val_check_interval=300"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [one.communicate(timeout=500) for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    found = rows(here)
+    assert [row["status"] for row in found] == ["done"] * 8
+    assert len({row["run_dir"] for row in found}) == 8
+    assert len({row["pid"] for row in found}) == 2, "both have worked"
+    for row in found:
+        log = (here / "s" / row["run_dir"] / "train.log").read_text()
+        assert log.count("parameters, 600 steps") == 1
+        assert "continuing" not in log
+    # Both tell the same end of it; the winner's replicates were scored on test once.
+    assert told[0][0].splitlines()[-1] == told[1][0].splitlines()[-1]
+    scored = [p for p in (here / "s/trials").rglob("results.json") if "test" in json.loads(p.read_text())["splits"]]
+    assert len(scored) == 2
+
+
 def test_a_trial_that_raises_and_one_that_gives_nan_are_told_and_the_others_finish(sweep, here, capsys):
     points = """points=[["batching.seq_len=99999"],["optimizer.lr=1e38"],["model.d_model=6"]]"""
     assert sweep("strategy=list", points) == 3
@@ -72,7 +95,7 @@ def test_a_trial_that_raises_and_one_that_gives_nan_are_told_and_the_others_fini
     assert [row["attempts"] for row in rows(here)] == [2, 2, 0]
 
 
-def test_out_of_memory_is_tried_again_with_half_the_micro_batch_where_told(sweep, here, monkeypatch):
+def test_out_of_memory_is_tried_again_with_half_the_micro_batch_where_told(sweep, here, monkeypatch, untrained):
     sizes = []
 
     def hungry(config, path, record, watchers=()):
@@ -83,12 +106,12 @@ def test_out_of_memory_is_tried_again_with_half_the_micro_batch_where_told(sweep
 
     original = trials.run
     monkeypatch.setattr(trials, "run", hungry)
-    assert sweep("model.d_model=6,8", "out_of_memory=halve") == 0
+    assert sweep("model.d_model=6,8", "out_of_memory=halve", "test=false") == 0
     assert sizes == [None, 2, 1, None, 2, 1]
     first = rows(here)[0]
     assert (first["status"], first["micro_batch_size"], first["attempts"]) == ("done", 1, 0)
     # The global batch is what it was.
-    assert "batch_size: 4" in (here / "s" / first["run_dir"] / "config.yaml").read_text()
+    assert [config.batching.batch_size for config in untrained] == [4, 4]
     sizes.clear()
     assert sweep("model.d_model=6,7", "sweep_dir=t") == 3
     assert sizes == [None, None]

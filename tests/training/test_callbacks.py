@@ -13,7 +13,7 @@ from lmlab.training.checkpoints import read, weights
 TINY = ["model=lstm", "model.d_model=8", "model.n_layers=1", "batching.batch_size=4", "batching.seq_len=16"]
 TINY += ["evaluation.lanes=2", "optimizer=adam", "trainer.max_steps=12", "trainer.val_check_interval=3"]
 SAMPLES = """{_target_: lmlab.training.callbacks.Samples, _partial_: true, prompts: ["the ", "a\\n"],
-max_new_tokens: 5, temperature: 0.8, top_k: 50}""".replace("\n", " ")
+max_new_tokens: 5, temperature: 0.8, top_k: 50, every_validation: true}""".replace("\n", " ")
 
 
 def history(path):
@@ -35,6 +35,14 @@ def test_samples_are_written_at_every_validation_and_change_nothing(train, tmp_p
     assert len(found.Histograms("weights/embedding.weight")) == 4
     projected = tmp_path / "with/00012/embedding/metadata.tsv"
     assert len(projected.read_text().splitlines()) == 257
+
+
+def test_samples_that_are_not_wanted_at_validations_are_in_the_results_all_the_same(train, tmp_path):
+    once = SAMPLES.replace("every_validation: true", "every_validation: false")
+    told = train("once", *TINY, "logger=tensorboard", f"callbacks.samples={once}")
+    assert len(told["samples"]) == 4
+    found = EventAccumulator(str(tmp_path / "once"), size_guidance={"tensors": 0}).Reload()
+    assert not [tag for tag in found.Tags()["tensors"] if tag.startswith("samples")]
 
 
 def test_markdown_keeps_lines_as_they_are():

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from lmlab.run_directory import RunDirectory
+from lmlab.seal import unseal_lines
 from lmlab.training.curves import Curves
 from lmlab.training.module import LMModule
 
@@ -81,7 +82,7 @@ def test_a_line_that_was_being_written_is_no_point(tmp_path):
     second = Curves(directory, 2)
     second.append(3, 30, 1.5, {"train/loss": float("nan")})
     second.close()
-    assert directory.curves.read_text() == (
+    assert unseal_lines(directory.curves.read_text()) == (
         "step,tokens,seconds,train/loss,val/loss\n1,10,0.500,3,\n2,20,1.000,2,2.5\n3,30,1.500,nan,\n"
     )
 

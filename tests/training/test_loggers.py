@@ -56,7 +56,14 @@ def test_a_killed_run_has_one_curve_and_one_row_of_hparams(train, tmp_path, monk
     assert [event.step for event in found.Scalars("val/bpb")] == [5, 10, 15, 20]
     assert set(found.Tags()["scalars"]) == {
         *("train/loss", "train/ppl", "train/bpb", "train/eval_loss", "val/loss", "val/ppl", "val/bpb", "val/gap"),
-        *("optim/lr", "optim/grad_norm", "perf/tokens_per_s", "progress/epoch", "progress/tokens"),
+        *(
+            "optim/lr",
+            "optim/grad_norm",
+            "optim/update_ratio",
+            "perf/tokens_per_s",
+            "progress/epoch",
+            "progress/tokens",
+        ),
         *("perf/mfu", "perf/memory_gb"),
         *("perf/data_share", "perf/forward_share", "perf/backward_share", "perf/optimizer_share"),
         *("best/val_bpb", "best/val_ppl", "final/val_bpb", "final/val_ppl", "final/test_bpb", "final/test_ppl"),

@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 
-from lmlab.errors import DONE, INTERRUPTED, OUR_FAULT, TRAINING_FAILED, USER_INPUT, TrainingFailed
+from lmlab.errors import DONE, INTERRUPTED, OUR_FAULT, TRAINING_FAILED, USER_INPUT, TrainingFailed, full_disk
 
 VERBS = {
     "train": "train a model on text, measure it, and leave a run's directory",
@@ -155,8 +155,9 @@ def classify(error: BaseException, verb: str) -> tuple[int, str]:
     error = unwrap(error)
     if isinstance(error, TrainingFailed):
         return TRAINING_FAILED, str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return TRAINING_FAILED, f"the disk is full ({error.filename or error}); free some space and run the same again"
+    if (full := full_disk(error)) is not None:
+        where = getattr(full, "filename", None) or full
+        return TRAINING_FAILED, f"the disk is full ({where}); free some space and run the same again"
     if isinstance(
         error, PermissionError | FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError
     ):

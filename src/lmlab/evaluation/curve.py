@@ -12,7 +12,8 @@ import numpy as np
 class Curve:
     """A run's points: training (n,) and validation (m,), each with its steps.
 
-    lr: the rate at each point of training. gap: held-out loss less that of a slice of train without dropout, nan
+    lr: the rate at each point of training. update: the largest share of its size by which a parameter moved in that
+    step, nan where none was logged. gap: held-out loss less that of a slice of train without dropout, nan
     where none was measured.
     """
 
@@ -20,6 +21,7 @@ class Curve:
     loss: np.ndarray
     lr: np.ndarray
     norm: np.ndarray
+    update: np.ndarray
     val_steps: np.ndarray
     val: np.ndarray
     gap: np.ndarray
@@ -33,7 +35,7 @@ class Curve:
 
         train = [p for p in points if p.get("train/loss") not in (None, "")]
         val = [p for p in points if p.get("val/loss") not in (None, "")]
-        names = ("step", "train/loss", "optim/lr", "optim/grad_norm")
+        names = ("step", "train/loss", "optim/lr", "optim/grad_norm", "optim/update_ratio")
         return cls(*(column(train, n) for n in names), *(column(val, n) for n in ("step", "val/loss", "val/gap")))
 
     @property
@@ -51,7 +53,8 @@ class Curve:
 class Facts:
     """What is known of a run beside its curve. Losses in nats a token; None: not known, or none.
 
-    floors: of the unigram and the 5-gram on val. dropout: the largest of the model's.
+    floors: of the unigram and the 5-gram on val. dropout: the largest of the model's. normalised: whether the
+    optimizer's steps are of one size whatever the gradient's, as all but SGD's are.
     """
 
     vocab_size: int
@@ -66,6 +69,7 @@ class Facts:
     dropout: float
     dropout_key: str
     first_loss: float | None
+    normalised: bool
     failure: str | None = None
 
     @classmethod
@@ -97,6 +101,7 @@ class Facts:
             dropout=max(rates.values(), default=0.0),
             dropout_key="model.dropout" if "dropout" in rates else f"model.{max(rates, default='dropout')}",
             first_loss=float(shown[0]) if shown else None,
+            normalised=not config["optimizer"]["_target_"].endswith("SGD"),
             failure=failure,
         )
 

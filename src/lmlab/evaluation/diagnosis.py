@@ -17,11 +17,23 @@ IMPROVES = 0.02
 ROSE = 0.01
 # Held-out loss above that of the train slice, beyond what they differed by at the first validation.
 GAP = 0.1
+# Times the first loss, from which a run did not come back to knowing frequencies.
+EXPLODED = 2.0
 # Letter or word frequencies are the first thing learnt: a share of training that is too long for it, and the nearness
 # to the unigram floor that counts as no more than that.
 SLOW, LEVEL = 0.25, 0.03
 # A share of all steps at that level, and still there in the end: the rate does not let the model settle.
 STUCK = 0.5
+# Norm of a step's change over that of a matrix. In grids of LSTMs and Transformers under Adam, AdamW and Muon for 200
+# steps the best rates had at most 0.035; from 0.048 on a tenth of the rate was better by a twentieth and more.
+MOVES = 0.042
+# Of runs that were stuck at frequencies those up to 0.0085 learnt at a higher rate, those from 0.013 on at a lower one.
+TIMID = 0.01
+# A rise between two logged losses while even frequencies are unknown, as a share: more than a window's noise.
+OVERSHOOT = 0.05
+# What the held-out loss rises by on its way to its best, as a share of what it falls by: in the same grids at most 0.05
+# at the best rates, and from 0.13 on where it shook.
+SHAKES = 0.1
 # Above its median by so many times its usual deviation, a training loss is a spike.
 SPIKE = 8.0
 # Bits of text that a parameter can hold by heart: Morris et al. 2025. Epochs that are nearly as good as new text:
@@ -139,7 +151,8 @@ def diverged(curve: Curve, facts: Facts) -> Finding | None:
     if facts.unigram is not None:
         limit = min(limit, facts.unigram + 0.25 * (math.log(facts.vocab_size) - facts.unigram))
     best = float(curve.loss.min())
-    if end > limit and (end > best * 1.05 or end > first):
+    exploded = float(curve.loss.max()) > EXPLODED * first
+    if end > limit and (end > best * 1.05 or end > first or exploded):
         since = int(curve.steps[int(curve.loss.argmin())])
         return Finding("diverged", f"the training loss ends at {end:.3f}, and was {best:.3f} at step {since}", since)
     return None
@@ -169,29 +182,86 @@ def _at_level(curve: Curve, facts: Facts) -> np.ndarray | None:
 
 
 def rate_too_high(curve: Curve, facts: Facts) -> Finding | None:
-    """It learnt frequencies at once, and for most of the training nothing more; or its loss jumps about above these."""
+    """A step moves some matrix too far; or the loss rose before anything was learnt, or rises again and again; or it
+    stays at frequencies."""
+    told = moves_too_far(curve, facts) or overshoots(curve, facts) or shakes(curve)
+    told = told or settles_nowhere(curve, facts)
+    return None if told is None else Finding("rate too high", told)
+
+
+def moved(curve: Curve, facts: Facts) -> float | None:
+    """By what share of its size a step changes some matrix, where the rate is high and small weights have grown.
+
+    None under SGD, which at its best rates moves some by a tenth.
+    """
+    held = (curve.lr >= curve.lr.max(initial=0) / 2) & (curve.steps > curve.steps[-1:] / 8)
+    shares = curve.update[held & ~np.isnan(curve.update)]
+    return float(np.median(shares)) if facts.normalised and len(shares) >= 4 else None
+
+
+def moves_too_far(curve: Curve, facts: Facts) -> str | None:
+    share = moved(curve, facts)
+    if share is None or share < MOVES:
+        return None
+    return f"a step changes some matrix by {share:.1%} of its size (at most {MOVES:.1%} have learnt well)"
+
+
+def overshoots(curve: Curve, facts: Facts) -> str | None:
+    """The first updates made it worse: at a rate that fits the loss falls until frequencies are known."""
+    if facts.unigram is None or len(curve.loss) < 8:
+        return None
+    known = np.flatnonzero(curve.loss < facts.unigram * (1 + 2 * LEVEL))
+    early = curve.loss[: known[0] + 1] if len(known) else curve.loss
+    rises = np.flatnonzero(np.diff(early) > OVERSHOOT * early[:-1])
+    if not len(rises):
+        return None
+    first = rises[0]
+    return (
+        f"before it knew frequencies the training loss rose from {early[first]:.2f} to {early[first + 1]:.2f} "
+        f"(step {int(curve.steps[first + 1])})"
+    )
+
+
+def shakes(curve: Curve) -> str | None:
+    """The held-out loss, which is always of the same text, rises and falls on its way to its best."""
+    way = curve.val[: int(curve.val.argmin()) + 1]
+    rises = np.maximum(np.diff(way), 0)
+    least = max(SHAKES * (way[0] - way[-1]), ROSE * way[-1])
+    if len(way) < 5 or (rises > 0).sum() < 2 or rises.sum() < least:
+        return None
+    return f"the held-out loss rose {int((rises > 0).sum())} times on its way down, by {rises.sum():.3f} nats in all"
+
+
+def stuck(curve: Curve, facts: Facts) -> float | None:
+    """It learnt frequencies at once, and in the end nothing more: for which share of training."""
     level = _at_level(curve, facts)
     if level is None or len(level) < 8:
         return None
     reached = np.flatnonzero(curve.loss < facts.unigram * (1 + 2 * LEVEL))
     if not len(reached) or curve.steps[reached[0]] > SLOW * curve.steps[-1]:
-        # Not even that, by the end: but a rate that is too low falls steadily.
-        falling = np.diff(curve.loss[1:])
-        if not len(reached) and (falling > 0).mean() > 0.3:
-            return Finding("rate too high", f"the training loss jumps between {curve.loss.min():.2f} and "
-                           f"{curve.loss[1:].max():.2f}, above what frequencies alone give")  # fmt: skip
         return None
-    after = level[reached[0] :]
-    if after.mean() >= STUCK and curve.val.min() > facts.unigram * (1 - LEVEL / 3):
-        told = f"for {after.mean():.0%} of training, and in the end, it knew no more than frequencies do"
-        return Finding("rate too high", f"{told}; lr=true tells at which rates it learns")
-    return None
+    share = float(level[reached[0] :].mean())
+    return share if share >= STUCK and curve.val.min() > facts.unigram * (1 - LEVEL / 3) else None
+
+
+def settles_nowhere(curve: Curve, facts: Facts) -> str | None:
+    """Stuck, and not for steps that are too short."""
+    share, by = stuck(curve, facts), moved(curve, facts)
+    if share is None or (by is not None and by < TIMID):
+        return None
+    return f"for {share:.0%} of training, and in the end, it knew no more than frequencies do"
 
 
 def rate_too_low(curve: Curve, facts: Facts) -> Finding | None:
-    """Frequencies alone took a large part of the training, and the loss came down steadily."""
+    """Frequencies alone took a large part of the training, and the loss came down steadily; or it is stuck at them,
+    with steps too short to leave."""
     if facts.unigram is None or len(curve.loss) < 8:
         return None
+    by = moved(curve, facts)
+    if stuck(curve, facts) is not None and by is not None and by < TIMID:
+        return Finding(
+            "rate too low", f"it knew no more than frequencies; a step changes no matrix by more than {by:.2%}"
+        )
     start = max(float(curve.loss[0]), facts.unigram)
     near = facts.unigram + 0.15 * (start - facts.unigram)
     reached = np.flatnonzero(curve.loss <= near)

@@ -9,6 +9,7 @@ from lmlab.data.store import Split, Store
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import VERSION, Protocol, batches
 from lmlab.models.ngram import NGramLM
+from lmlab.seal import seal, unseal
 
 ORDERS = {"unigram": 1, "kneser_ney_5": 5}
 # Raised when counting or smoothing changes.
@@ -33,7 +34,7 @@ def floors(
     ours = floors_protocol(protocol)
     path = store.path / f"floors-{IDENTITY}.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(unseal(path.read_text(encoding="utf-8")))
         known = {name: dict(found[name]) for name in ORDERS}
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         known = {name: {} for name in ORDERS}
@@ -48,5 +49,5 @@ def floors(
                 rows = batches(parts[split], ours, store.tokenizer.start_id, batch_size=1, chunk=4096)
                 known[name][keys[split]] = evaluate(model, rows, ours.precision).as_dict()
         with whole_file(path) as beside:
-            beside.write_text(json.dumps(known), encoding="utf-8")
+            beside.write_text(seal(json.dumps(known, indent=1)), encoding="utf-8")
     return {name: {split: known[name][keys[split]] for split in parts} for name in ORDERS}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from lmlab.data.cache import whole_file
 from lmlab.data.store import Split
@@ -101,15 +102,11 @@ class Keeper:
 def write(scores: Scores, path: Path) -> None:
     """As Parquet, whole or not at all; constant columns take no space. Raises ImportError naming the extra."""
     pa, pq = _pyarrow()
-    table = pa.table({name: getattr(scores, name) for name in COLUMNS})
+    columns = {name: getattr(scores, name) for name in COLUMNS}
     told = json.dumps(scores.about, ensure_ascii=False)
+    table = pa.table(columns).replace_schema_metadata({"lmlab": told, "checksum": checksum(told, columns)})
     with whole_file(path) as beside:
-        pq.write_table(
-            table.replace_schema_metadata({"lmlab": told}),
-            beside,
-            compression="zstd",
-            use_dictionary=[name for name in COLUMNS if name != "nats"],
-        )
+        pq.write_table(table, beside, compression="zstd", use_dictionary=[name for name in COLUMNS if name != "nats"])
 
 
 def read(path: Path, expected: Mapping[str, Any] | None = None) -> Scores | None:
@@ -121,13 +118,28 @@ def read(path: Path, expected: Mapping[str, Any] | None = None) -> Scores | None
         return None
     pa, pq = _pyarrow()
     try:
-        about = json.loads((pq.read_schema(path).metadata or {})[b"lmlab"])
+        stored = pq.read_schema(path).metadata or {}
+        about = json.loads(stored[b"lmlab"])
         if about["format"] != FORMAT or any(about.get(key) != value for key, value in (expected or {}).items()):
             return None
         table = pq.read_table(path)
-        return Scores(**{name: table[name].to_numpy() for name in COLUMNS}, about=about)
+        columns = {name: table[name].to_numpy() for name in COLUMNS}
+        # Parquet itself would read a changed byte as another number.
+        known = stored.get(b"checksum")
+        if known is not None and known.decode() != checksum(stored[b"lmlab"].decode(), columns):
+            raise ValueError("its checksum differs: it was changed since it was written")
+        return Scores(**columns, about=about)
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); scores=true makes it again") from error
+
+
+def checksum(about: str, columns: Mapping[str, np.ndarray]) -> str:
+    """xxh3 (64 bits) of all that is stored."""
+    found = xxhash.xxh3_64(about.encode())
+    for name in COLUMNS:
+        found.update(f"{name} {columns[name].dtype} {len(columns[name])}".encode())
+        found.update(np.ascontiguousarray(columns[name]).view(np.uint8))
+    return found.hexdigest()
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from lmlab.data.corpora import Corpus
 from lmlab.data.store import Split, Store
 from lmlab.evaluation.protocol import Protocol
 from lmlab.models.ngram import NGramLM
+from lmlab.seal import seal, unseal
 
 # Raised when charges change.
 IDENTITY = 1
@@ -90,20 +92,21 @@ Trained = tuple[Store, Callable[[], Corpus]]
 
 
 def _charges(store: Store, split: str, corpus: Callable[[], Corpus], train: Trained) -> np.ndarray:
-    path = store.path / f"spelling-{IDENTITY}-{train[0].path.name}-{split}.npy"
+    # Zipped for its checksum: a changed byte would be another number.
+    path = store.path / f"spelling-{IDENTITY}-{train[0].path.name}-{split}.npz"
     ids = store.split(split).ids
     try:
-        found = np.load(path)
+        found = np.load(path)["charges"]
         if found.shape == ids.shape and found.dtype == np.float32:
             return found
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, BadZipFile):
         pass
     tokenizer = store.tokenizer
     charges = np.zeros(len(ids), np.float32)
     words = _spellings(store, split, corpus)
     charges[np.asarray(ids) == tokenizer.unk_id] = _model(*train).nats(words, tokenizer.kind == "word")
     with whole_file(path) as beside, beside.open("wb") as file:
-        np.save(file, charges)
+        np.savez(file, charges=charges)
     return charges
 
 
@@ -111,12 +114,12 @@ def _model(store: Store, corpus: Callable[[], Corpus]) -> SpellingModel:
     """Kept beside the store as what it was counted from."""
     path = store.path / f"spelling-{IDENTITY}.json"
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(unseal(path.read_text(encoding="utf-8")))
         return SpellingModel(told["unknown"], told["rare"], told["once"])
     except (OSError, ValueError, KeyError, TypeError):
         told = _counted(store, corpus)
     with whole_file(path) as beside:
-        beside.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+        beside.write_text(seal(json.dumps(told, indent=1, ensure_ascii=False)), encoding="utf-8")
     return SpellingModel(told["unknown"], told["rare"], told["once"])
 
 

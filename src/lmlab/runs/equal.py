@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HELD = ("parameters", "tokens", "seconds")
-# A solved width comes within 1 % of its budget, a number of steps within a step of its tokens.
+# A solved width mostly comes within 1 % of its budget, a number of steps within a step of its tokens.
 CLOSE = 1.05
 # Seconds at which families are compared, from the slowest start to the earliest end.
 TIMES = 4

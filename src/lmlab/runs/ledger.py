@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lmlab.run_directory import read_yaml
+from lmlab.seal import unseal
 
 log = logging.getLogger("lmlab")
 
@@ -28,7 +29,7 @@ def apply(rows: list[dict[str, Any]], root: str | os.PathLike) -> None:
             if trial["status"] not in TOLD:
                 place = os.path.relpath(ledger.parent / (trial["run_dir"] or ""), root)
                 if (done := by_run.get(place)) is not None:
-                    told = json.loads(trial["values_"] or "{}")
+                    told = json.loads(unseal(trial["values_"] or "{}"))
                     done |= {name: told[name] for name in wanted if name in told and name not in done}
                 continue
             run = os.path.relpath(ledger.parent / trial["run_dir"], root) if trial["run_dir"] else None
@@ -50,9 +51,9 @@ def ledgers(root: str | os.PathLike) -> list[Path]:
 def objectives(sweep: Path) -> dict[str, str]:
     """{metric: direction} of the sweep in this directory; nothing where there is none."""
     try:
-        stated = read_yaml((sweep / "sweep.yaml").read_text(encoding="utf-8"))["objective"]
+        stated = read_yaml(unseal((sweep / "sweep.yaml").read_text(encoding="utf-8")))["objective"]
         return {one["metric"]: one["direction"] for one in stated}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
         return {}
 
 

@@ -1,14 +1,19 @@
 """Curves of many runs as one table, from the file that each keeps its own in."""
 
 import io
+import logging
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lmlab.run_directory import RunDirectory
+from lmlab.seal import unseal_lines
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+log = logging.getLogger("lmlab")
 
 
 def curves(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
@@ -31,15 +36,15 @@ def of_runs(directories: Iterable[RunDirectory], root: str | os.PathLike) -> "pd
     frames = []
     for directory in directories:
         name = os.path.relpath(directory.path, root)
-        try:
-            text = directory.curves.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        if not directory.curves.is_file():
             frames.append(_validations(directory, name))
             continue
-        except (OSError, UnicodeDecodeError):
+        try:
+            text = unseal_lines(directory.curves.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            log.warning("%s is left out: %s", directory.curves, error)
             continue
-        # What follows the last newline is a point that was being written.
-        header, _, rest = text[: text.rfind("\n") + 1].partition("\n")
+        header, _, rest = text.partition("\n")
         alike.setdefault(header, []).append((name, rest))
     frames += [_parse(header, files) for header, files in alike.items() if header.startswith("step,")]
     frames = [frame for frame in frames if len(frame)]

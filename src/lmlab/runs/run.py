@@ -77,19 +77,22 @@ class Run:
         """The run's own. Where its file is damaged or gone it is made again from the cache, whose store has a copy."""
         path = self.directory.tokenizer
         try:
-            return load_tokenizer(path)
+            found = load_tokenizer(path)
         except (ValueError, FileNotFoundError) as error:
             # The name alone: a stranger's config leads nowhere else.
             store = cache_dir(self.config.get("cache_dir")) / "stores" / Path(self.config["decided"]["store"]).name
             try:
                 found = load_tokenizer(store / path.name)
+                self.directory.check_tokenizer(store / path.name)
             except (ValueError, FileNotFoundError):
                 raise ValueError(
                     f"{path} is damaged or missing, and {store} has no copy: bring it again from where the run came, "
                     "or train the run anew under another run_dir"
                 ) from error
-        found.save(path)
-        log.warning("%s was damaged or missing; it is made again from %s", path, store)
+            found.save(path)
+            log.warning("%s was damaged or missing; it is made again from %s", path, store)
+        # One that is whole and not the run's own may be somebody's only copy: it is not replaced.
+        self.directory.check_tokenizer(path)
         return found
 
     @cached_property
@@ -137,7 +140,8 @@ class Run:
         decided = self.config["decided"]
         if corpus is None:
             try:
-                return Store(cache / "stores" / decided["store"])
+                # The name alone: a stranger's config leads nowhere else.
+                return Store(cache / "stores" / Path(decided["store"]).name)
             except (FileNotFoundError, DamagedStore):
                 log.info("the run's token store is not in %s; it is made again", cache)
         text = instantiate(self.config["corpus"] if corpus is None else corpus)

@@ -15,6 +15,7 @@ from lmlab.config import flatten, treatment
 from lmlab.data.cache import whole_file
 from lmlab.run_directory import RunDirectory, read_yaml
 from lmlab.runs import ledger
+from lmlab.seal import unseal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,8 +75,8 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
 def flat_asked(directory: RunDirectory, known: Sections) -> dict[str, Any]:
     """What was asked, by dotted key. known: sections of YAML that were read before."""
     try:
-        text = (directory.path / "asked.yaml").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = unseal((directory.path / "asked.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return flatten(directory.asked())
     flat: dict[str, Any] = {}
     for section in filter(None, SECTION.split(text)):

@@ -11,26 +11,16 @@ from typing import Any
 
 import yaml
 
-from lmlab.config import differences, suggest, targets
+from lmlab.config import differences
 from lmlab.data.cache import whole_file
+from lmlab.run_directory import read_yaml
+from lmlab.seal import seal, unseal
+from lmlab.sweeps import objective
 from lmlab.sweeps.space import Parameter, grid, overrides, parse
 
 STRATEGIES = ("grid", "list", "random", "tpe", "gp", "cmaes")
 RULES = ("none", "asha", "hyperband", "median")
 KEEP = ("best", "all", "none")
-# What a finished run tells, of the best checkpoint on all of val first, and which way is better.
-METRICS = dict.fromkeys(("val/bpb", "val/ppl", "val/nll", "parameters", "seconds", "steps", "tokens"), "minimize")
-METRICS |= dict.fromkeys(("val/bpb_best", "val/ppl_best", "val/bpb_last", "val/ppl_last", "best_step"), "minimize")
-METRICS |= {"tokens_per_s": "maximize"}
-# What every run logs as it trains: its last value.
-METRICS |= dict.fromkeys(("val/loss", "val/gap", "train/loss", "train/ppl", "train/bpb", "train/eval_loss"), "minimize")
-METRICS |= {"perf/tokens_per_s": "maximize", "perf/mfu": "maximize", "perf/memory_gb": "minimize"}
-# Which way is better is for whoever asks to say.
-METRICS |= dict.fromkeys(("optim/lr", "optim/grad_norm", "progress/epoch"))
-METRICS |= {f"perf/{phase}_share": None for phase in ("data", "forward", "backward", "optimizer")}
-DIRECTIONS = ("minimize", "maximize")
-# Measured at each validation too, under this name, so that pruning can compare.
-REPORTED = {"val/bpb": "val/bpb", "val/ppl": "val/ppl", "val/nll": "val/loss"}
 # May differ when a sweep is continued: how, not what.
 _NOT_IDENTITY = ("trials", "pruning", "retries", "out_of_memory", "keep", "test", "config_dir", "name")
 
@@ -111,7 +101,7 @@ class Asked:
                     f"trials={self.trials} is below the {before.trials} of {directory}; a sweep can only grow"
                 )
         with whole_file(path) as beside:
-            beside.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), encoding="utf-8")
+            beside.write_text(seal(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)), encoding="utf-8")
 
 
 def _told(before: Asked, now: Asked) -> str:
@@ -136,16 +126,16 @@ def load(directory: str | os.PathLike) -> Asked:
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is no sweep: it has no sweep.yaml; make one with: lmlab sweep")
     try:
-        return Asked(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        return Asked(**read_yaml(unseal(path.read_text(encoding="utf-8"))))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def check(asked: Mapping[str, Any]) -> None:
     """The keys of conf/sweep.yaml that only choose between words and sizes. Raises ValueError."""
     for key, allowed in (("strategy", STRATEGIES), ("keep", KEEP), ("out_of_memory", ("fail", "halve"))):
-        _one_of(key, asked[key], allowed)
-    _one_of("pruning.rule", asked["pruning"]["rule"], RULES)
+        one_of(key, asked[key], allowed)
+    one_of("pruning.rule", asked["pruning"]["rule"], RULES)
     for key, least in (("replicates", 1), ("retries", 0), ("strategy_seed", 0), ("trials", 1)):
         value = asked[key]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
@@ -153,68 +143,9 @@ def check(asked: Mapping[str, Any]) -> None:
     workers = asked["workers"]
     if workers != "auto" and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
         raise ValueError(f"workers={workers} must be a whole number, at least 1, or auto")
-    objective = objectives(asked["objective"])
-    check_objective(objective, asked["pruning"]["rule"], asked["strategy"])
+    objective.check(objective.read(asked["objective"]), asked["pruning"]["rule"], asked["strategy"])
 
 
-def objectives(asked: Any) -> list[dict[str, str]]:
-    """As sweep.yaml has them, from a metric's name, or a list of names and of {metric, direction}.
-
-    Raises ValueError where one is not written so, and where a direction is needed.
-    """
-    listed = asked if isinstance(asked, list | tuple) else [asked]
-    if not listed:
-        raise ValueError("objective=[] leaves nothing to choose by; write objective=val/bpb")
-    found = []
-    for one in listed:
-        told = dict(one) if isinstance(one, Mapping) else {"metric": one}
-        metric = told.get("metric")
-        if not isinstance(metric, str) or not set(told) <= {"metric", "direction"}:
-            raise ValueError(f"objective: {one} must be written val/bpb, or {{metric: val/bpb, direction: minimize}}")
-        if metric.startswith("test/"):
-            raise ValueError(f"objective: metric={metric}: test is scored for the winner alone")
-        direction = told.get("direction") or METRICS.get(metric)
-        if direction is None and metric in METRICS:
-            raise ValueError(
-                f"objective: which way {metric} is better has to be said: {{metric: {metric}, direction: minimize}}"
-            )
-        found.append({"metric": metric, "direction": direction})
-    return found
-
-
-def check_logged(objective: Sequence[Mapping[str, str]], config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a metric that no run of this config logs. Callbacks of the user's own may log anything."""
-    logging = {group: config.get(group) for group in ("callbacks", "training")}
-    own = [t for t in targets(logging) if t.partition(".")[0] not in ("lmlab", "lightning")]
-    for one in objective:
-        metric = one["metric"]
-        if metric in METRICS:
-            continue
-        if not own:
-            raise ValueError(f"objective: metric={metric}: no run logs it{suggest(metric, METRICS)}; {known()}")
-        if one["direction"] is None:
-            raise ValueError(
-                f"objective: metric={metric} is none of ours{suggest(metric, METRICS)}; of your own, say which way is "
-                f"better: {{metric: {metric}, direction: minimize}}"
-            )
-
-
-def known() -> str:
-    return "there are " + ", ".join(METRICS)
-
-
-def check_objective(objective: Sequence[Mapping[str, str]], rule: str, strategy: str) -> None:
-    for one in objective:
-        if one["direction"] is not None:
-            _one_of("objective: direction", one["direction"], DIRECTIONS)
-    if rule != "none" and (len(objective) > 1 or objective[0]["metric"] not in REPORTED):
-        raise ValueError(
-            f"pruning.rule={rule} compares at validations: it needs one objective, {' or '.join(REPORTED)}"
-        )
-    if strategy == "cmaes" and len(objective) > 1:
-        raise ValueError("strategy=cmaes has one objective; take tpe, gp or random for several")
-
-
-def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value} must be one of {', '.join(allowed)}")

@@ -1,6 +1,5 @@
 """Workers, and who starts them: processes of this machine, or jobs of one of Hydra's launchers."""
 
-import json
 import logging
 import os
 import signal
@@ -14,7 +13,7 @@ from typing import Any
 
 from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED, TrainingFailed
 from lmlab.sweeps.asked import Asked
-from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.ledger import Ledger, results_of
 from lmlab.sweeps.space import samples
 from lmlab.sweeps.worker import give_up_or_retry, halve
 
@@ -63,7 +62,7 @@ def fitting(asked: Asked, ledger: Ledger) -> tuple[int, str] | None:
     free = memory.available()
     if free is None:
         return None
-    told = [json.loads(row["values_"]).get("perf/memory_gb", 0.0) for row in ledger.trials("done")]
+    told = [results_of(row).get("perf/memory_gb", 0.0) for row in ledger.trials("done")]
     if any(told):
         one, how = 1e9 * max(told), "measured"
     else:

@@ -24,6 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lmlab.errors import full_disk
+from lmlab.seal import seal, unseal
+
 FORMAT = 1
 # waiting: not begun, or to be continued. pruned: stopped early, may yet be promoted. The rest says itself.
 STATUSES = ("waiting", "running", "done", "pruned", "failed")
@@ -31,6 +34,8 @@ STATUSES = ("waiting", "running", "done", "pruned", "failed")
 SILENCE = 90.0
 # File systems without the shared memory that write-ahead logging needs.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "9p", "afs", "glusterfs")
+
+REMEDY = "move it away, and the same command makes a new one from the trials' directories, training none twice"
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
@@ -90,6 +95,19 @@ def journal(path: Path) -> str:
     return "delete" if inside and max(inside, key=lambda m: len(m[1]))[2] in NETWORK else "wal"
 
 
+def results_of(row: Any) -> dict[str, float]:
+    """A finished trial's numbers. Raises ValueError where they are not what was written."""
+    try:
+        told = json.loads(unseal(row["values_"]))
+        if not all(isinstance(value, int | float) for value in told.values()):
+            raise ValueError("it holds more than numbers")
+        return told
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"ledger.sqlite is damaged at {row['name'] or row['overrides']} ({error}); {REMEDY}"
+        ) from error
+
+
 class Ledger:
     """Open it in each process anew. Raises ValueError where the file is damaged or of another format."""
 
@@ -102,11 +120,13 @@ class Ledger:
                 self._create()
             self.connection = self._connect(self.path)
             found = self.meta("format")
+            # A millisecond for a thousand trials. SQLite itself notices a damaged page only when it comes across it.
+            if (said := self.ask("PRAGMA integrity_check(1)")[0][0]) != "ok":
+                raise sqlite3.DatabaseError(said)
         except sqlite3.DatabaseError as error:
-            raise ValueError(
-                f"{self.path} is damaged ({error}); move it away, and the same command makes a new one from the "
-                "trials' directories: finished ones are not trained again"
-            ) from error
+            if full_disk(error) is not None:
+                raise
+            raise ValueError(f"{self.path} is damaged ({error}); {REMEDY}") from error
         if found != str(FORMAT):
             raise ValueError(f"{self.path} has ledger format {found}, this version reads {FORMAT}")
 
@@ -114,6 +134,8 @@ class Ledger:
     def _connect(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=120, isolation_level=None)
         connection.row_factory = sqlite3.Row
+        # What a disk changed may be no text; checksums say so, and SQLite's error would name no remedy.
+        connection.text_factory = lambda content: content.decode("utf-8", "replace")
         return connection
 
     def _create(self) -> None:
@@ -208,6 +230,12 @@ class Ledger:
     def set(self, number: int, **values: Any) -> None:
         names = ", ".join(f"{name} = ?" for name in values)
         self.connection.execute(f"UPDATE trials SET {names} WHERE id = ?", (*values.values(), number))
+
+    def finish(self, number: int, numbers: Mapping[str, float], steps: int) -> None:
+        """The trial is done, with these numbers."""
+        # With a checksum: SQLite would read a changed byte as another number.
+        told = seal(json.dumps(dict(numbers), indent=1))
+        self.set(number, status="done", reason=None, values_=told, finished=time.time(), step=steps)
 
     def counts(self) -> dict[str, int]:
         rows = self.ask("SELECT status, COUNT(*) AS n FROM trials GROUP BY status")

@@ -11,7 +11,7 @@ from typing import Any
 
 from lmlab.sweeps.asked import Asked, load
 from lmlab.sweeps.ending import best, finished
-from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.ledger import Ledger, results_of
 
 # Seconds between looks at the ledger.
 EVERY = 1.0
@@ -42,11 +42,13 @@ def pace(ledger: Ledger) -> tuple[float, float] | None:
         rows.sort(key=lambda row: row["started"])
         # The first one of a worker pays for its imports.
         for before, row in pairwise(rows):
-            values = json.loads(row["values_"] or "{}")
+            values = results_of(row) if row["values_"] else {}
             between.append(max(0.0, row["started"] - before["finished"]))
-            at_once = abs(row["finished"] - row["started"] - row["seconds"]) < 1
-            if row["status"] == "done" and at_once and "measuring_seconds" in values:
-                beside.append(row["seconds"] - values["seconds"] - values["measuring_seconds"])
+            if row["status"] == "done" and "measuring_seconds" in values:
+                own = row["seconds"] - values["seconds"] - values["measuring_seconds"]
+                # In one go, and not a run that was there already.
+                if abs(row["finished"] - row["started"] - row["seconds"]) < 1 and own > 0:
+                    beside.append(own)
     return (median(between), median(beside)) if beside else None
 
 
@@ -75,8 +77,8 @@ def leader(asked: Asked, ledger: Ledger) -> list[str]:
 def trial_line(row: Any) -> str:
     """A trial that has ended."""
     reason = f": {row['reason']}" if row["reason"] else ""
-    values = json.loads(row["values_"]) if row["values_"] else {}
-    told = f", val/bpb {values['val/bpb']:.4f}" if "val/bpb" in values else ""
+    numbers = results_of(row) if row["values_"] else {}
+    told = f", val/bpb {numbers['val/bpb']:.4f}" if "val/bpb" in numbers else ""
     return f"{row['name'] or ' '.join(json.loads(row['overrides']))}: {row['status']}{told}{reason}"
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lmlab.sweeps.asked import REPORTED, Asked
-from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.ledger import Ledger, results_of
+from lmlab.sweeps.objective import REPORTED
 from lmlab.sweeps.space import Parameter, active
 
 if TYPE_CHECKING:
@@ -138,8 +139,8 @@ def standing(trials: Sequence[Any]) -> str:
 
 def means(asked: Asked, trials: Sequence[Any]) -> list[float]:
     """Each objective's mean over the replicates."""
-    told = [json.loads(row["values_"]) for row in trials]
-    return [fmean(values[one["metric"]] for values in told) for one in asked.objective]
+    told = [results_of(row) for row in trials]
+    return [fmean(numbers[one["metric"]] for numbers in told) for one in asked.objective]
 
 
 def reported(asked: Asked) -> str | None:

@@ -10,9 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmlab.config import asked as asked_config
 from lmlab.config import plain, with_budget
+from lmlab.data.cache import locked
 from lmlab.errors import OUR_FAULT, USER_INPUT, TrainingFailed
 from lmlab.report import leave
 from lmlab.sweeps import asked as asking
+from lmlab.sweeps import objective as choosing
 from lmlab.sweeps import pruning, strategy
 from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.composer import Composer
@@ -61,9 +63,11 @@ def sweep(
         mirror.update(ledger, last=not interrupted)
         if interrupted:
             raise KeyboardInterrupt
-        tidy.finish()
-        view.conclude()
-        leave(directory)
+        # Whoever works on the same sweep, from here or elsewhere, ends about now, too.
+        with locked(directory / "finish.lock", f"waiting for another process that finishes {directory}"):
+            tidy.finish()
+            view.conclude()
+            leave(directory)
         complain(ledger)
 
 
@@ -88,8 +92,8 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
     config_dir = next((s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"), None)
     composer = Composer(config_dir)
     configs = composed(parameters, points, lambda point: config_of([*overrides, *point], seeds[0], composer))
-    objective = asking.objectives(options["objective"])
-    asking.check_logged(objective, plain(configs[0]))
+    objective = choosing.read(options["objective"])
+    choosing.check_logged(objective, plain(configs[0]))
     name = OmegaConf.select(config, "hydra.runtime.choices.sweep") or _named(parameters)
     return Asked(
         name=name,

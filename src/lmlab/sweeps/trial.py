@@ -82,7 +82,7 @@ def values(results: Mapping[str, Any], directory: RunDirectory) -> dict[str, flo
         told |= {name: float(text) for name, text in point.items() if text}
     told |= {name: v for name, v in numbers(results).items() if isinstance(v, int | float)}
     performance = results["training"].get("performance") or {}
-    told["measuring_seconds"] = performance.get("validation_seconds", 0.0) + results["evaluation_seconds"]
+    told["measuring_seconds"] = performance.get("validation_seconds", 0.0) + results.get("evaluation_seconds", 0.0)
     return {name: value for name, value in told.items() if math.isfinite(value)}
 
 

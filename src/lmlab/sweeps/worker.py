@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.config import suggest
-from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED
+from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED, full_disk
 from lmlab.run_directory import RunDirectory
 from lmlab.sweeps import pruning, strategy
 from lmlab.sweeps.asked import Asked, load
@@ -38,7 +38,7 @@ class Worker:
         self.asked: Asked = load(directory)
         self.ledger = Ledger(directory / "ledger.sqlite")
         self.composer = Composer(self.asked.config_dir)
-        self.stopping = False
+        self.warm = self.stopping = False
 
     def run(self) -> int:
         """Returns the exit status: whether somebody interrupted it."""
@@ -56,9 +56,10 @@ class Worker:
                 row = self.draw()
                 if row is not None:
                     self._one(row)
-                    if self.alone and not gc.get_freeze_count():
+                    if self.alone and not self.warm:
                         # All that was imported stays: else every trial's collection looks through it for 0.2 s.
                         gc.freeze()
+                    self.warm = True
                 elif not self.ledger.counts()["running"]:
                     break
                 else:
@@ -140,8 +141,7 @@ class Worker:
             for one in asked.objective:
                 if (metric := one["metric"]) not in told:
                     raise ValueError(f"objective: metric={metric}: this run has none{suggest(metric, told)}")
-            step = results["training"]["steps"]
-            ledger.set(row["id"], status="done", reason=None, values_=json.dumps(told), finished=time.time(), step=step)
+            ledger.finish(row["id"], told, results["training"]["steps"])
 
     def why(self, row: Any) -> str:
         now = self.ledger.trial(row["id"])
@@ -172,6 +172,10 @@ class Worker:
         code, reason = classify(error, "train")
         # The traceback is for this worker's own file.
         log.debug("%s", reason, exc_info=error)
+        if full_disk(error) is not None:
+            # No attempt of the trial's: with space again, the same command goes on with it.
+            self.ledger.set(row["id"], status="failed", reason=reason, code=code, finished=time.time())
+            return
         halved = None
         if ran_out_of_memory(error):
             code, reason = TRAINING_FAILED, reason if "out of memory" in reason else f"out of memory: {reason}"

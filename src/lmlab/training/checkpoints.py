@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from lmlab.errors import NotFinite
+from lmlab.errors import NotFinite, full_disk
 
 # Raised when the layout of a checkpoint changes.
 FORMAT = 1
@@ -21,7 +21,7 @@ FORMAT = 1
 
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint, as tensors and plain data. Raises FileNotFoundError, or ValueError where it is damaged."""
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; {_instead(path)}")
     remedy = "delete it, and the same lmlab train starts this run again from step 0"
     if path.name == "best.ckpt":
@@ -67,8 +67,8 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except Exception as error:
-        if (full := _disk_full(error)) is not None:
-            raise OSError(full.errno, full.strerror, str(path)) from error
+        if full_disk(error) is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     finally:
         beside.unlink(missing_ok=True)
@@ -76,15 +76,6 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
 
 def _open(path: Path) -> Any:
     return path.open("wb")
-
-
-def _disk_full(error: BaseException | None) -> OSError | None:
-    """The complaint of a full disk behind an error: torch hides it behind one of its own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -102,6 +93,18 @@ def agree(trainer: Trainer, pl_module: LightningModule, wanted: bool) -> bool:
     return pl_module.step % pl_module.log_every == 0 and trainer.strategy.reduce_boolean_decision(wanted, all=False)
 
 
+def put_back(trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """The optimizer's state, and what callbacks keep in a checkpoint, after the module has loaded its `state_dict`."""
+    optimizer = trainer.optimizers[0]
+    initial = [group["initial_lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+    for group, lr in zip(optimizer.param_groups, initial, strict=True):
+        group["initial_lr"] = lr
+    for callback in trainer.callbacks:
+        # Averaging has put the averages where the weights were, and knows where those are.
+        callback.on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
 class Resume(Callback):
     """Puts back what a checkpoint holds. The first of all callbacks, so that the others begin with their own state."""
 
@@ -112,14 +115,8 @@ class Resume(Callback):
         checkpoint, self.checkpoint = self.checkpoint, None
         self.in_passing = checkpoint["lmlab"]["in_passing"]
         pl_module.load_carried(checkpoint)
-        optimizer = trainer.optimizers[0]
-        initial = [group["initial_lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(checkpoint["optimizer_states"][0])
-        for group, lr in zip(optimizer.param_groups, initial, strict=True):
-            group["initial_lr"] = lr
+        put_back(trainer, pl_module, checkpoint)
         for callback in trainer.callbacks:
-            # Averaging has put the averages where the weights were, and knows where those are.
-            callback.on_load_checkpoint(trainer, pl_module, checkpoint)
             if callback.state_key in checkpoint["callbacks"]:
                 callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
             if isinstance(callback, EarlyStopping) and stopped_early(callback):
@@ -176,7 +173,7 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = pl_module.step
-        if trainer.should_stop or _due(trainer, step):
+        if trainer.should_stop or due(trainer, step):
             return
         by_step = self.every_n_steps and step % self.every_n_steps == 0
         by_time = bool(self.every_minutes) and time.monotonic() - self._saved_at > 60 * self.every_minutes
@@ -184,7 +181,7 @@ class Checkpoints(Callback):
             self.save_last(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._before = None if _due(trainer, pl_module.step) else self.save_last(trainer, pl_module)
+        self._before = None if due(trainer, pl_module.step) else self.save_last(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = pl_module.history[-1][self.monitor]
@@ -237,6 +234,6 @@ class Checkpoints(Callback):
             write(checkpoint, self.dirpath / name)
 
 
-def _due(trainer: Trainer, step: int) -> bool:
+def due(trainer: Trainer, step: int) -> bool:
     """Whether a regular validation follows this step."""
     return step % trainer.val_check_batch == 0

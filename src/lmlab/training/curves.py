@@ -1,9 +1,11 @@
 """curves.csv in a run's directory: every point that was logged, in a file of which a thousand are read in a second."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Mapping
 from typing import IO
 
 from lmlab.run_directory import RunDirectory
+from lmlab.seal import seal_line
 
 # Of each point, before its metrics. Seconds of training: validating, saving and sampling are not counted.
 COLUMNS = ("step", "tokens", "seconds")
@@ -12,7 +14,7 @@ LEFT_OUT = ("progress/tokens",)
 
 
 class Curves:
-    """Appends a line a point; a kill loses at most the line that was being written.
+    """Appends a line a point, with a checksum; a kill loses at most the line that was being written.
 
     resume_from: the step of the checkpoint that is continued; later points are dropped, as they will come again. None:
     a new run. in_passing: the checkpoint's validation was not due and is forgotten.
@@ -33,14 +35,16 @@ class Curves:
         point = {"step": step, "tokens": tokens, "seconds": f"{seconds:.3f}"}
         # More digits than a plot shows, fewer than a float has.
         point |= {name: f"{value:.9g}" for name, value in metrics.items() if name not in LEFT_OUT}
-        self._file.write(_line(point.get(name, "") for name in self.columns))
+        self._file.write(seal_line(point.get(name, "") for name in self.columns))
 
     def __deepcopy__(self, memo: dict) -> "Curves":
         """Weight averaging copies the module, which has this: the file is one."""
         return self
 
     def close(self) -> None:
-        self._file.close()
+        # Each line was written when it was logged; what a full disk refused was said then.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _before(self, step: int, in_passing: bool) -> list[dict[str, str]]:
         def stays(point: Mapping[str, str]) -> bool:
@@ -59,11 +63,8 @@ class Curves:
         """Whole or not at all, then open for more."""
         if self._file is not None:
             self._file.close()
-        lines = [_line(self.columns), *(_line(point.get(name, "") for name in self.columns) for point in points)]
+        lines = [seal_line(self.columns, header=True)]
+        lines += [seal_line(point.get(name, "") for name in self.columns) for point in points]
         self.directory.write_text(self.directory.curves.name, "".join(lines))
         # By line: what was logged is seen by others at once.
         self._file = self.directory.curves.open("a", encoding="utf-8", buffering=1)
-
-
-def _line(cells: Iterable[object]) -> str:
-    return ",".join(map(str, cells)) + "\n"

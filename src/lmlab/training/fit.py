@@ -1,6 +1,5 @@
 """One training run: Lightning's Trainer around our module, or a single pass of counting."""
 
-import errno
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 
 from lmlab.config import plain
 from lmlab.data.datamodule import TextDataModule
-from lmlab.errors import NotFinite, TrainingFailed
+from lmlab.errors import NotFinite, TrainingFailed, full_disk
 from lmlab.evaluation.protocol import batches
 from lmlab.instantiate import instantiate
 from lmlab.models import workspace
@@ -77,12 +76,12 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
             f"out of memory at step {module.step}: halve training.micro_batch_size "
             f"(now {plan.config.training.micro_batch_size or plan.batching.batch_size}); the gradients stay the same"
         ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError) as error:
+        if (full := full_disk(error)) is None:
             raise
         raise TrainingFailed(
-            f"the disk is full ({error.filename or error}) after step {module.step}; {kept(directory)}: "
-            "free some space, and the same command goes on"
+            f"the disk is full ({getattr(full, 'filename', None) or full}) after step {module.step}; "
+            f"{kept(directory)}: free some space, and the same command goes on"
         ) from error
     finally:
         if module.curves is not None:
@@ -219,6 +218,7 @@ def summary(
         "first_loss": module.first_loss,
         "performance": None if meter is None else meter.summary(),
         "history": module.history,
+        **({"spikes": module.spikes_met} if module.spikes_met else {}),
     }
 
 

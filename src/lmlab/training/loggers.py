@@ -26,6 +26,7 @@ LAYOUT = {
     "How it trains": {
         "train: bits per byte": ["Multiline", ["^train/bpb$"]],
         "gradient norm": ["Multiline", ["^optim/grad_norm$"]],
+        "largest change of a matrix by a step, as a share of its size": ["Multiline", ["^optim/update_ratio$"]],
         "learning rate": ["Multiline", ["^optim/lr$"]],
         "tokens a second": ["Multiline", ["^perf/tokens_per_s$"]],
     },

@@ -142,6 +142,12 @@ class StepLoop(_TrainingEpochLoop):
         optimizer.step()
         steps.increment_completed()
 
+    def pass_over_step(self) -> None:
+        """Count a step whose update is left out."""
+        steps = self.manual_optimization.optim_step_progress
+        steps.increment_ready()
+        steps.increment_completed()
+
 
 def _overrides(instance: Any, name: str, base: type) -> bool:
     """Whether a method is other than the base class's, in the instance or its class."""

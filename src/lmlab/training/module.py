@@ -19,6 +19,8 @@ from lmlab.training.master_weights import MasterWeights
 from lmlab.training.performance import Performance
 from lmlab.training.progress import Stopwatch
 from lmlab.training.schedule import Schedule
+from lmlab.training.spikes import Spikes
+from lmlab.training.updates import sampled, update_ratio
 from lmlab.types import Batch, Hidden, Mask, State, Tokens, detach, map_state, reset
 
 # The names of the validation loaders, in order: held-out text, and a fixed slice of train without dropout.
@@ -79,6 +81,9 @@ class LMModule(LightningModule):
         # The run's own record of what is logged; rank 0's, and none in a rehearsal.
         self.curves: Curves | None = None
         self.first_loss: float | None = None
+        # What judges steps, where the run has that, and what it has found: step, why and what was done, of each.
+        self.spikes: Spikes | None = None
+        self.spikes_met: list[dict[str, Any]] = []
         self._swap = nullcontext()
         self._logged_at = 0.0
         # The first step (counted from 1) whose loss or gradient was not finite; 0: none. On the device.
@@ -105,17 +110,28 @@ class LMModule(LightningModule):
             group["lr"] = group["initial_lr"] * factor
 
         n_targets, n_pairs = self._denominators(batch)
+        spikes = self.spikes
+        before = None if spikes is None else spikes.before(self)
         with nullcontext() if self.masters is None else self.masters.halved():
             loss = self._backward(batch, n_targets, n_pairs)
         parameters = [p for p in self._trained if p.grad is not None]
         shown = (step + 1) % self.log_every == 0 or step == 0 or step + 1 >= self.total_steps
         norm = None
-        if shown or self.clip_norm is not None:
+        if shown or self.clip_norm is not None or spikes is not None:
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        self._watch_for_nan(loss if norm is None else loss + norm)
-        if self.clip_norm is not None and self._exceeds(norm):
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        trainer.fit_loop.epoch_loop.optimizer_step(optimizer)
+        if spikes is None:
+            self._watch_for_nan(loss if norm is None else loss + norm)
+        ratio = None
+        if spikes is None or spikes.allows(self, loss, norm, before):
+            if self.clip_norm is not None and self._exceeds(norm):
+                nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+            weights = sampled(parameters) if shown else None
+            trainer.fit_loop.epoch_loop.optimizer_step(optimizer)
+            ratio = update_ratio(weights, parameters) if shown else None
+        else:
+            trainer.fit_loop.epoch_loop.pass_over_step()
+            # What was trained since training was last logged is told with the steps to come.
+            shown = False
         for p in parameters:
             p.grad = None
         self.step = step = step + 1
@@ -124,7 +140,7 @@ class LMModule(LightningModule):
             # Told to stop, Lightning validates first, also between two regular validations.
             trainer.should_stop = True
         if shown:
-            self._log_training(norm)
+            self._log_training(norm, ratio)
 
     def _exceeds(self, norm: Tensor) -> bool:
         """Whether clipping may change anything. A GPU is not asked: it multiplies by 1."""
@@ -209,7 +225,7 @@ class LMModule(LightningModule):
                 "schedule.warmup or a smaller training.clip_norm"
             )
 
-    def _log_training(self, norm: Tensor) -> None:
+    def _log_training(self, norm: Tensor, ratio: Tensor) -> None:
         self.check_finite()
         likelihood = self.window.likelihood()
         self.window.reset()
@@ -224,6 +240,7 @@ class LMModule(LightningModule):
             "train/bpb": likelihood.bpb,
             "optim/lr": self.optimizers().param_groups[0]["lr"],
             "optim/grad_norm": float(norm),
+            "optim/update_ratio": float(ratio),
             "perf/tokens_per_s": likelihood.tokens / spent if spent else 0.0,
             "progress/epoch": self.trainer.datamodule.batching.progress(self.step),
             "progress/tokens": float(self.tokens),
@@ -295,6 +312,7 @@ class LMModule(LightningModule):
         self._broken = self._broken.to(self.device)
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self.masters = MasterWeights(self.model) if self.halved else None
+        self.spikes = next((c for c in self.trainer.callbacks if isinstance(c, Spikes)), None)
         self.watch.start()
         self._logged_at = self.watch.seconds
 
@@ -315,6 +333,7 @@ class LMModule(LightningModule):
             # Whether the last of these was not due.
             "in_passing": False,
             "first_loss": self.first_loss,
+            "spikes": list(self.spikes_met),
         }
 
     def _gather(self, value: Tensor) -> Tensor:
@@ -330,6 +349,8 @@ class LMModule(LightningModule):
         ours = checkpoint["lmlab"]
         self.step, self.tokens, self.watch.seconds = ours["step"], ours["tokens"], ours["seconds"]
         self.history, self.first_loss = list(ours["history"]), ours["first_loss"]
+        # A checkpoint of an older version has none.
+        self.spikes_met = list(ours.get("spikes", ()))
         self.schedule.load_state_dict(ours["schedule"])
 
     def load_carried(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,63 @@
+"""Text files that say what they hash to: a byte that changed on a disk is seen, and is no wrong number."""
+
+import re
+import zlib
+from collections.abc import Iterable
+
+import xxhash
+
+# A YAML file's first line, and a JSON object's first entry: what is cut off at the end does not take it along.
+YAML = re.compile(r"# checksum: ([0-9a-f]{16})\n")
+JSON = re.compile(r'\{\n +"checksum": "([0-9a-f]{16})",')
+
+
+class Broken(ValueError):
+    """A file's text is not what was written."""
+
+
+def seal(text: str) -> str:
+    """The text with its checksum. text: YAML, or a JSON object that is indented and not empty."""
+    if not text.startswith("{\n "):
+        return f"# checksum: {digest(text)}\n{text}"
+    rest = text[1:]
+    indent = rest[1 : len(rest) - len(rest[1:].lstrip(" "))]
+    return f'{{\n{indent}"checksum": "{digest(rest)}",{rest}'
+
+
+def unseal(text: str) -> str:
+    """The text as it was before `seal`; one that has no checksum (of an older version, or edited) as it is.
+
+    Raises Broken where it was changed.
+    """
+    for form, begin in ((YAML, ""), (JSON, "{")):
+        if found := form.match(text):
+            rest = text[found.end() :]
+            if digest(rest) != found[1]:
+                raise Broken("its checksum differs: it was changed since it was written")
+            return begin + rest
+    return text
+
+
+def seal_line(cells: Iterable[object], header: bool = False) -> str:
+    """A line of a table with its checksum in a last column."""
+    line = ",".join(map(str, cells))
+    return f"{line},{'check:' if header else ''}{zlib.crc32(line.encode()):08x}\n"
+
+
+def unseal_lines(text: str) -> str:
+    """A table without that column, and without a last line that was still being written. Raises Broken."""
+    header, *lines = text[: text.rfind("\n") + 1].split("\n")[:-1] or [""]
+    if ",check:" not in text:
+        return text[: text.rfind("\n") + 1]
+    found = []
+    for n, line in enumerate([header.replace("check:", ""), *lines], 1):
+        cells, _, told = line.rpartition(",")
+        if told != f"{zlib.crc32(cells.encode('utf-8', 'surrogatepass')):08x}":
+            raise Broken(f"the checksum of line {n} differs: it was changed since it was written")
+        found.append(cells)
+    return "\n".join([*found, ""])
+
+
+def digest(text: str) -> str:
+    """xxh3 (64 bits), which reads gigabytes a second."""
+    return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,34 @@
+"""How far a step moves the weights, as a share of their size: what a learning rate means in any model and optimizer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Evenly spaced entries that are looked at of each matrix: a share is known to two digits, and nothing large is copied.
+SAMPLED = 1024
+
+
+@torch.no_grad()
+def sampled(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Copies, before a step, of about SAMPLED entries of each matrix.
+
+    Vectors are left out: biases start at zero, where a share says nothing.
+    """
+    return [entries.clone() for entries in _entries(parameters)]
+
+
+@torch.no_grad()
+def update_ratio(before: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """The largest norm of a matrix's change since `before` over the norm that it had: (), on the device.
+
+    Nan where there is no matrix.
+    """
+    if not before:
+        return torch.tensor(float("nan"))
+    changes = torch._foreach_norm(torch._foreach_sub(_entries(parameters), before))
+    return (torch.stack(changes) / torch.stack(torch._foreach_norm(before)).clamp(min=1e-12)).max()
+
+
+def _entries(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [p.detach().flatten()[:: max(1, p.numel() // SAMPLED)] for p in parameters if p.ndim >= 2]

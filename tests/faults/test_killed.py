@@ -1,0 +1,191 @@
+"""SIGKILL at every change of the disk, within every write, and at random moments: nothing is lost past the last
+checkpoint, the same command goes on, and the end is that of a run that was never killed, bit for bit."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.faults.conftest import PLACES, TRAIN, sweep
+from tests.sweeps.test_killed import table
+from tests.training.test_resume import assert_same_run
+
+from lmlab.run_directory import RunDirectory
+from lmlab.training.checkpoints import read
+
+KILLED = -signal.SIGKILL
+# Of the random moments.
+N = 20
+
+
+def leavings(folder: Path) -> list[str]:
+    """What was being written, and is no one's any more."""
+    return [p.name for p in folder.rglob("*") if p.suffix == ".tmp" or (p.name.startswith(".") and "-" in p.name)]
+
+
+def steps(run: Path) -> int:
+    last = run / "checkpoints/last.ckpt"
+    return read(last)["lmlab"]["step"] if last.exists() else 0
+
+
+def assert_whole(run: Path) -> None:
+    """Whatever is there can be read: no file is half written."""
+    directory = RunDirectory(run)
+    for path in (directory.best, directory.last):
+        if path.exists():
+            read(path)
+    if directory.exists():
+        directory.asked()
+        directory.results()
+        directory.points()
+    if (run / "config.yaml").exists():
+        directory.config()
+
+
+def finish(workshop, words: list[str], run: Path, whole: Path) -> None:
+    before = steps(run)
+    again = workshop.run("train", *words)
+    assert again.status == 0, again.err
+    if before:
+        assert f"continuing after step {before} of" in again.err, "no step was lost"
+    assert_same_run(run, whole)
+    assert leavings(run) == []
+
+
+def state(run: Path) -> tuple:
+    """What a continuation finds: which files, half-written ones too, and how far they have come."""
+    names = sorted({p.name.split(".tfevents")[0] for p in run.rglob("*") if p.is_file()})
+    best = run / "checkpoints/best.ckpt"
+    return *names, steps(run), read(best)["step"] if best.exists() else 0, len(RunDirectory(run).points())
+
+
+@pytest.mark.slow
+def test_training_killed_at_every_change_of_the_disk_ends_as_if_it_never_was(workshop, whole):
+    words = [*TRAIN, "run_dir=killed"]
+    run, n, seen = workshop.root / "killed", 0, set()
+    while True:
+        n += 1
+        shutil.rmtree(run, ignore_errors=True)
+        dead = workshop.run("train", *words, fault="kill", at=n)
+        if dead.status == 0:
+            break
+        assert dead.status == KILLED, dead.err
+        assert_whole(run)
+        if (now := state(run)) not in seen:
+            # Each state of the directory is continued once: most changes are parts of one write.
+            seen.add(now)
+            finish(workshop, words, run, whole)
+    print(f"killed at {n - 1} changes, continued from {len(seen)} states")
+    kinds = {change.split()[0] for change in dead.changes}
+    assert kinds >= {"create", "write", "replace", "mkdir"}
+    files = {change.split()[1] for change in dead.changes}
+    for name in (
+        "checkpoints/last.ckpt.tmp",
+        "checkpoints/best.ckpt.tmp",
+        "curves.csv",
+        "results.json.tmp",
+        "train.log",
+    ):
+        assert f"killed/{name}" in files
+
+
+@pytest.mark.slow
+def test_training_killed_again_and_again_ends_as_if_it_never_was(workshop, whole):
+    """At random moments of one run, from its first to its last."""
+    words, chosen = [*TRAIN, "run_dir=random"], random.Random(0)
+    began = time.perf_counter()
+    shutil.rmtree(workshop.root / "random", ignore_errors=True)
+    workshop.run("train", *words)
+    seconds = time.perf_counter() - began
+    shutil.rmtree(workshop.root / "random")
+    killed = 0
+    for _ in range(N):
+        dead = workshop.run("train", *words, after=chosen.uniform(0, seconds))
+        killed += dead.status == KILLED
+        if dead.status != KILLED:
+            assert_same_run(workshop.root / "random", whole)
+            shutil.rmtree(workshop.root / "random")
+        elif (workshop.root / "random").exists():
+            assert_whole(workshop.root / "random")
+    assert workshop.run("train", *words).status == 0
+    assert_same_run(workshop.root / "random", whole)
+    assert killed >= N // 2
+
+
+def test_preparing_killed_at_every_change_of_the_disk_starts_again(workshop):
+    words = ["prepare", *PLACES, "format=json"]
+    told = json.loads(workshop.run(*words, "cache_dir=prepared").out)
+    n = 0
+    while True:
+        n += 1
+        shutil.rmtree(workshop.root / "killed_cache", ignore_errors=True)
+        dead = workshop.run(*words, "cache_dir=killed_cache", fault="kill", at=n)
+        if dead.status == 0:
+            break
+        assert dead.status == KILLED, dead.err
+        again = workshop.run(*words, "cache_dir=killed_cache")
+        assert again.status == 0, again.err
+        ours = json.loads(again.out)
+        assert {k: v for k, v in ours.items() if k not in ("seconds", "path")} == {
+            k: v for k, v in told.items() if k not in ("seconds", "path")
+        }
+        stores = [p for p in (workshop.root / "killed_cache/stores").iterdir() if not p.name.endswith(".lock")]
+        assert [p.name for p in stores] == [Path(told["path"]).name]
+        for file in stores[0].iterdir():
+            if file.name not in ("manifest.json", ".used"):
+                assert file.read_bytes() == (workshop.root / told["path"] / file.name).read_bytes(), file.name
+    assert n > 20
+    print(f"killed at {n - 1} changes")
+
+
+@pytest.mark.slow
+def test_evaluating_killed_at_every_change_and_at_random_moments_leaves_the_run_as_it_was(workshop, whole):
+    pytest.importorskip("pyarrow")
+    shutil.copytree(whole, workshop.root / "evaluated")
+    words = ["evaluate", "run_dir=evaluated", "scores=true", "by=position", "format=json", "floors=true"]
+    expected = workshop.run(*words)
+    assert expected.status == 0, expected.err
+    scores = workshop.root / "evaluated/scores.parquet"
+    kept = scores.read_bytes()
+    n = 0
+    while True:
+        n += 1
+        scores.unlink(missing_ok=True)
+        for floors in (workshop.root / "c").rglob("floors-*.json"):
+            floors.unlink()
+        dead = workshop.run(*words, fault="kill", at=n)
+        if dead.status == 0:
+            break
+        assert dead.status == KILLED, dead.err
+        assert workshop.run(*words).out == expected.out
+        assert scores.read_bytes() == kept
+    chosen, began = random.Random(0), time.perf_counter()
+    workshop.run(*words)
+    seconds = time.perf_counter() - began
+    for _ in range(N):
+        scores.unlink(missing_ok=True)
+        workshop.run(*words, after=chosen.uniform(0, seconds))
+        assert workshop.run(*words).out == expected.out
+    assert_same_run(workshop.root / "evaluated", whole)
+    print(f"killed at {n - 1} changes")
+
+
+@pytest.mark.slow
+def test_sweeping_killed_at_twenty_random_changes_ends_with_the_same_table(workshop, whole_sweep):
+    """One sweep, killed twenty times: each time after so many changes of the disk since it was continued."""
+    words, chosen, killed = sweep("killed_sweep"), random.Random(0), 0
+    for _ in range(N):
+        dead = workshop.run(*words, fault="kill", at=chosen.randint(1, 60))
+        killed += dead.status == KILLED
+        assert dead.status in (0, KILLED), dead.err
+    again = workshop.run(*words)
+    assert again.status == 0, again.err
+    assert table(workshop.root / "killed_sweep") == table(whole_sweep)
+    for run in (whole_sweep / "trials").iterdir():
+        ours = workshop.root / "killed_sweep/trials" / run.name
+        assert_same_run(ours, run)
+        assert leavings(ours) == []
+    assert killed >= N // 2

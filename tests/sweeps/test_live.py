@@ -1,0 +1,26 @@
+"""What a sweep looks like from the terminal: its pace, by hand."""
+
+import json
+
+from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.live import pace, paced
+
+
+def test_pace_is_of_warm_workers_trials_and_leaves_out_steps_and_scoring(tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        ledger.add_point({}, [], {}, range(6))
+        # (process, began, ended, seconds in all, of training, of scoring)
+        told = [(1, 0, 9, 9, 2, 1), (1, 9.1, 12.1, 3, 2, 0.6), (1, 12.3, 16.3, 4, 3, 0.4)]
+        told += [(2, 0, 8, 8, 2, 1), (2, 8.3, 12.3, 4, 2.5, 1)]
+        assert pace(ledger) is None
+        for number, (pid, began, ended, seconds, training, scoring) in enumerate(told, 1):
+            values = json.dumps({"seconds": training, "measuring_seconds": scoring})
+            ledger.set(number, status="done", host="here", pid=pid, born="", started=began, finished=ended)
+            ledger.set(number, seconds=seconds, values_=values)
+        # The first one of each worker is cold. Between: 0.1, 0.2, 0.3; beside: 0.4, 0.6, 0.5.
+        between, beside = pace(ledger)
+        assert (round(between, 6), round(beside, 6)) == (0.2, 0.5)
+        # One that went on in a second process has the seconds of both.
+        ledger.set(6, status="done", host="here", pid=2, born="", started=13, finished=14, seconds=99, values_=values)
+        assert round(pace(ledger)[1], 6) == 0.5
+        assert paced(ledger) == "0.50 s of a warm trial beside training and scoring, 0.25 s between trials (medians)"

@@ -1,0 +1,40 @@
+"""What a sweep chooses by: how it is written, and what is refused."""
+
+import pytest
+
+from lmlab.sweeps import objective
+
+OURS = {"callbacks": {"samples": {"_target_": "lmlab.training.callbacks.Samples"}}, "model": {"_target_": "own.Model"}}
+OWN = {"callbacks": {"mine": {"_target_": "own.Callback"}}}
+
+
+@pytest.mark.parametrize("written", ["val/ppl", ["val/ppl"], [{"metric": "val/ppl"}]])
+def test_the_direction_of_most_is_known(written):
+    assert objective.read(written) == [{"metric": "val/ppl", "direction": "minimize"}]
+    assert objective.read("perf/mfu")[0]["direction"] == "maximize"
+
+
+def test_a_stated_direction_is_the_one_that_counts():
+    assert objective.read([{"metric": "steps", "direction": "maximize"}])[0]["direction"] == "maximize"
+
+
+@pytest.mark.parametrize("written", [3, [["val/bpb"]], [{"name": "val/bpb"}], {"metric": "val/bpb", "sign": 1}])
+def test_what_is_written_otherwise_is_refused(written):
+    with pytest.raises(ValueError, match="must be written val/bpb"):
+        objective.read(written)
+
+
+def test_a_metric_of_ones_own_needs_a_callback_that_may_log_it_and_a_direction():
+    with pytest.raises(ValueError, match="no run logs it"):
+        objective.check_logged([{"metric": "own/score", "direction": "maximize"}], OURS)
+    with pytest.raises(ValueError, match="say which way is better"):
+        objective.check_logged(objective.read("own/score"), OWN)
+    objective.check_logged([{"metric": "own/score", "direction": "maximize"}], OWN)
+
+
+def test_pruning_needs_one_that_validations_measure():
+    with pytest.raises(ValueError, match="compares at validations"):
+        objective.check(objective.read("seconds"), "asha", "grid")
+    objective.check(objective.read("val/nll"), "asha", "grid")
+    with pytest.raises(ValueError, match="direction=up must be one of minimize, maximize"):
+        objective.check([{"metric": "seconds", "direction": "up"}], "none", "grid")

@@ -51,10 +51,10 @@ def show_reproduction(record: Mapping[str, Any], peer: Mapping[str, Any] | None)
     if (found := record["forecast"]) is not None:
         ends = ", ".join(f"{split} {target.metric} {at_end(record, target, split)}" for split in record["splits"])
         told = f"extrapolated {found['times']:.1f} times as far, from the {found['by']}, with its 90 % interval"
-        out.print(f"at the recipe's end: {ends}; {told}", highlight=False)
+        out.print(f"at the recipe's end: {ends}; {told}", highlight=False, soft_wrap=True)
     for key, (was, now) in record["changed"].items():
         out.print(f"not as the recipe has it: {key}={now} (there {was})", highlight=False, markup=False)
-    out.print(f"\n{target.word}: {target.source}; {target.protocol}", highlight=False, markup=False)
+    out.print(f"\n{target.word}: {target.source}; {target.protocol}", highlight=False, markup=False, soft_wrap=True)
     for split, told in record["splits"].items():
         out.print(f"{split} measured {Protocol(**told['protocol']).describe()}", highlight=False)
     m, how = record["machine"], "counted"

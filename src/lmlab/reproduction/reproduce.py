@@ -126,8 +126,10 @@ def under(run: Run, figure: Figure, split: str, sums: Mapping[str, Any]) -> tupl
 def machine(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
     """On what it was trained; of a run that has not gone on since, as was recorded then."""
     path = run.path / RECORD
-    if path.exists() and (before := read_record(path))["training"] == record["training"]:
-        return before["machine"]
+    if path.exists():
+        before = read_record(path)
+        if all(before["training"].get(key) == record["training"][key] for key in ("steps", "seconds")):
+            return before["machine"]
     import torch
 
     about = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))

@@ -2,19 +2,28 @@
 
 Rules and thresholds were chosen on `development`, and on learning-rate grids of its families. `check` has other text,
 seeds, sizes, cells, positions and schedules; its labels were written down before any of its runs was trained, and the
-rules were not touched after. `counterparts` are runs that a label of `check` is tested by, see `COUNTERPARTS`.
+rules were not touched after. `counterparts` are runs that a label of `check` is tested by, see `COUNTERPARTS`;
+`record` keeps the curves of `check` in made_runs.json.
 """
 
 import csv
+import json
 import random
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmlab.evaluation.curve import Facts
 
 # Speeches of these years, so that the sets have no text in common.
 YEARS = {"development": (1900, 1955), "check": (1965, 2020)}
 HELD_OUT = 16_000
+RECORDED = Path(__file__).with_name("made_runs.json")
+RECORDED_COLUMNS = ("step", "train/loss", "optim/lr", "optim/update_ratio", "val/loss", "val/gap")
 COMMON = (
     "corpus=files compile=false precision=32 threads=1 logger=none callbacks.samples=null test=false "
     "validation.limit_tokens=3000 validation.train_tokens=3000 training.log_every=5 schedule.warmup=10"
@@ -188,9 +197,41 @@ def train_one(root: Path, name: str, number: int, folder: str, more: str) -> Non
         print(f"{name} {number} ({kind}): {error}", flush=True)
 
 
+def record(root: Path) -> None:
+    """Keep the curves and facts of the finished runs of `check`: all that a diagnosis reads."""
+    from lmlab.evaluation.curve import Facts
+    from lmlab.evaluation.floors import floors
+    from lmlab.runs import load
+
+    kept = []
+    for number, (kind, *_) in enumerate(CHECK):
+        run = load(root / f"check{number:02}")
+        points, store = run.directory.points(), run.store()
+        text = {key: store.split("train").totals[key] for key in ("tokens", "bytes")}
+        facts = Facts.of(
+            run.config, run.config["decided"], text, floors(store, ["val"]), points, run.directory.failure()
+        )
+        rows = [[float(f"{float(p[c]):.5g}") if p.get(c) else None for c in RECORDED_COLUMNS] for p in points]
+        kept.append({"kind": kind, "facts": asdict(facts), "points": rows})
+    lines = ",\n".join(json.dumps(run, separators=(",", ":")) for run in kept)
+    RECORDED.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def recorded() -> list[tuple[str, list[dict], "Facts"]]:
+    """(kind, points, facts) of each run of `check`."""
+    from lmlab.evaluation.curve import Facts
+
+    return [
+        (run["kind"], [dict(zip(RECORDED_COLUMNS, row, strict=True)) for row in run["points"]], Facts(**run["facts"]))
+        for run in json.loads(RECORDED.read_text(encoding="utf-8"))
+    ]
+
+
 if __name__ == "__main__":
     for chosen in sys.argv[2:]:
-        if chosen == "counterparts":
+        if chosen == "record":
+            record(Path(sys.argv[1]))
+        elif chosen == "counterparts":
             for number, more in COUNTERPARTS.items():
                 train_one(Path(sys.argv[1]), "check", number, f"counterpart{number:02}", more)
         else:

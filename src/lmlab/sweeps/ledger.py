@@ -123,7 +123,8 @@ class Ledger:
             # A millisecond for a thousand trials. SQLite itself notices a damaged page only when it comes across it.
             if (said := self.ask("PRAGMA integrity_check(1)")[0][0]) != "ok":
                 raise sqlite3.DatabaseError(said)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            # The latter of SQLite's own complaint, where it quotes what is damaged.
             if full_disk(error) is not None:
                 raise
             raise ValueError(f"{self.path} is damaged ({error}); {REMEDY}") from error

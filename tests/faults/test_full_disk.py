@@ -42,6 +42,7 @@ def test_training_on_a_disk_that_is_full_from_any_write_on(workshop, whole):
     print(f"full at {n - 1} writes")
 
 
+@pytest.mark.slow
 def test_preparing_on_a_disk_that_is_full_from_any_write_on(workshop):
     words = ["prepare", *PLACES, "format=json"]
     told = json.loads(workshop.run(*words, "cache_dir=prepared").out)
@@ -55,11 +56,14 @@ def test_preparing_on_a_disk_that_is_full_from_any_write_on(workshop):
         assert_told(ended)
         left = [p.name for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")]
         assert left == []
-        again = json.loads(workshop.run(*words, "cache_dir=full_cache").out)
-        assert again["splits"] == told["splits"]
+        if n == 1:
+            # As from every other of these: there is nothing.
+            again = json.loads(workshop.run(*words, "cache_dir=full_cache").out)
+            assert again["splits"] == told["splits"]
     print(f"full at {n - 1} writes")
 
 
+@pytest.mark.slow
 def test_evaluating_on_a_disk_that_is_full_from_any_write_on(workshop, whole):
     pytest.importorskip("pyarrow")
     shutil.copytree(whole, workshop.root / "measured")

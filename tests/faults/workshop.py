@@ -51,8 +51,9 @@ class Workshop:
         return Ended(told["status"], out, err, log.splitlines())
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
+        # It waits for a command; to end by itself takes torch seconds.
+        self.process.kill()
+        self.process.communicate()
 
 
 def work(root: Path) -> None:

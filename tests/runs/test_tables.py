@@ -11,6 +11,7 @@ from tests.benchmarks.many_runs import make
 
 from lmlab.runs import curves, find, table, write_tables
 from lmlab.runs.tables import class_name
+from lmlab.seal import seal, unseal
 
 
 def test_the_table_has_a_row_a_run_and_a_column_a_difference(trained):
@@ -89,7 +90,7 @@ def test_tables_are_written_as_csv_and_parquet(tmp_path):
     make(tmp_path, 4)
     asked = sorted(tmp_path.iterdir())[0] / "asked.yaml"
     # Of two kinds in one column, which parquet has not.
-    asked.write_text(asked.read_text().replace("n_params: null", "n_params: 二百万"))
+    asked.write_text(seal(unseal(asked.read_text()).replace("n_params: null", "n_params: 二百万")))
     names = [path.name for path in write_tables(tmp_path)]
     assert names == ["trials.csv", "trials.parquet", "curves.parquet"]
     frame = table(tmp_path)

@@ -14,6 +14,7 @@ TINY += ["evaluation.lanes=2", "trainer.max_steps=4", "trainer.val_check_interva
 def test_results_hold_protocol_sizes_sums_and_samples(train, tmp_path):
     told = train("run", *TINY, "floors=true")
     stored = json.loads((tmp_path / "run/results.json").read_text())
+    assert len(stored.pop("checksum")) == 16
     assert told == stored | {"run_dir": str(tmp_path / "run")}
     assert list(stored["splits"]) == ["val", "test"]
     for sums in stored["splits"].values():

@@ -86,10 +86,9 @@ class Asked:
         text = json.dumps(self.identity(), sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def save(self, directory: Path) -> None:
-        """Write sweep.yaml, whole or not at all. Raises ValueError where the directory is another sweep's."""
-        path = directory / "sweep.yaml"
-        if path.exists():
+    def check(self, directory: Path) -> None:
+        """Raises ValueError where the directory is another sweep's."""
+        if (directory / "sweep.yaml").exists():
             before = load(directory)
             changed = {k for k in self.identity() if before.identity()[k] != self.identity()[k]}
             if changed:
@@ -100,7 +99,10 @@ class Asked:
                 raise ValueError(
                     f"trials={self.trials} is below the {before.trials} of {directory}; a sweep can only grow"
                 )
-        with whole_file(path) as beside:
+
+    def save(self, directory: Path) -> None:
+        """Write sweep.yaml, whole or not at all."""
+        with whole_file(directory / "sweep.yaml") as beside:
             beside.write_text(seal(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)), encoding="utf-8")
 
 

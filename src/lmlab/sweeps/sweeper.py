@@ -44,8 +44,11 @@ def sweep(
     directory = Path(options["sweep_dir"] or default_directory(asked, config))
     n_points = asked.n_points
     fresh = not (directory / "sweep.yaml").exists()
-    asked.save(directory)
+    asked.check(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     with Ledger(directory / "ledger.sqlite", create=True) as ledger:
+        # Not before: beside a ledger that cannot be read, all stays as it is.
+        asked.save(directory)
         begin(asked, ledger)
         before = ledger.counts()
         known = "" if fresh else f", continued: {before['done']} done, {before['waiting']} to go on"

@@ -18,7 +18,8 @@ def span_counts(source: bytes, ends: np.ndarray, breaks: np.ndarray) -> tuple[np
     """(3, n) int32: bytes, characters and words that each of n spans covers; whether the source ends in white space.
 
     A span reaches from the end of the one before it to its own end (bytes). A character counts where its first byte is,
-    a word where its first character is. breaks: offsets in bytes before which a word ends in any case (new documents).
+    a word where its first character is. breaks: offsets in bytes before which a word ends in any case (new documents);
+    one at the end, of a document without text, ends it as white space does.
     Raises ValueError when the ends decrease or pass the source's end.
     """
     data = np.frombuffer(source, dtype=np.uint8)
@@ -30,8 +31,13 @@ def span_counts(source: bytes, ends: np.ndarray, breaks: np.ndarray) -> tuple[np
     np.subtract(bounds[1:], bounds[:-1], out=counts[0])
     if len(ends) and counts[0].min() < 0:
         raise ValueError("spans of tokens must not decrease")
+    if not len(data):
+        counts[1:] = 0
+        return counts, len(breaks) > 0
     space = _spaces(data)
     word = ~space
+    inside = breaks < len(data)
+    breaks, ended = breaks[inside], not inside.all()
     carried = word[breaks]
     word[0] = False
     word[1:] &= space[:-1]
@@ -43,7 +49,7 @@ def span_counts(source: bytes, ends: np.ndarray, breaks: np.ndarray) -> tuple[np
     else:
         counts[1] = counts[0]
     _marks(word, bounds, counts[2])
-    return counts, bool(space[-1])
+    return counts, ended or bool(space[-1])
 
 
 def _marks(mark: np.ndarray, bounds: np.ndarray, out: np.ndarray) -> None:

@@ -40,11 +40,15 @@ def finished(directory: Path) -> int:
         return 0
 
 
+# Beginnings of the names of what depends on the machine and what else it does.
+CLOCK = ("seconds", "measuring_seconds", "tokens_per", "perf/")
+
+
 def table(directory: Path) -> list[tuple]:
     """What the sweep found, without what the clock measured."""
     told = []
     for row in rows(directory):
-        found = {k: v for k, v in results_of(row).items() if not k.startswith(("seconds", "tokens_per"))}
+        found = {k: v for k, v in results_of(row).items() if not k.startswith(CLOCK)}
         told.append((row["point"], row["replicate"], row["name"], row["status"], found))
     return told
 

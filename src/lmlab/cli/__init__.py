@@ -7,7 +7,10 @@ import importlib
 import os
 import re
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lmlab.errors import DONE, INTERRUPTED, OUR_FAULT, TRAINING_FAILED, USER_INPUT, TrainingFailed, full_disk
 
@@ -112,7 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Hydra's and the job's errors reach us instead of Hydra's own report and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        return importlib.import_module(f"lmlab.cli.{verb}").main(rest) or DONE
+        with _quiet_threads():
+            return importlib.import_module(f"lmlab.cli.{verb}").main(rest) or DONE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -122,6 +126,22 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     except Exception as error:
         return tell(error, verb)
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Within, a thread that meets a full disk says nothing: TensorBoard's raises it again when asked to write."""
+    before = threading.excepthook
+
+    def tell_others(told: threading.ExceptHookArgs) -> None:
+        if full_disk(told.exc_value) is None:
+            before(told)
+
+    threading.excepthook = tell_others
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def run() -> None:

@@ -14,8 +14,10 @@ Tables:
 """
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import time
@@ -95,6 +97,10 @@ def journal(path: Path) -> str:
     return "delete" if inside and max(inside, key=lambda m: len(m[1]))[2] in NETWORK else "wal"
 
 
+# Bytes of the file through which processes share a ledger; where there is no room for it, SQLite speaks of I/O.
+SHARED = 1 << 15
+
+
 def results_of(row: Any) -> dict[str, float]:
     """A finished trial's numbers. Raises ValueError where they are not what was written."""
     try:
@@ -127,6 +133,8 @@ class Ledger:
             # The latter of SQLite's own complaint, where it quotes what is damaged.
             if full_disk(error) is not None:
                 raise
+            if "disk I/O error" in str(error) and shutil.disk_usage(self.path.parent).free < SHARED:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
             raise ValueError(f"{self.path} is damaged ({error}); {REMEDY}") from error
         if found != str(FORMAT):
             raise ValueError(f"{self.path} has ledger format {found}, this version reads {FORMAT}")

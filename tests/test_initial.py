@@ -9,6 +9,7 @@ import yaml
 from lmlab.config import compose
 from lmlab.experiment import train
 from lmlab.initial import read_initial
+from lmlab.seal import seal, unseal
 from lmlab.training.checkpoints import read, weights
 
 
@@ -46,7 +47,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 def test_a_run_of_somebodys_class_needs_leave(trained, tmp_path):
     shutil.copytree(trained["lstm"], tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
-    path.write_text(path.read_text().replace("lmlab.models.lstm.LSTMLM", "mine.LM"))
+    path.write_text(seal(unseal(path.read_text()).replace("lmlab.models.lstm.LSTMLM", "mine.LM")))
     with pytest.raises(PermissionError, match=r"mine\.LM"):
         read_initial(str(tmp_path / "run"))
     assert read_initial(str(tmp_path / "run"), ["mine.LM"]).node["_target_"] == "mine.LM"

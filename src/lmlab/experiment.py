@@ -230,7 +230,7 @@ def choose_speed(
         config.precision, device, autocast, lambda: machine.bf16_gain(model.d_model, autocast)
     )
     halves = chosen["precision"].startswith("bf16")
-    if halves and device in ("cpu", "cuda") and not multiplies_bf16(device):
+    if halves and config.precision != "auto" and device in ("cpu", "cuda") and not multiplies_bf16(device):
         reasons["precision"] = EMULATED.format(chosen["precision"])
     if config.compile == "auto":
         rates = machine.products()

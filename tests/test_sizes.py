@@ -3,8 +3,8 @@
 import pytest
 
 from lmlab.config import compose, plain
-from lmlab.experiment import build_model, missed_size
-from lmlab.sizes import count_parameters, embedding_share, flops_per_token, solve_width
+from lmlab.experiment import build_model
+from lmlab.sizes import count_parameters, embedding_share, flops_per_token, missed_size, solve_width
 
 VOCABULARY = 300
 TARGETS = {

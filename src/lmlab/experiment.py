@@ -8,9 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +49,7 @@ from lmlab.hardware import Machine, multiplies_bf16, threads
 from lmlab.initial import read_initial
 from lmlab.instantiate import find, instantiate
 from lmlab.schema import check_keys, check_known, check_node
-from lmlab.sizes import NEAR, count_parameters, flops_per_token, solve_width
+from lmlab.sizes import count_parameters, flops_per_token, missed_size, solve_width
 from lmlab.training import optim
 from lmlab.training.ranks import count as count_ranks
 
@@ -199,13 +197,6 @@ def plan(config: DictConfig) -> Plan:
     return Plan(config, store, model, batching, protocol, steps, schedule, decided, reasons)
 
 
-def missed_size(wanted: int, found: int, d_model: int) -> str | None:
-    """What is said of a solved width whose size is not quite the one asked for."""
-    if abs(found - wanted) <= NEAR * wanted:
-        return None
-    return f"n_params {found:,}: no width is nearer to the {wanted:,} asked for than {d_model}"
-
-
 def train_part(store: Store, share: float) -> Any:
     """The train split, or of a share below 1 its end, which is the nearest to what is held out."""
     split = store.split("train")
@@ -349,7 +340,7 @@ def _own_keys() -> tuple[str, ...]:
 
 
 def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) -> dict[str, Any]:
-    from lmlab.run_directory import FORMAT, environment
+    from lmlab.run_directory import FORMAT, environment, log_to
     from lmlab.training.checkpoints import read
     from lmlab.training.fit import fit, fit_counts
 
@@ -377,33 +368,6 @@ def run_name(config: DictConfig, swept: Mapping[str, str]) -> str:
     names = [short_name(config[group]) for group in ("corpus", "tokenizer", "model")]
     more = [f"{key.rpartition('.')[2]}={value}" for key, value in swept.items() if key != "seed" and value not in names]
     return re.sub(r"[^\w.,=+-]+", "-", "_".join([*names, f"seed{config.seed}", *more]))
-
-
-class log_to:
-    """Our log goes to this file too, while the block runs."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
-        self.handler.setLevel(logging.DEBUG)
-        # A full disk is said by whatever else it stops, in one line: no traceback for each line of the log.
-        self.handler.handleError = lambda record: None  # type: ignore[method-assign]
-        log.addHandler(self.handler)
-        # In a notebook nobody has set it, and a file without lines would be left.
-        self.level = log.level
-        log.setLevel(logging.DEBUG)
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
-            # For the file alone: the terminal gets it as its one line.
-            log.debug("%s: %s", type(error).__name__, error)
-        log.removeHandler(self.handler)
-        with suppress(OSError):
-            self.handler.close()
-        log.setLevel(self.level)
 
 
 def range_test(stored: Mapping[str, Any], steps: int, allow_targets: Iterable[str]) -> dict[str, Any]:

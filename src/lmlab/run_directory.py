@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -317,3 +318,30 @@ def _commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+class log_to:
+    """Our log goes to this file too, while the block runs."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.handler.setLevel(logging.DEBUG)
+        # A full disk is said by whatever else it stops, in one line: no traceback for each line of the log.
+        self.handler.handleError = lambda record: None  # type: ignore[method-assign]
+        log.addHandler(self.handler)
+        # In a notebook nobody has set it, and a file without lines would be left.
+        self.level = log.level
+        log.setLevel(logging.DEBUG)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            # For the file alone: the terminal gets it as its one line.
+            log.debug("%s: %s", type(error).__name__, error)
+        log.removeHandler(self.handler)
+        with suppress(OSError):
+            self.handler.close()
+        log.setLevel(self.level)

@@ -17,6 +17,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def missed_size(wanted: int, found: int, d_model: int) -> str | None:
+    """What is said of a solved width whose size is not quite the one asked for."""
+    if abs(found - wanted) <= NEAR * wanted:
+        return None
+    return f"n_params {found:,}: no width is nearer to the {wanted:,} asked for than {d_model}"
+
+
 def embedding_share(model: nn.Module) -> float:
     """Share of the parameters that stand in tables of V rows: embeddings and an output layer."""
     tables = [p for p in model.parameters() if p.ndim == 2 and p.shape[0] >= model.vocab_size]

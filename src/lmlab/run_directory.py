@@ -92,7 +92,7 @@ class RunDirectory:
         if not path.is_file():
             return None
         try:
-            return json.loads(unseal(path.read_text(encoding="utf-8")))
+            return self.read_json(path.name)
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} is damaged ({error}); lmlab evaluate run_dir={self.path} measures anew"
@@ -151,6 +151,10 @@ class RunDirectory:
 
     def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
         self.write_text(name, seal(json.dumps(tree, indent=2, ensure_ascii=False) + "\n"))
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What `write_json` wrote. Raises ValueError where it is not that any more."""
+        return json.loads(unseal((self.path / name).read_text(encoding="utf-8")))
 
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all."""

@@ -52,7 +52,7 @@ def unseal_lines(text: str) -> str:
             raise Broken("its header was changed since it was written")
         return text[: text.rfind("\n") + 1]
     found = []
-    for n, line in enumerate([header.replace("check:", ""), *lines], 1):
+    for n, line in enumerate([",".join(header.rsplit(",check:", 1)), *lines], 1):
         cells, _, told = line.rpartition(",")
         if told != f"{zlib.crc32(cells.encode('utf-8', 'surrogatepass')):08x}":
             raise Broken(f"the checksum of line {n} differs: it was changed since it was written")

@@ -155,8 +155,10 @@ def test_the_directory_is_told_by_what_was_changed(tmp_path):
         return directory(tmp_path, "nanogpt_char_cpu", recipe, compose(["experiment=nanogpt_char_cpu", *words])).name
 
     assert place() == place("trainer.max_time=00:00:10:00", "corpus.path=x", "threads=1") == "nanogpt_char_cpu"
-    assert place("trainer.max_steps=100") == "nanogpt_char_cpu_max_steps=100"
-    assert place("seed=1", "model.d_model=64") == "nanogpt_char_cpu_d_model=64_seed=1"
+    assert place("trainer.max_steps=100") == "nanogpt_char_cpu_trainer.max_steps=100"
+    assert place("seed=1", "model.d_model=64") == "nanogpt_char_cpu_model.d_model=64_seed=1"
+    assert place("evaluation.stride=32") != place("validation.limit_tokens=32")
+    assert place("precision=bf16") != place("evaluation.precision=bf16"), "the last part of both is one"
     many = place("seed=1", "model=lstm", "batching=lanes", "optimizer=sgd", "schedule=constant", "corpus=wikitext2")
     assert many.startswith("nanogpt_char_cpu_")
     assert len(many) < 80

@@ -8,6 +8,7 @@ import pytest
 from lmlab.config import asked, compose, identity, plain
 from lmlab.evaluation.published import read
 from lmlab.reproduction import read_record, recipes, records
+from lmlab.run_directory import RunDirectory
 
 NUMBERS = {name: target for name, target in recipes().items() if target is not None}
 # Tokens of train; of the texts that do not come with the installation.
@@ -63,6 +64,16 @@ def test_records_are_found_and_a_damaged_one_is_named(tmp_path):
         records(tmp_path)
     with pytest.raises(ValueError, match="the command that made it"):
         read_record(tmp_path / "a/reproduction.json")
+
+
+def test_a_record_of_which_a_digit_changed_is_damaged(tmp_path):
+    whole = {"recipe": "a", "splits": {"val": 1.8337}, "training": {}, "machine": {}}
+    RunDirectory(tmp_path).write_json("reproduction.json", whole)
+    path = tmp_path / "reproduction.json"
+    assert read_record(path) == whole
+    path.write_text(path.read_text().replace("1.8337", "1.7337"))
+    with pytest.raises(ValueError, match="its checksum differs"):
+        read_record(path)
 
 
 def test_tolerances_are_smaller_than_what_they_judge():

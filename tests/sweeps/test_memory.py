@@ -30,5 +30,7 @@ def test_what_is_free_is_the_least_of_the_machines_and_the_groups(tmp_path):
     (tmp_path / "memory.current").write_text("1000000\n")
     assert memory.available(meminfo, tmp_path) == 4000 * 1024
     (tmp_path / "memory.max").write_text("3000000\n")
-    assert memory.available(meminfo, tmp_path) == 2_000_000
+    # Files that were read give their room back.
+    (tmp_path / "memory.stat").write_text("anon 600000\ninactive_file 300000\n")
+    assert memory.available(meminfo, tmp_path) == 2_300_000
     assert memory.available(tmp_path / "none", tmp_path) is None

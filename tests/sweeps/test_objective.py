@@ -2,7 +2,9 @@
 
 import pytest
 
+from lmlab.run_directory import RunDirectory
 from lmlab.sweeps import objective
+from lmlab.sweeps.trial import values
 
 OURS = {"callbacks": {"samples": {"_target_": "lmlab.training.callbacks.Samples"}}, "model": {"_target_": "own.Model"}}
 OWN = {"callbacks": {"mine": {"_target_": "own.Callback"}}}
@@ -30,6 +32,14 @@ def test_a_metric_of_ones_own_needs_a_callback_that_may_log_it_and_a_direction()
     with pytest.raises(ValueError, match="say which way is better"):
         objective.check_logged(objective.read("own/score"), OWN)
     objective.check_logged([{"metric": "own/score", "direction": "maximize"}], OWN)
+
+
+def test_all_that_a_run_tells_can_be_asked_for(trained):
+    directory = RunDirectory(trained["transformer"])
+    told = values(directory.results(), directory)
+    assert {"optim/update_ratio", "val/bpb"} <= set(told)
+    chosen_by = {name for name in told if not name.startswith("test/")}
+    assert chosen_by - {"step", "measuring_seconds"} <= set(objective.METRICS)
 
 
 def test_pruning_needs_one_that_validations_measure():

@@ -2,9 +2,12 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 from tests.training.test_resume import AVERAGING, LSTM, TRANSFORMER, Killed, assert_same_run, kill, same
 
 from lmlab.config import asked, compose, identity
@@ -153,6 +156,26 @@ def test_interrupted_between_validations_a_rollback_goes_where_it_would_have_gon
     ours, theirs = (last(tmp_path, name) for name in ("interrupted", "whole"))
     assert same(ours["state_dict"], theirs["state_dict"])
     assert same(ours["optimizer_states"], theirs["optimizer_states"])
+
+
+def test_spikes_are_asked_after_all_whose_state_they_keep(monkeypatch):
+    """However a person's own option orders its keys: averages are part of what is gone back to."""
+    from lmlab.training import fit
+
+    built: list[str] = []
+    monkeypatch.setattr(fit, "instantiate", lambda node: built.append(node["name"]) or Callback())
+    names = ("checkpoints", "spikes", "averaging", "samples")
+    config = OmegaConf.create(
+        {
+            "callbacks": {name: {"name": name} for name in names},
+            "profile": False,
+            "training": {"histograms": False},
+            "trainer": {},
+        }
+    )
+    plan = SimpleNamespace(config=config, store=SimpleNamespace(tokenizer=None), watchers=())
+    fit.build_callbacks(plan, SimpleNamespace(checkpoints="c"))
+    assert built == ["averaging", "samples", "spikes", "checkpoints"]
 
 
 @pytest.mark.parametrize("spikes", [SKIP, ROLLBACK], ids=["skip", "rollback"])

@@ -29,6 +29,17 @@ def test_large_matrices_are_sampled_and_the_ratio_is_about_that_of_the_whole():
     assert update_ratio(before, [weight]).item() == pytest.approx(whole, rel=0.1)
 
 
+@pytest.mark.parametrize("shape", [(1024, 1024), (256, 1024), (768, 256), (2048, 512)])
+def test_all_columns_are_looked_at(shape):
+    weight = nn.Parameter(torch.ones(shape))
+    before = sampled([weight])
+    assert SAMPLED <= before[0].numel() <= 2 * SAMPLED
+    with torch.no_grad():
+        weight[:, shape[1] // 2 :] += 0.1
+    # Half of the entries moved by a tenth.
+    assert update_ratio(before, [weight]).item() == pytest.approx(0.1 / 2**0.5, rel=0.1)
+
+
 def test_vectors_alone_have_no_ratio():
     vector = [nn.Parameter(torch.ones(4))]
     assert update_ratio(sampled(vector), vector).isnan()

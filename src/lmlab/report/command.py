@@ -1,6 +1,5 @@
 """The command that repeats a run: options and overrides that compose to what was asked, and proof that they do."""
 
-import json
 import logging
 import re
 import shlex
@@ -56,7 +55,7 @@ def made(pairs: Pairs) -> dict[str, Any]:
 def typed(directory: RunDirectory) -> str:
     """What was typed then."""
     try:
-        words = json.loads((directory.path / "environment.json").read_text(encoding="utf-8"))["command"][1:]
+        words = directory.read_json("environment.json")["command"][1:]
         return " ".join(["lmlab", *map(shlex.quote, words)])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

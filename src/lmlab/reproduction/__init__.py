@@ -1,6 +1,5 @@
 """Recipes and their published numbers, and what was recorded of them. Nothing here imports torch."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from omegaconf import OmegaConf
 
 from lmlab.config import conf_dir, plain
 from lmlab.evaluation.published import Published, read
+from lmlab.run_directory import RunDirectory
 
 # In the run's directory, beside its results.json.
 RECORD = "reproduction.json"
@@ -31,7 +31,7 @@ def records(root: str | os.PathLike) -> list[dict[str, Any]]:
 
 def read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = RunDirectory(path.parent).read_json(path.name)
         record["recipe"], record["splits"], record["training"], record["machine"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); the command that made it makes it anew") from error

@@ -1,6 +1,5 @@
 """A recipe beside its published number: trained, measured under the number's protocol, compared, kept as JSON."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from lmlab.experiment import train
 from lmlab.hardware import Machine
 from lmlab.reproduction import RECORD, read_record
 from lmlab.reproduction.ahead import ahead
+from lmlab.run_directory import RunDirectory
 from lmlab.runs import Run, load
 
 # A name of a directory that is longer says what was changed by a hash.
@@ -38,7 +38,7 @@ def directory(root: str | os.PathLike, name: str, recipe: DictConfig, config: Di
     """
     changed, budgets = departures(recipe, config)
     other = {k: now for k, (_, now) in (changed | budgets).items() if k != "trainer.max_time"}
-    words = [name, *(f"{key.rpartition('.')[2]}={value}" for key, value in other.items())]
+    words = [name, *(f"{key}={value}" for key, value in other.items())]
     stem = re.sub(r"[^\w.,=+-]+", "-", "_".join(words))
     return Path(root) / (stem if len(stem) <= LONGEST_NAME else f"{name}_{treatment(other)}")
 
@@ -130,17 +130,15 @@ def machine(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
         before = read_record(path)
         if all(before["training"].get(key) == record["training"][key] for key in ("steps", "seconds")):
             return before["machine"]
-    import torch
-
-    about = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    about = RunDirectory(run.path).read_json("environment.json")
     device = run.config["decided"]["device"]
     return {
         "device": Machine(device, cache_dir(run.config.get("cache_dir"))).key["device"],
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": about["threads"],
         # Of the last quarter of an hour: above the cores, others were at work.
         "load": round(os.getloadavg()[2], 1),
-        "torch": torch.__version__,
+        "torch": about["packages"]["torch"],
         "commit": about["git_commit"],
         "time": about["time"],
     }

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ def apply(rows: list[dict[str, Any]], root: str | os.PathLike) -> None:
         for trial in trials(ledger):
             if trial["status"] not in TOLD:
                 place = os.path.relpath(ledger.parent / (trial["run_dir"] or ""), root)
-                if (done := by_run.get(place)) is not None:
-                    told = json.loads(unseal(trial["values_"] or "{}"))
+                done = by_run.get(place)
+                if done is not None and not wanted.keys() <= done.keys():
+                    told = numbers(trial, ledger)
                     done |= {name: told[name] for name in wanted if name in told and name not in done}
                 continue
             run = os.path.relpath(ledger.parent / trial["run_dir"], root) if trial["run_dir"] else None
@@ -54,6 +56,15 @@ def objectives(sweep: Path) -> dict[str, str]:
         stated = read_yaml(unseal((sweep / "sweep.yaml").read_text(encoding="utf-8")))["objective"]
         return {one["metric"]: one["direction"] for one in stated}
     except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def numbers(trial: Mapping[str, Any], ledger: Path) -> dict[str, float]:
+    """What a finished trial told. A damaged record is said, and has none."""
+    try:
+        return json.loads(unseal(trial["values_"] or "{}"))
+    except ValueError as error:
+        log.warning("%s is damaged at trial %s (%s): its run is shown as it lies on disk", ledger, trial["id"], error)
         return {}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lmlab.config import parse_count, plain
+from lmlab.config import parse_count, plain, short_name
 
 # A process with PyTorch and Lightning before it has a model: measured, on Linux.
 PROCESS = 0.35e9
@@ -17,8 +17,11 @@ PER_PARAMETER = 16
 PER_LAYER, PER_ENTRY = 17, 2
 # Where the text decides how many entries the vocabulary has.
 ENTRIES = 8192
-# A control group's limit and use, in its version 2 and 1.
-LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+# A control group's limit, its use, and what of that is files that were read and can be dropped; in version 2 and 1.
+LIMITS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    *[("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file")],
+)
 
 
 def estimate(config: DictConfig) -> float:
@@ -28,7 +31,8 @@ def estimate(config: DictConfig) -> float:
     from lmlab.experiment import build_model
     from lmlab.sizes import count_parameters, solve_width
 
-    vocab_size = int(config.tokenizer.get("vocab_size") or ENTRIES)
+    known = 257 if short_name(config.tokenizer) == "byte" else ENTRIES
+    vocab_size = int(config.tokenizer.get("vocab_size") or known)
     counts = torch.ones(vocab_size, dtype=torch.int64)
 
     def build(node: Mapping[str, Any]) -> Any:
@@ -57,9 +61,11 @@ def available(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs
         free = 1024.0 * int(lines["MemAvailable"].split()[0])
     except (OSError, ValueError, KeyError):
         return None
-    for most, used in LIMITS:
+    for most, used, stat, files in LIMITS:
         try:
-            free = min(free, int((group / most).read_text()) - int((group / used).read_text()))
+            told = dict(line.split() for line in (group / stat).read_text().splitlines())
+            held = int((group / used).read_text()) - int(told.get(files, 0))
+            free = min(free, int((group / most).read_text()) - held)
         except (OSError, ValueError):
             # No such limit: there is no file, or it says "max".
             continue

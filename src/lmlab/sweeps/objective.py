@@ -13,7 +13,7 @@ METRICS |= {"tokens_per_s": "maximize"}
 METRICS |= dict.fromkeys(("val/loss", "val/gap", "train/loss", "train/ppl", "train/bpb", "train/eval_loss"), "minimize")
 METRICS |= {"perf/tokens_per_s": "maximize", "perf/mfu": "maximize", "perf/memory_gb": "minimize"}
 # Which way is better is for whoever asks to say.
-METRICS |= dict.fromkeys(("optim/lr", "optim/grad_norm", "progress/epoch"))
+METRICS |= dict.fromkeys(("optim/lr", "optim/grad_norm", "optim/update_ratio", "progress/epoch"))
 METRICS |= {f"perf/{phase}_share": None for phase in ("data", "forward", "backward", "optimizer")}
 DIRECTIONS = ("minimize", "maximize")
 # Measured at each validation too, under this name, so that pruning can compare.

@@ -145,8 +145,9 @@ def build_callbacks(plan: Any, directory: Any) -> list[Callback]:
     nodes, tokenizer = plan.config.callbacks, plan.store.tokenizer
     facts = {"checkpoints": {"dirpath": directory.checkpoints}, "samples": {"tokenizer": tokenizer}}
     built: list[Callback] = []
-    # Checkpoints come last: they save what the others decided.
-    for name in sorted((n for n in nodes if nodes[n]), key="checkpoints".__eq__):
+    # Checkpoints come last: they save what the others decided. Before them spikes, which keep what the others saved.
+    last = {"spikes": 1, "checkpoints": 2}
+    for name in sorted((n for n in nodes if nodes[n]), key=lambda n: last.get(n, 0)):
         callback = instantiate(nodes[name])
         built.append(callback(**facts.get(name, {})) if nodes[name].get("_partial_") else callback)
     built = [*(build() for build in plan.watchers), *built]

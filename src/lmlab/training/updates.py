@@ -1,5 +1,6 @@
 """How far a step moves the weights, as a share of their size: what a learning rate means in any model and optimizer."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,4 +32,12 @@ def update_ratio(before: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tens
 
 
 def _entries(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [p.detach().flatten()[:: max(1, p.numel() // SAMPLED)] for p in parameters if p.ndim >= 2]
+    return [p.detach().flatten()[:: _stride(p)] for p in parameters if p.ndim >= 2]
+
+
+def _stride(p: Tensor) -> int:
+    """Has no divisor in common with the rows' width: else a few columns would stand for all."""
+    stride = max(1, p.numel() // SAMPLED)
+    while math.gcd(stride, p.shape[-1]) > 1:
+        stride -= 1
+    return stride

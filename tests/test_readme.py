@@ -95,7 +95,7 @@ def test_every_command_of_the_readme_works_in_its_order(workspace, monkeypatch, 
     assert {"first", "mine", "poems", "small_gru", "from_python"} <= made
     assert {"fast", "profiled"} <= made
     assert {"counts", "second"} <= made
-    assert len(made) == 20, "four more of the multirun, four of the sweep, and two reproduced"
+    assert len(made) == 21, "four more of the multirun, four of the sweep, and two reproduced"
 
 
 def test_the_readme_has_commands_and_each_make_target_exists():

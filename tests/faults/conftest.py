@@ -1,6 +1,5 @@
 """Commands of half a second, and what the same command leaves when nothing goes wrong."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +7,6 @@ import pytest
 from tests.faults.workshop import Workshop
 
 TEXT = "the cat sat on the mat. the dog ate the cat's food, said it's good.\n" * 30
-# Of all moments of a command at which a fault is put in, every third is tried: LMLAB_FAULTS_EVERY=1 tries each, which
-# takes a quarter of an hour.
-EVERY = int(os.environ.get("LMLAB_FAULTS_EVERY", "3"))
 
 PLACES = ["corpus=files", "corpus.train=t.txt", "corpus.split_by=share", "corpus.val_share=0.1"]
 PLACES += ["corpus.test_share=0.1", "tokenizer=byte"]

@@ -3,11 +3,13 @@
 import json
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.faults.conftest import EVERY, PLACES, TRAIN, sweep
+from tests.faults.conftest import PLACES, TRAIN, sweep
 from tests.faults.test_killed import assert_whole, finish, leavings, state
+from tests.faults.workshop import EVERY
 from tests.sweeps.test_killed import table
 
 from lmlab.errors import TRAINING_FAILED
@@ -24,59 +26,42 @@ def assert_told(ended) -> None:
 
 @pytest.mark.slow
 def test_training_on_a_disk_that_is_full_from_any_write_on(workshop, whole):
-    words = [*TRAIN, "run_dir=full"]
-    run, n, seen = workshop.root / "full", 1 - EVERY, set()
-    while True:
-        n += EVERY
-        shutil.rmtree(run, ignore_errors=True)
-        ended = workshop.run("train", *words, fault="full", at=n)
-        if ended.status == 0:
-            break
+    words = ["train", *TRAIN, "run_dir=full"]
+    run, seen = workshop.root / "full", set()
+    for ended in workshop.at_each("full", *words, clean=lambda: shutil.rmtree(run, ignore_errors=True)):
         assert_told(ended)
         assert_whole(run)
         assert leavings(run) == []
         if (now := state(run)) not in seen:
             seen.add(now)
             finish(workshop, words, run, whole)
-    assert n > len(ended.changes), "the last write was passed"
-    print(f"full at {n // EVERY} writes")
 
 
 @pytest.mark.slow
 def test_preparing_on_a_disk_that_is_full_from_any_write_on(workshop):
     words = ["prepare", *PLACES, "format=json"]
     told = json.loads(workshop.run(*words, "cache_dir=prepared").out)
-    cache, n = workshop.root / "full_cache", 1 - EVERY
-    while True:
-        n += EVERY
-        shutil.rmtree(cache, ignore_errors=True)
-        ended = workshop.run(*words, "cache_dir=full_cache", fault="full", at=n)
-        if ended.status == 0:
-            break
+    words, cache = [*words, "cache_dir=full_cache"], workshop.root / "full_cache"
+    for ended in workshop.at_each("full", *words, clean=lambda: shutil.rmtree(cache, ignore_errors=True)):
         assert_told(ended)
-        left = [p.name for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")]
-        assert left == []
-        if n == 1:
-            # As from every other of these: there is nothing.
-            again = json.loads(workshop.run(*words, "cache_dir=full_cache").out)
-            assert again["splits"] == told["splits"]
-    print(f"full at {n // EVERY} writes")
+        assert [p.name for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")] == []
+    again = json.loads(workshop.run(*words).out)
+    assert again["splits"] == told["splits"]
 
 
 @pytest.mark.slow
 def test_evaluating_on_a_disk_that_is_full_from_any_write_on(workshop, whole):
     pytest.importorskip("pyarrow")
     shutil.copytree(whole, workshop.root / "measured")
-    words, n = ["evaluate", "run_dir=measured", "scores=true", "format=json", "floors=true"], 1 - EVERY
+    words = ["evaluate", "run_dir=measured", "scores=true", "format=json", "floors=true"]
     expected = workshop.run(*words).out
-    while True:
-        n += EVERY
+
+    def clean() -> None:
         (workshop.root / "measured/scores.parquet").unlink(missing_ok=True)
         for floors in (workshop.root / "c").rglob("floors-*.json"):
             floors.unlink()
-        ended = workshop.run(*words, fault="full", at=n)
-        if ended.status == 0:
-            break
+
+    for ended in workshop.at_each("full", *words, clean=clean):
         assert_told(ended)
         assert leavings(workshop.root / "measured") + leavings(workshop.root / "c") == []
         assert workshop.run(*words).out == expected
@@ -84,18 +69,14 @@ def test_evaluating_on_a_disk_that_is_full_from_any_write_on(workshop, whole):
 
 @pytest.mark.slow
 def test_sweeping_on_a_disk_that_is_full_goes_on_with_space(workshop, whole_sweep):
-    """At eight of its hundreds of writes, or every fifth."""
-    n = 1
-    while True:
-        shutil.rmtree(workshop.root / "full_sweep", ignore_errors=True)
-        ended = workshop.run(*sweep("full_sweep"), fault="full", at=n)
-        if ended.status == 0:
-            break
+    """Of its hundreds of writes, at fewer."""
+    words, place = sweep("full_sweep"), workshop.root / "full_sweep"
+    clean = partial(shutil.rmtree, place, ignore_errors=True)
+    for ended in workshop.at_each("full", *words, clean=clean, every=10 * EVERY if EVERY > 1 else 5):
         assert_told(ended)
-        again = workshop.run(*sweep("full_sweep"))
+        again = workshop.run(*words)
         assert again.status == 0, again.err
-        assert table(workshop.root / "full_sweep") == table(whole_sweep)
-        n += 20 * EVERY if EVERY > 1 else 5
+        assert table(place) == table(whole_sweep)
 
 
 @pytest.fixture
@@ -132,7 +113,7 @@ def test_a_disk_of_too_few_bytes_is_told_and_given_more_the_same_command_goes_on
     theirs = whole if what == "train" else whole_sweep
     words = ["train", *TRAIN, "run_dir=small/run"] if what == "train" else sweep("small/run")
     most = used(theirs)
-    sizes = range(2, 12, EVERY)
+    sizes = range(2, 12, min(EVERY, 3))
     for twelfth in sizes:
         subprocess.run(["umount", str(place)], check=True)
         small_disk(most * twelfth // 12)
@@ -146,5 +127,5 @@ def test_a_disk_of_too_few_bytes_is_told_and_given_more_the_same_command_goes_on
         if what == "sweep":
             assert table(place / "run") == table(theirs)
         else:
-            finish(workshop, words[1:], place / "run", theirs)
+            finish(workshop, words, place / "run", theirs)
     assert full > len(sizes) // 2

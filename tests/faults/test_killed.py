@@ -6,10 +6,11 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults.conftest import EVERY, PLACES, TRAIN, sweep
+from tests.faults.conftest import PLACES, TRAIN, sweep
 from tests.sweeps.test_killed import table
 from tests.training.test_resume import assert_same_run
 
@@ -48,7 +49,7 @@ def assert_whole(run: Path) -> None:
 
 def finish(workshop, words: list[str], run: Path, whole: Path) -> None:
     before, finished = steps(run), RunDirectory(run).results() is not None
-    again = workshop.run("train", *words)
+    again = workshop.run(*words)
     assert again.status == 0, again.err
     if before and not finished:
         assert f"continuing after step {before} of" in again.err, "no step was lost"
@@ -65,85 +66,76 @@ def state(run: Path) -> tuple:
 
 @pytest.mark.slow
 def test_training_killed_at_any_change_of_the_disk_ends_as_if_it_never_was(workshop, whole):
-    words = [*TRAIN, "run_dir=killed"]
-    run, n, seen = workshop.root / "killed", 1 - EVERY, set()
-    while True:
-        n += EVERY
-        shutil.rmtree(run, ignore_errors=True)
-        dead = workshop.run("train", *words, fault="kill", at=n)
-        if dead.status == 0:
-            break
+    words = ["train", *TRAIN, "run_dir=killed"]
+    run, seen = workshop.root / "killed", set()
+    for dead in workshop.at_each("kill", *words, clean=lambda: shutil.rmtree(run, ignore_errors=True)):
         assert dead.status == KILLED, dead.err
         assert_whole(run)
         if (now := state(run)) not in seen:
             # Each state of the directory is continued once: most changes are parts of one write.
             seen.add(now)
             finish(workshop, words, run, whole)
-    print(f"killed at {n // EVERY} changes, continued from {len(seen)} states")
-    kinds = {change.split()[0] for change in dead.changes}
-    assert kinds >= {"create", "write", "replace", "mkdir"}
-    files = {change.split()[1] for change in dead.changes}
-    for name in (
-        "checkpoints/last.ckpt.tmp",
-        "checkpoints/best.ckpt.tmp",
-        "curves.csv",
-        "results.json.tmp",
-        "train.log",
-    ):
-        assert f"killed/{name}" in files
+    shutil.rmtree(run)
+    changes = workshop.run(*words, fault="kill", at=0).changes
+    assert {change.split()[0] for change in changes} >= {"create", "write", "replace", "mkdir"}
+    written = ("checkpoints/last.ckpt.tmp", "checkpoints/best.ckpt.tmp", "curves.csv", "results.json.tmp", "train.log")
+    assert {change.split()[1] for change in changes} >= {f"killed/{name}" for name in written}
 
 
 @pytest.mark.slow
 def test_training_killed_again_and_again_ends_as_if_it_never_was(workshop, whole):
     """At random moments of one run, from its first to its last."""
-    words, chosen = [*TRAIN, "run_dir=random"], random.Random(0)
-    began = time.perf_counter()
-    shutil.rmtree(workshop.root / "random", ignore_errors=True)
-    workshop.run("train", *words)
-    seconds = time.perf_counter() - began
-    shutil.rmtree(workshop.root / "random")
-    killed = 0
-    for _ in range(N):
-        dead = workshop.run("train", *words, after=chosen.uniform(0, seconds))
+    words, run, killed = ["train", *TRAIN, "run_dir=random"], workshop.root / "random", 0
+    for after in random_moments(workshop, *words, clean=lambda: shutil.rmtree(run, ignore_errors=True)):
+        dead = workshop.run(*words, after=after)
         killed += dead.status == KILLED
         if dead.status != KILLED:
-            assert_same_run(workshop.root / "random", whole)
-            shutil.rmtree(workshop.root / "random")
-        elif (workshop.root / "random").exists():
-            assert_whole(workshop.root / "random")
-    assert workshop.run("train", *words).status == 0
-    assert_same_run(workshop.root / "random", whole)
+            assert_same_run(run, whole)
+            shutil.rmtree(run)
+        elif run.exists():
+            assert_whole(run)
+    assert workshop.run(*words).status == 0
+    assert_same_run(run, whole)
     assert killed >= N // 2
 
 
+def random_moments(workshop, *words: str, clean: Callable[[], None]) -> Iterator[float]:
+    """Seconds, from a command's beginning to its end as it is measured; `clean` is before that, and after it."""
+    clean()
+    began = time.perf_counter()
+    workshop.run(*words)
+    seconds = time.perf_counter() - began
+    clean()
+    chosen = random.Random(0)
+    for _ in range(N):
+        yield chosen.uniform(0, seconds)
+
+
 @pytest.mark.slow
-def test_preparing_killed_at_any_change_of_the_disk_starts_again(workshop):
-    words = ["prepare", *PLACES, "format=json"]
-    told = json.loads(workshop.run(*words, "cache_dir=prepared").out)
-    n = 1 - EVERY
-    while True:
-        n += EVERY
-        shutil.rmtree(workshop.root / "killed_cache", ignore_errors=True)
-        dead = workshop.run(*words, "cache_dir=killed_cache", fault="kill", at=n)
-        if dead.status == 0:
-            break
-        assert dead.status == KILLED, dead.err
-        if n // EVERY % 3:
-            # What was left differs by a file or two from one change to the next.
-            continue
-        again = workshop.run(*words, "cache_dir=killed_cache")
+def test_preparing_killed_at_any_change_and_at_random_moments_starts_again(workshop):
+    words, cache = ["prepare", *PLACES, "format=json", "cache_dir=killed_cache"], workshop.root / "killed_cache"
+    whole = workshop.root / json.loads(workshop.run(*words[:-1], "cache_dir=prepared").out)["path"]
+
+    def clean() -> None:
+        shutil.rmtree(cache, ignore_errors=True)
+
+    def assert_prepared() -> None:
+        again = workshop.run(*words)
         assert again.status == 0, again.err
-        ours = json.loads(again.out)
-        assert {k: v for k, v in ours.items() if k not in ("seconds", "path")} == {
-            k: v for k, v in told.items() if k not in ("seconds", "path")
-        }
-        stores = [p for p in (workshop.root / "killed_cache/stores").iterdir() if not p.name.endswith(".lock")]
-        assert [p.name for p in stores] == [Path(told["path"]).name]
-        for file in stores[0].iterdir():
-            if file.name not in ("manifest.json", ".used"):
-                assert file.read_bytes() == (workshop.root / told["path"] / file.name).read_bytes(), file.name
-    assert n > 20
-    print(f"killed at {n // EVERY} changes")
+        (store,) = (p for p in (cache / "stores").iterdir() if not p.name.endswith(".lock"))
+        assert store.name == whole.name
+        names = {p.name for p in whole.iterdir()} - {"manifest.json", ".used"}
+        assert names == {p.name for p in store.iterdir()} - {"manifest.json", ".used"}
+        for name in names:
+            assert (store / name).read_bytes() == (whole / name).read_bytes(), name
+
+    for dead in workshop.at_each("kill", *words, clean=clean):
+        assert dead.status == KILLED, dead.err
+        assert_prepared()
+    for after in random_moments(workshop, *words, clean=clean):
+        workshop.run(*words, after=after)
+        assert_prepared()
+        clean()
 
 
 @pytest.mark.slow
@@ -155,27 +147,24 @@ def test_evaluating_killed_at_any_change_and_at_random_moments_leaves_the_run_as
     assert expected.status == 0, expected.err
     scores = workshop.root / "evaluated/scores.parquet"
     kept = scores.read_bytes()
-    n = 1 - EVERY
-    while True:
-        n += EVERY
+
+    def clean() -> None:
         scores.unlink(missing_ok=True)
         for floors in (workshop.root / "c").rglob("floors-*.json"):
             floors.unlink()
-        dead = workshop.run(*words, fault="kill", at=n)
-        if dead.status == 0:
-            break
-        assert dead.status == KILLED, dead.err
+
+    def assert_evaluated() -> None:
         assert workshop.run(*words).out == expected.out
         assert scores.read_bytes() == kept
-    chosen, began = random.Random(0), time.perf_counter()
-    workshop.run(*words)
-    seconds = time.perf_counter() - began
-    for _ in range(N):
-        scores.unlink(missing_ok=True)
-        workshop.run(*words, after=chosen.uniform(0, seconds))
-        assert workshop.run(*words).out == expected.out
+
+    for dead in workshop.at_each("kill", *words, clean=clean):
+        assert dead.status == KILLED, dead.err
+        assert_evaluated()
+    for after in random_moments(workshop, *words, clean=clean):
+        workshop.run(*words, after=after)
+        assert_evaluated()
+        clean()
     assert_same_run(workshop.root / "evaluated", whole)
-    print(f"killed at {n // EVERY} changes")
 
 
 @pytest.mark.slow

@@ -3,17 +3,22 @@
 Run as a program it is that process: a line of JSON asks for a command, a line of JSON tells how it ended.
 """
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
+# Of all moments of a command at which a fault is put in, every so many is tried: LMLAB_FAULTS_EVERY=1 tries each, which
+# takes a quarter of an hour.
+EVERY = int(os.environ.get("LMLAB_FAULTS_EVERY", "10"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,20 @@ class Workshop:
         told = json.loads(self.process.stdout.readline())
         out, err, log = ((self.root / name).read_text(errors="replace") for name in ("out", "err", "changes"))
         return Ended(told["status"], out, err, log.splitlines())
+
+    def at_each(self, fault: str, *words: str, clean: Callable[[], None], every: int = EVERY) -> Iterator[Ended]:
+        """The command with the fault at its first change of the disk, then `every` changes on, until it passes.
+
+        clean() before each: the disk as the command is to find it.
+        """
+        for at in itertools.count(1, every):
+            clean()
+            ended = self.run(*words, fault=fault, at=at)
+            if ended.status == 0:
+                assert at > len(ended.changes), "the last change was passed"
+                print(f"{fault} at {at // every} of {len(ended.changes)} changes")
+                return
+            yield ended
 
     def close(self) -> None:
         # It waits for a command; to end by itself takes torch seconds.

@@ -75,7 +75,8 @@ def run(
 def values(results: Mapping[str, Any], directory: RunDirectory) -> dict[str, float]:
     """A finished run's numbers, by the names that an objective has: its results', else the last that it logged.
 
-    measuring_seconds: what its validations and its evaluation took.
+    measuring_seconds: what its validations and its evaluation took. None of test, which the winner's results gain after
+    the ledger was told: one that is made again from the runs has to equal it.
     """
     told: dict[str, float] = {}
     for point in directory.points():
@@ -83,7 +84,7 @@ def values(results: Mapping[str, Any], directory: RunDirectory) -> dict[str, flo
     told |= {name: v for name, v in numbers(results).items() if isinstance(v, int | float)}
     performance = results["training"].get("performance") or {}
     told["measuring_seconds"] = performance.get("validation_seconds", 0.0) + results.get("evaluation_seconds", 0.0)
-    return {name: value for name, value in told.items() if math.isfinite(value)}
+    return {n: v for n, v in told.items() if math.isfinite(v) and not n.startswith("test/")}
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:

@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes of `make test`, a core and a gigabyte each.
+WORKERS ?= 2
 
 .PHONY: demo test board bench lint format clean
 .DELETE_ON_ERROR:
@@ -10,7 +12,7 @@ demo: $(VENV)/.core
 	$(BIN)/lmlab train experiment=demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 board: $(VENV)/.core
 	$(BIN)/lmlab board

@@ -16,7 +16,7 @@ TINY = ["corpus=files", "corpus.split_by=share", "corpus.val_share=0.2", "corpus
 TINY += ["tokenizer=byte", "trainer=cpu", "logger=none", "callbacks.samples=null", "validation.train_tokens=20"]
 TINY += ["model=lstm", "model.d_model=8", "model.n_layers=1", "batching=lanes", "batching.batch_size=4"]
 TINY += ["batching.seq_len=16", "optimizer=adam", "trainer.max_steps=9", "trainer.val_check_interval=3"]
-TINY += ["precision=32", "compile=false", "callbacks.checkpoints.every_minutes=null"]
+TINY += ["precision=32", "threads=1", "compile=false", "callbacks.checkpoints.every_minutes=null"]
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from lmlab.sweeps.ledger import Ledger, results_of
 from lmlab.training.checkpoints import read
 
 CODE = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
-LONGER = ["trainer.max_steps=200", "trainer.val_check_interval=40", "keep=all"]
+STEPS = 80
+LONGER = [f"trainer.max_steps={STEPS}", "trainer.val_check_interval=20", "keep=all"]
 GRID = ["optimizer.lr=1e-3,3e-3,1e-2,3e-2", "model.d_model=4,6,8", "replicates=2", "workers=2", "strategy=grid"]
 DRAWN = ["optimizer.lr=tag(log,interval(1e-3,1e-1))", "model.d_model=int(interval(4,8))", "strategy=tpe", "trials=24"]
 
@@ -83,5 +84,5 @@ def test_killed_three_times_a_sweep_of_24_trials_ends_with_the_same_table(here, 
         log = (here / "killed" / row["run_dir"] / "train.log").read_text()
         steps = [int(step) for step in re.findall(r"continuing after step (\d+)", log)]
         # One that had all its steps may have had its results, too, and only the ledger did not know it yet.
-        expected = [step for step in done.get(row["name"], []) if step < 200]
-        assert [step for step in steps if step < 200] == expected, row["name"]
+        expected = [step for step in done.get(row["name"], []) if step < STEPS]
+        assert [step for step in steps if step < STEPS] == expected, row["name"]

@@ -203,8 +203,8 @@ class Run:
         )
         found = diagnose(points, facts)
         if results and (target := published.read(self.config.get("published"))) is not None:
-            steps = results["training"]["steps"]
-            found = replace(found, distances=target.distances(results["splits"], self.protocol, steps))
+            told = target.distances(results["splits"], self.protocol, results["training"])
+            found = replace(found, distances=told)
         runs = [self, *(Run(path, allow_targets=self._allow_targets) for path in fractions)]
         return found.with_more_text(*zip(*(run._size_and_loss() for run in runs), strict=True)) if fractions else found
 

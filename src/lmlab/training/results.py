@@ -58,7 +58,7 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
         results["floors_protocol"] = floors_protocol(plan.protocol).as_dict()
     if not pruned:
         target = published.read(plain(plan.config).get("published"))
-        told = target.distances(results["splits"], plan.protocol, training["steps"]) if target else []
+        told = target.distances(results["splits"], plan.protocol, training) if target else []
         if plan.batching is not None:
             found = replace(diagnosed(plan, directory, results), distances=told)
             results["diagnosis"] = found.as_dict()

@@ -217,6 +217,16 @@ def short_name(node: Mapping) -> str:
     return word.lower().removesuffix("lm").removesuffix("head")
 
 
+def short_setting(key: str, value: Any) -> str:
+    """A setting in a word, for names: lr=0.01 of optimizer.lr=0.01."""
+    return f"{key.lstrip('+~').rpartition('.')[2]}={value}"
+
+
+def directory_name(words: Iterable[str]) -> str:
+    """Words as the name of a directory; what a shell or a file system takes for something else is a dash."""
+    return re.sub(r"[^\w.,=+-]+", "-", "_".join(words))
+
+
 def check_targets(node: Any, allow_targets: Iterable[str] = ()) -> None:
     """Refuse a stored node that names anything but the exact targets on the allow-list.
 

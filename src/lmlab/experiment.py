@@ -5,7 +5,6 @@ Lightning takes seconds to import, so it waits inside `train`.
 
 import functools
 import logging
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +21,12 @@ from lmlab.config import (
     cache_dir,
     check_targets,
     conf_dir,
+    directory_name,
     literal,
     parse_count,
     plain,
     short_name,
+    short_setting,
     targets,
     with_budget,
 )
@@ -366,8 +367,8 @@ def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) ->
 def run_name(config: DictConfig, swept: Mapping[str, str]) -> str:
     """corpus_tokenizer_model_seed, from the options' class names; then what else tells it from a sweep's other runs."""
     names = [short_name(config[group]) for group in ("corpus", "tokenizer", "model")]
-    more = [f"{key.rpartition('.')[2]}={value}" for key, value in swept.items() if key != "seed" and value not in names]
-    return re.sub(r"[^\w.,=+-]+", "-", "_".join([*names, f"seed{config.seed}", *more]))
+    more = [short_setting(key, value) for key, value in swept.items() if key != "seed" and value not in names]
+    return directory_name([*names, f"seed{config.seed}", *more])
 
 
 def range_test(stored: Mapping[str, Any], steps: int, allow_targets: Iterable[str]) -> dict[str, Any]:

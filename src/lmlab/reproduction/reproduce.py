@@ -1,14 +1,13 @@
 """A recipe beside its published number: trained, measured under the number's protocol, compared, kept as JSON."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from lmlab.config import BUDGETS, asked, cache_dir, differences, plain, treatment, with_budget
+from lmlab.config import BUDGETS, asked, cache_dir, differences, directory_name, plain, treatment, with_budget
 from lmlab.decisions import choose_device
 from lmlab.evaluation.published import Figure, Published, read, same_protocol
 from lmlab.experiment import train
@@ -39,7 +38,7 @@ def directory(root: str | os.PathLike, name: str, recipe: DictConfig, config: Di
     changed, budgets = departures(recipe, config)
     other = {k: now for k, (_, now) in (changed | budgets).items() if k != "trainer.max_time"}
     words = [name, *(f"{key}={value}" for key, value in other.items())]
-    stem = re.sub(r"[^\w.,=+-]+", "-", "_".join(words))
+    stem = directory_name(words)
     return Path(root) / (stem if len(stem) <= LONGEST_NAME else f"{name}_{treatment(other)}")
 
 

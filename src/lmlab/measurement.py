@@ -56,7 +56,7 @@ def measure(
     mix: another run over the same tokens, and the protocol that it reads them under.
     """
     plain = scored(run, place, protocol)
-    size = place.batch_size or run.config["validation"]["batch_size"]
+    size = place.batch_size or run.batch_size
     rows = partial(_tuning_rows, run, protocol, place)
     adapted = adapt(wanted, run.model, protocol, rows, run.device, size) if _asks(wanted) else None
     found, parts = plain, {}
@@ -80,7 +80,7 @@ def _tuning_rows(run: "Run", protocol: Protocol, place: Place, split: str, token
     how = replace(protocol, limit_tokens=None)
     if split == "train":
         part, how = part.tail(tokens), replace(how, lanes=16)
-    size = place.batch_size or run.config["validation"]["batch_size"]
+    size = place.batch_size or run.batch_size
     more = {} if width is None else {"chunk": width}
     return batches(part, how, run.tokenizer.start_id, size, limit_tokens=tokens, **more)
 
@@ -99,7 +99,7 @@ def scored(
     if limit_tokens is None and (found := stored(run, place, about)) is not None:
         return Measured(recorded, found.likelihood(), found, {})
     part = run.part(place.split, place.corpus, protocol)
-    size = place.batch_size or run.config["validation"]["batch_size"]
+    size = place.batch_size or run.batch_size
     read = partial(_pass, run, part, protocol, size)
     if adapted is None or adapted.samples is None:
         keeper, likelihood = read(adapted)

@@ -123,6 +123,11 @@ class Run:
         return model.to(self.device).eval()
 
     @property
+    def batch_size(self) -> int:
+        """Lanes or texts that are measured at once where no other number is asked for: that of its validation."""
+        return self.config["validation"]["batch_size"]
+
+    @property
     def protocol(self) -> "Protocol":
         from lmlab.evaluation.protocol import Protocol
 
@@ -137,30 +142,21 @@ class Run:
         from lmlab.data.store import DamagedStore, Store, prepare
 
         cache = cache_dir(self.config.get("cache_dir"))
-        decided = self.config["decided"]
         if corpus is None:
             try:
                 # The name alone: a stranger's config leads nowhere else.
-                return Store(cache / "stores" / Path(decided["store"]).name)
+                return Store(cache / "stores" / Path(self.config["decided"]["store"]).name)
             except (FileNotFoundError, DamagedStore):
                 log.info("the run's token store is not in %s; it is made again", cache)
-        text = instantiate(self.config["corpus"] if corpus is None else corpus)
-        if corpus is None and text.fingerprint() != decided["fingerprint"]:
-            raise ValueError(
-                f"the text that {self.path} was trained on has changed; give the text: corpus=files corpus.test=PATH"
-            )
+        text = self.own_corpus() if corpus is None else self.corpus(corpus)
         # Keyed by the tokenizer's own content: another run's tokenizer of the same recipe may differ.
         recipe = {"tokenizer": self.tokenizer.to_json()}
         return prepare(text, lambda documents: self.tokenizer, recipe, cache, progress=False)
 
     def text(self) -> tuple[Any, Any]:
         """The run's corpus, and what trains a tokenizer as its own was: None where that came from elsewhere."""
-        corpus = instantiate(self.config["corpus"])
-        fingerprint = self.config["decided"]["fingerprint"]
-        if corpus.fingerprint() != fingerprint:
-            raise ValueError(f"the text that {self.path} was trained on has changed; put it back")
         elsewhere = self.config.get("init_from") or "source" in self.config["tokenizer"]
-        return corpus, None if elsewhere else instantiate(self.config["tokenizer"])
+        return self.own_corpus(), None if elsewhere else instantiate(self.config["tokenizer"])
 
     def audit(self, quick: bool = False, passages: int = 3) -> list[Any]:
         """Whether its numbers can be trusted: `lmlab.evaluation.audit`'s checks. passages: shown of each kind."""
@@ -219,6 +215,16 @@ class Run:
         """The run's own text, or another one, to be read again."""
         return instantiate(self.config["corpus"] if corpus is None else corpus)
 
+    def own_corpus(self) -> Any:
+        """The text that it was trained on. Raises ValueError where that has changed since."""
+        own = self.corpus()
+        if own.fingerprint() != self.config["decided"]["fingerprint"]:
+            raise ValueError(
+                f"the text that {self.path} was trained on has changed; put it back, "
+                "or measure another: lmlab evaluate corpus=files corpus.test=PATH"
+            )
+        return own
+
     def part(self, split: str, corpus: Mapping[str, Any] | None, protocol: "Protocol") -> Any:
         """A split of the run's text or of another corpus, with what the protocol charges for its <unk>."""
         from lmlab.evaluation.spelling import charged
@@ -246,8 +252,8 @@ class Run:
         from lmlab.evaluation.protocol import batches
 
         protocol = protocol or self.protocol
-        batch_size = batch_size or self.config["validation"]["batch_size"]
-        rows = batches(self.part(split, corpus, protocol), protocol, self.tokenizer.start_id, batch_size)
+        part = self.part(split, corpus, protocol)
+        rows = batches(part, protocol, self.tokenizer.start_id, batch_size or self.batch_size)
         return evaluate(self.model, rows, protocol.precision, self.device)
 
     def score(self, text: str, **options: Any) -> Any:

@@ -26,7 +26,7 @@ N_SAMPLES = 3
 
 
 def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, Any]:
-    """Measure the best checkpoint on the whole of val and, once, on test; write results.json and HPARAMS."""
+    """Measure the best checkpoint on the whole of val and, once, on test; write HPARAMS and results.json."""
     checkpoint = read(directory.best)
     plan.model.load_state_dict(weights(checkpoint))
     device = plan.decided["device"]
@@ -66,12 +66,13 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
         for line in told:
             log.info("%s", line)
     results["samples"] = [] if pruned else samples(plan)
-    directory.write_json("results.json", results)
     if plan.config.get("logger") and short_name(plan.config.logger) == "tensorboard":
         from lmlab.training.loggers import write_hparams
 
         shown, step = hyper_parameters(plan), training["steps"]
         write_hparams(directory.path, shown, final_metrics(results), step, group_name(directory.asked()))
+    # At last: with it a run is finished, and nothing is made up for any more.
+    directory.write_json("results.json", results)
     return results
 
 

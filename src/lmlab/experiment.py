@@ -356,7 +356,9 @@ def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) ->
         directory.write_json("environment.json", environment(planned.decided["device"]))
     with log_to(directory.path / "train.log"):
         training = fit_counts(planned, directory) if counts else fit(planned, directory, checkpoint)
-        # Only now: a larger budget that failed to start must not have replaced the record.
+        # Only now: a larger budget that failed to start must not have replaced the record. Results go first: beside the
+        # larger budget, those of the smaller one would be a finished run's.
+        (directory.path / "results.json").unlink(missing_ok=True)
         directory.write_yaml("asked.yaml", what)
         from lmlab.training.results import summarise
 

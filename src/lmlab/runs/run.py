@@ -15,7 +15,7 @@ from torch import nn
 from lmlab.config import cache_dir, check_targets, conf_dir, plain
 from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
-from lmlab.run_directory import RunDirectory
+from lmlab.run_directory import RunDirectory, check_tokenizer
 from lmlab.tokenizers import load as load_tokenizer
 
 if TYPE_CHECKING:
@@ -75,15 +75,15 @@ class Run:
     @cached_property
     def tokenizer(self) -> Any:
         """The run's own. Where its file is damaged or gone it is made again from the cache, whose store has a copy."""
-        path = self.directory.tokenizer
+        path, decided = self.directory.tokenizer, self.config["decided"]
         try:
             found = load_tokenizer(path)
         except (ValueError, FileNotFoundError) as error:
             # The name alone: a stranger's config leads nowhere else.
-            store = cache_dir(self.config.get("cache_dir")) / "stores" / Path(self.config["decided"]["store"]).name
+            store = cache_dir(self.config.get("cache_dir")) / "stores" / Path(decided["store"]).name
             try:
                 found = load_tokenizer(store / path.name)
-                self.directory.check_tokenizer(store / path.name)
+                check_tokenizer(store / path.name, decided)
             except (ValueError, FileNotFoundError):
                 raise ValueError(
                     f"{path} is damaged or missing, and {store} has no copy: bring it again from where the run came, "
@@ -92,7 +92,7 @@ class Run:
             found.save(path)
             log.warning("%s was damaged or missing; it is made again from %s", path, store)
         # One that is whole and not the run's own may be somebody's only copy: it is not replaced.
-        self.directory.check_tokenizer(path)
+        check_tokenizer(path, decided)
         return found
 
     @cached_property

@@ -104,7 +104,7 @@ def scored(
     if adapted is None or adapted.samples is None:
         keeper, likelihood = read(adapted)
     else:
-        keeper, likelihood = _averaged(read, adapted, run.model), None
+        keeper, likelihood = _averaged(read, adapted), None
     counts = np.bincount(run.store().split("train").ids, minlength=run.tokenizer.vocab_size)
     about |= {"unknown": unknown(part, run.tokenizer.unk_id, protocol)}
     scores = keeper.scores(counts, about)
@@ -123,7 +123,7 @@ def _pass(
         return keeper, evaluate(run.model, rows, protocol.precision, run.device, **how)
 
 
-def _averaged(read: Any, adapted: Adaptation, model: torch.nn.Module) -> Keeper:
+def _averaged(read: Any, adapted: Adaptation) -> Keeper:
     """The mean of each token's probability over networks thinned by dropout (Gal and Ghahramani 2016)."""
     keeper, total = None, None
     with torch.random.fork_rng():

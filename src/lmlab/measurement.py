@@ -254,14 +254,12 @@ def compared(
 
 
 def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
-    """The unigram and the 5-gram on the same tokens, under the same charges."""
+    """The unigram and the 5-gram on the same tokens, under the same charges; none on text that is not the run's own."""
     from lmlab.evaluation.floors import floors
 
-    store = run.store()
-    part = run.part(place.split, place.corpus, protocol)
     if place.corpus is not None:
         return {}
-    told = floors(store, {place.split: part}, protocol)
+    told = floors(run.store(), {place.split: run.part(place.split, None, protocol)}, protocol)
     return {name: splits[place.split] for name, splits in told.items()}
 
 

@@ -251,6 +251,11 @@ def suggest(key: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def as_yaml(value: Any) -> str:
+    """A number, a word, a truth value or nothing, as it is written in YAML and on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def parse_count(value: int | str | None, name: str) -> int | None:
     """5_000_000 from 5M, 650k or 1.5e6."""
     if value is None or isinstance(value, int):

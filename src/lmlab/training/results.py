@@ -71,7 +71,7 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
 
         shown, step = hyper_parameters(plan), training["steps"]
         write_hparams(directory.path, shown, final_metrics(results), step, group_name(directory.asked()))
-    # At last: with it a run is finished, and nothing is made up for any more.
+    # Last: a run that has it counts as finished, and the same command writes nothing more.
     directory.write_json("results.json", results)
     return results
 

@@ -67,7 +67,7 @@ HEAVY = {
     "matplotlib": ("plots.py",),
     "datasets": ("data/corpora/hf.py",),
     "rich": ("cli/", "data/progress.py", "scoring/display.py", "training/progress.py", "sweeps/live.py"),
-    "tensorboard": ("training/",),
+    "tensorboard": ("training/", "cli/board.py"),
     "optuna": ("sweeps/", "report/importance.py"),
     "sklearn": ("report/importance.py",),
 }

@@ -9,11 +9,13 @@ from lmlab.config import (
     check_targets,
     compose,
     differences,
+    directory_name,
     flatten,
     identity,
     literal,
     parse_count,
     plain,
+    short_setting,
     suggest,
     targets,
 )
@@ -74,6 +76,12 @@ def test_differences_name_dotted_keys():
 def test_every_target_of_a_node_is_found():
     node = {"_target_": "a", "x": [{"_target_": "b"}, {"y": {"_target_": "c"}}]}
     assert sorted(targets(node)) == ["a", "b", "c"]
+
+
+def test_a_setting_is_short_in_a_name_and_a_name_has_nothing_that_a_shell_reads():
+    assert short_setting("optimizer.lr", "0.01") == short_setting("+lr", 0.01) == "lr=0.01"
+    assert short_setting("~callbacks.samples", "") == "samples="
+    assert directory_name(["demo", "by=a/b", "points=[1, 2]", "é=1e-3"]) == "demo_by=a-b_points=-1,-2-_é=1e-3"
 
 
 def test_only_exact_names_are_allowed():

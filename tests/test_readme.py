@@ -75,7 +75,7 @@ def run(command: str, monkeypatch) -> int:
         words += ["block_bytes=20"]
     with monkeypatch.context() as patched:
         if words[1:2] == ["board"]:
-            patched.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+            patched.setattr("lmlab.cli.board.serve", lambda root, port: 0)
         return cli.main(words[1:])
 
 

@@ -14,6 +14,15 @@ def test_a_batch_moves_but_for_what_the_processor_decides_by():
     assert moved.reset.tolist() == [True, False]
 
 
+def test_all_targets_count_where_there_is_no_mask():
+    tokens = torch.zeros(2, 3, dtype=torch.long)
+    assert Batch(tokens, tokens).counted.all()
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    for batch in (Batch(tokens, tokens), Batch(tokens, tokens, mask)):
+        assert int(batch.counted.sum()) == batch.n_targets
+    assert Batch(tokens, tokens, mask).counted is mask
+
+
 def test_rows_are_reset_on_whichever_device_their_state_is():
     (there,) = reset((torch.ones(2, 3, device="meta"),), torch.tensor([True, False]))
     assert (there.device.type, there.shape) == ("meta", (2, 3))

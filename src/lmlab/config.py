@@ -217,6 +217,16 @@ def short_name(node: Mapping) -> str:
     return word.lower().removesuffix("lm").removesuffix("head")
 
 
+def short_setting(key: str, value: Any) -> str:
+    """A setting in a word, for names: lr=0.01 of optimizer.lr=0.01."""
+    return f"{key.lstrip('+~').rpartition('.')[2]}={value}"
+
+
+def directory_name(words: Iterable[str]) -> str:
+    """Words as the name of a directory; what a shell or a file system takes for something else is a dash."""
+    return re.sub(r"[^\w.,=+-]+", "-", "_".join(words))
+
+
 def check_targets(node: Any, allow_targets: Iterable[str] = ()) -> None:
     """Refuse a stored node that names anything but the exact targets on the allow-list.
 
@@ -239,6 +249,11 @@ def suggest(key: str, known: Iterable[str]) -> str:
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [k for k in known if difflib.get_close_matches(leaf, [k.rpartition(".")[2]], cutoff=0.8)][:1]
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def as_yaml(value: Any) -> str:
+    """A number, a word, a truth value or nothing, as it is written in YAML and on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def parse_count(value: int | str | None, name: str) -> int | None:

@@ -5,7 +5,6 @@ Lightning takes seconds to import, so it waits inside `train`.
 
 import functools
 import logging
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +21,12 @@ from lmlab.config import (
     cache_dir,
     check_targets,
     conf_dir,
+    directory_name,
     literal,
     parse_count,
     plain,
     short_name,
+    short_setting,
     targets,
     with_budget,
 )
@@ -46,7 +47,7 @@ from lmlab.decisions import (
 from lmlab.errors import TrainingFailed
 from lmlab.evaluation import published
 from lmlab.hardware import Machine, multiplies_bf16, threads
-from lmlab.initial import read_initial
+from lmlab.initial import Initial, read_initial
 from lmlab.instantiate import find, instantiate
 from lmlab.schema import check_keys, check_known, check_node
 from lmlab.sizes import count_parameters, flops_per_token, missed_size, solve_width
@@ -124,15 +125,32 @@ def token_counts(store: Store) -> torch.Tensor:
 def plan(config: DictConfig) -> Plan:
     """Text, model, batches and schedule for a training config; no trainer yet."""
     config = with_budget(config)
-    initial = None
-    if config.init_from:
-        initial = read_initial(str(config.init_from), config.allow_targets)
+    initial = read_initial(str(config.init_from), config.allow_targets) if config.init_from else None
+    if initial is not None:
         # Weights mean something under their own tokenizer only.
         config.model, config.tokenizer = OmegaConf.create(initial.node), OmegaConf.create(initial.tokenizer)
         log.info("model and tokenizer as in %s", config.init_from)
     store = build_store(config)
-    start_id, vocab_size = store.tokenizer.start_id, store.tokenizer.vocab_size
-    counts = token_counts(store)
+    model, missed = _sized_model(config, store, initial)
+    decided: dict[str, Any] = {
+        "vocab_size": store.tokenizer.vocab_size,
+        "start_id": store.tokenizer.start_id,
+        "store": store.path.name,
+        "tokenizer": xxhash.xxh3_64_hexdigest(store.tokenizer.to_json().encode()),
+        "fingerprint": store.fingerprint,
+        "n_params": count_parameters(model),
+        "device": choose_device(config.trainer.accelerator),
+    }
+    if hasattr(model, "fit"):
+        protocol = instantiate(config.evaluation)(model=model)
+        decided["protocol"] = protocol.as_dict()
+        return Plan(config, store, model, None, protocol, 0, None, decided)
+    return _trained_plan(config, store, model, decided, {"n_params": missed})
+
+
+def _sized_model(config: DictConfig, store: Store, initial: Initial | None) -> tuple[nn.Module, str | None]:
+    """The model, and what is said where it misses the `n_params` asked for; a solved width enters the config."""
+    vocab_size, counts = store.tokenizer.vocab_size, token_counts(store)
     wanted = parse_count(config.get("n_params"), "n_params")
     if wanted is not None and initial is not None:
         raise ValueError(f"n_params={config.n_params} with init_from={config.init_from}: the weights fix the size")
@@ -142,25 +160,15 @@ def plan(config: DictConfig) -> Plan:
     model = build_model(config.model, vocab_size, counts)
     if initial is not None:
         model.load_state_dict(initial.weights)
+    return model, None if wanted is None else missed_size(wanted, count_parameters(model), config.model.d_model)
 
-    device = choose_device(config.trainer.accelerator)
-    decided: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "start_id": start_id,
-        "store": store.path.name,
-        "tokenizer": xxhash.xxh3_64_hexdigest(store.tokenizer.to_json().encode()),
-        "fingerprint": store.fingerprint,
-        "n_params": count_parameters(model),
-        "device": device,
-    }
-    missed = None if wanted is None else missed_size(wanted, decided["n_params"], config.model.d_model)
-    if hasattr(model, "fit"):
-        protocol = instantiate(config.evaluation)(model=model)
-        decided["protocol"] = protocol.as_dict()
-        return Plan(config, store, model, None, protocol, 0, None, decided)
 
+def _trained_plan(
+    config: DictConfig, store: Store, model: nn.Module, decided: dict[str, Any], reasons: dict[str, str | None]
+) -> Plan:
+    """The plan of a model that takes steps. decided, reasons: of what is known by now."""
     batching = instantiate(config.batching)(
-        split=train_part(store, config.train_share), start_id=start_id, seed=config.seed
+        split=train_part(store, config.train_share), start_id=decided["start_id"], seed=config.seed
     )
     check_pairing(model, batching)
     if "val" not in store.splits or not len(store.split("val")):
@@ -171,8 +179,7 @@ def plan(config: DictConfig) -> Plan:
     # Built only to be refused before there is a directory: training builds its own.
     optim.build(instantiate(config.optimizer), config.training.decay, model)
     protocol = instantiate(config.evaluation)(model=model, **trained_context(config, model, batching))
-    decided["protocol"] = protocol.as_dict()
-    devices = count_ranks(config.trainer.devices, device)
+    devices = count_ranks(config.trainer.devices, decided["device"])
     if batching.batch_size % devices:
         raise ValueError(
             f"batching.batch_size={batching.batch_size} must be a multiple of devices={devices}: it is global, and "
@@ -184,17 +191,17 @@ def plan(config: DictConfig) -> Plan:
         batching = RepeatedBatch(batching)
     steps = total_steps(config, batching)
     schedule = build_schedule(config.schedule, steps, batching.steps_per_epoch)
-    chosen, reasons = choose_speed(config, model, batching, steps, device, devices)
+    chosen, why = choose_speed(config, model, batching, steps, decided["device"], devices)
+    check_precision(chosen["precision"], devices)
     decided |= {
+        "protocol": protocol.as_dict(),
         "devices": devices,
         **chosen,
         "total_steps": steps,
         "steps_per_epoch": batching.steps_per_epoch,
         "val_check_interval": check_interval(config.trainer.val_check_interval, steps, batching.steps_per_epoch),
     }
-    check_precision(decided["precision"], devices)
-    reasons = {"n_params": missed, **reasons}
-    return Plan(config, store, model, batching, protocol, steps, schedule, decided, reasons)
+    return Plan(config, store, model, batching, protocol, steps, schedule, decided, reasons | why)
 
 
 def train_part(store: Store, share: float) -> Any:
@@ -355,7 +362,9 @@ def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) ->
         directory.write_json("environment.json", environment(planned.decided["device"]))
     with log_to(directory.path / "train.log"):
         training = fit_counts(planned, directory) if counts else fit(planned, directory, checkpoint)
-        # Only now: a larger budget that failed to start must not have replaced the record.
+        # Only now: a larger budget that failed to start must not have replaced the record. Results go first: beside the
+        # larger budget, those of the smaller one would be a finished run's.
+        (directory.path / "results.json").unlink(missing_ok=True)
         directory.write_yaml("asked.yaml", what)
         from lmlab.training.results import summarise
 
@@ -366,8 +375,8 @@ def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) ->
 def run_name(config: DictConfig, swept: Mapping[str, str]) -> str:
     """corpus_tokenizer_model_seed, from the options' class names; then what else tells it from a sweep's other runs."""
     names = [short_name(config[group]) for group in ("corpus", "tokenizer", "model")]
-    more = [f"{key.rpartition('.')[2]}={value}" for key, value in swept.items() if key != "seed" and value not in names]
-    return re.sub(r"[^\w.,=+-]+", "-", "_".join([*names, f"seed{config.seed}", *more]))
+    more = [short_setting(key, value) for key, value in swept.items() if key != "seed" and value not in names]
+    return directory_name([*names, f"seed{config.seed}", *more])
 
 
 def range_test(stored: Mapping[str, Any], steps: int, allow_targets: Iterable[str]) -> dict[str, Any]:

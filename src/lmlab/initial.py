@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lmlab.config import check_targets, literal
-from lmlab.run_directory import RunDirectory
+from lmlab.run_directory import RunDirectory, check_tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ def _from_run(path: str, allow_targets: Iterable[str]) -> Initial:
     from lmlab.training.checkpoints import read, weights
 
     directory = RunDirectory(path)
-    node = directory.config()["model"]
+    config = directory.config()
+    node = config["model"]
     check_targets(node, allow_targets)
     if directory.tokenizer.is_file():
-        directory.check_tokenizer(directory.tokenizer)
+        check_tokenizer(directory.tokenizer, config["decided"])
     return Initial(literal(node), weights(read(directory.best)), _pretrained(directory.tokenizer))
 
 

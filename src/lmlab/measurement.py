@@ -56,7 +56,7 @@ def measure(
     mix: another run over the same tokens, and the protocol that it reads them under.
     """
     plain = scored(run, place, protocol)
-    size = place.batch_size or run.config["validation"]["batch_size"]
+    size = place.batch_size or run.batch_size
     rows = partial(_tuning_rows, run, protocol, place)
     adapted = adapt(wanted, run.model, protocol, rows, run.device, size) if _asks(wanted) else None
     found, parts = plain, {}
@@ -80,7 +80,7 @@ def _tuning_rows(run: "Run", protocol: Protocol, place: Place, split: str, token
     how = replace(protocol, limit_tokens=None)
     if split == "train":
         part, how = part.tail(tokens), replace(how, lanes=16)
-    size = place.batch_size or run.config["validation"]["batch_size"]
+    size = place.batch_size or run.batch_size
     more = {} if width is None else {"chunk": width}
     return batches(part, how, run.tokenizer.start_id, size, limit_tokens=tokens, **more)
 
@@ -99,12 +99,12 @@ def scored(
     if limit_tokens is None and (found := stored(run, place, about)) is not None:
         return Measured(recorded, found.likelihood(), found, {})
     part = run.part(place.split, place.corpus, protocol)
-    size = place.batch_size or run.config["validation"]["batch_size"]
+    size = place.batch_size or run.batch_size
     read = partial(_pass, run, part, protocol, size)
     if adapted is None or adapted.samples is None:
         keeper, likelihood = read(adapted)
     else:
-        keeper, likelihood = _averaged(read, adapted, run.model), None
+        keeper, likelihood = _averaged(read, adapted), None
     counts = np.bincount(run.store().split("train").ids, minlength=run.tokenizer.vocab_size)
     about |= {"unknown": unknown(part, run.tokenizer.unk_id, protocol)}
     scores = keeper.scores(counts, about)
@@ -123,7 +123,7 @@ def _pass(
         return keeper, evaluate(run.model, rows, protocol.precision, run.device, **how)
 
 
-def _averaged(read: Any, adapted: Adaptation, model: torch.nn.Module) -> Keeper:
+def _averaged(read: Any, adapted: Adaptation) -> Keeper:
     """The mean of each token's probability over networks thinned by dropout (Gal and Ghahramani 2016)."""
     keeper, total = None, None
     with torch.random.fork_rng():
@@ -254,14 +254,12 @@ def compared(
 
 
 def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
-    """The unigram and the 5-gram on the same tokens, under the same charges."""
+    """The unigram and the 5-gram on the same tokens, under the same charges; none on text that is not the run's own."""
     from lmlab.evaluation.floors import floors
 
-    store = run.store()
-    part = run.part(place.split, place.corpus, protocol)
     if place.corpus is not None:
         return {}
-    told = floors(store, {place.split: part}, protocol)
+    told = floors(run.store(), {place.split: run.part(place.split, None, protocol)}, protocol)
     return {name: splits[place.split] for name, splits in told.items()}
 
 

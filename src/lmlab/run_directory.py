@@ -213,19 +213,20 @@ class RunDirectory:
                 f"run_dir={self.path} is being trained by another process; wait for it or name another"
             ) from error
 
-    def check_tokenizer(self, path: Path) -> None:
-        """Raises ValueError where the file is not the tokenizer that the run was trained with."""
-        known = self.config()["decided"].get("tokenizer")
-        if known is not None and xxhash.xxh3_64_hexdigest(path.read_bytes()) != known:
-            raise ValueError(
-                f"{path} is not what this run was trained with (its checksum differs): put the run's own "
-                "tokenizer.json back; the token store has a copy"
-            )
-
     def release(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def check_tokenizer(path: Path, decided: Mapping[str, Any]) -> None:
+    """Raises ValueError where the file is not a run's own tokenizer. decided: of the run's config.yaml."""
+    known = decided.get("tokenizer")
+    if known is not None and xxhash.xxh3_64_hexdigest(path.read_bytes()) != known:
+        raise ValueError(
+            f"{path} is not what this run was trained with (its checksum differs): put the run's own "
+            "tokenizer.json back; the token store has a copy"
+        )
 
 
 def read_yaml(text: str) -> Any:

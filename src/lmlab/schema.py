@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lmlab.config import parse_count, suggest
+from lmlab.config import as_yaml, parse_count, suggest
 from lmlab.instantiate import WORDS, find
 
 # The verbs' own keys. The same key means the same in every verb.
@@ -161,7 +161,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     for key, choices in CHOICES.items():
         found, value = _lookup(config, key)
         if found and str(value) not in choices:
-            raise ValueError(f"{key}={_shown(value)} must be one of {', '.join(choices).lower()}")
+            raise ValueError(f"{key}={as_yaml(value)} must be one of {', '.join(choices).lower()}")
     for key, least in LEAST.items():
         found, value = _lookup(config, key)
         if found and isinstance(value, int | float) and value < least:
@@ -245,7 +245,7 @@ def check_value(key: str, value: Any, annotation: Any) -> None:
             NAMES[k] for k in (int, float, bool, str, type(None)) if k in kinds and not (k is int and float in kinds)
         ]
         names += ["a list, key=[a,b]"] if Sequence in kinds else []
-        raise ValueError(f"{key}={_shown(value)} must be {' or '.join(names)}")
+        raise ValueError(f"{key}={as_yaml(value)} must be {' or '.join(names)}")
 
 
 def _kinds(annotation: Any) -> Iterable[Any]:
@@ -269,8 +269,3 @@ def _lookup(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:
             return False, None
         node = node[part]
     return True, node
-
-
-def _shown(value: Any) -> str:
-    """As it is written in YAML."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -16,7 +16,10 @@ class Broken(ValueError):
 
 
 def seal(text: str) -> str:
-    """The text with its checksum. text: YAML, or a JSON object that is indented and not empty."""
+    """The text with its checksum. text: YAML, or an indented JSON object.
+
+    An empty object has no entry to put it before: it gets YAML's comment, which `unseal` reads and JSON has not.
+    """
     if not text.startswith("{\n "):
         return f"# checksum: {digest(text)}\n{text}"
     rest = text[1:]

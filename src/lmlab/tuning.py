@@ -11,7 +11,7 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from lmlab.config import cache_dir
+from lmlab.config import as_yaml, cache_dir
 from lmlab.decisions import find_compiler
 from lmlab.experiment import Plan, plan, weights_may_be_held_twice
 from lmlab.hardware import Machine, multiplies_bf16, threads
@@ -150,7 +150,7 @@ class Tuner:
             trial = attempt(planned, 1000, self.slice, warm_up=2, precision=setting.precision, compile=setting.compile)
         self.trials.setdefault(setting, []).append(trial)
         tokens = planned.batching.tokens_per_step / trial.median
-        told = ", ".join(f"{key}={_shown(value)}" for key, value in setting.overrides(with_batch_size=True).items())
+        told = ", ".join(f"{key}={as_yaml(value)}" for key, value in setting.overrides(with_batch_size=True).items())
         log.info("%s: %s", told, trial.fault or f"{1000 * trial.median:,.1f} ms a step, {tokens:,.0f} tokens/s")
 
     def _plan(self, batch_size: int) -> Plan:
@@ -197,8 +197,4 @@ def write(path: Path, setting: Setting, with_batch_size: bool, about: str) -> No
 
 def as_words(setting: Setting, with_batch_size: bool) -> str:
     """key=value, as they are typed."""
-    return " ".join(f"{key}={_shown(value)}" for key, value in setting.overrides(with_batch_size).items())
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return " ".join(f"{key}={as_yaml(value)}" for key, value in setting.overrides(with_batch_size).items())

@@ -94,6 +94,11 @@ class Batch:
         return self._map(lambda t: t[start:stop], "inputs", "targets", "mask", "reset", "counts", "starts", "charges")
 
     @property
+    def counted(self) -> Mask:
+        """Which targets count: the mask, also where it is None."""
+        return torch.ones_like(self.targets, dtype=torch.bool) if self.mask is None else self.mask
+
+    @property
     def n_targets(self) -> int:
         """Targets that count, in all rows."""
         return self.targets.numel() if self.mask is None else int(self.mask.sum())

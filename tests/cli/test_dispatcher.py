@@ -1,6 +1,8 @@
 """`lmlab` itself: verbs found, text kept exactly, and errors as one line with an exit status."""
 
 import ast
+import io
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from lmlab import __version__, cli
 from lmlab.cli import VERBS, main, quote
+from lmlab.cli.command import show_log
 
 # Every character that Hydra's or OmegaConf's grammar knows, and any other but lone surrogates and NUL, which no
 # command line can hold.
@@ -160,6 +163,14 @@ def test_the_exit_status_tells_whose_fault_it_is(monkeypatch, capsys):
         told = capsys.readouterr().err
         assert ("please report" in told) == (status == 1)
         assert status == 1 or told.count("\n") == 1
+
+
+def test_the_log_goes_once_to_what_is_standard_error_by_then(monkeypatch):
+    for _ in range(2):
+        show_log()
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        logging.getLogger("lmlab").info("a line")
+        assert sys.stderr.getvalue() == "a line\n"
 
 
 def test_no_function_of_the_dispatcher_is_named_as_a_verb():

@@ -217,7 +217,7 @@ def test_a_checkpoint_that_is_gone_is_told_with_what_there_is(trained, tmp_path,
     assert "train the same again under another run_dir" in refused(capsys, *call)
 
 
-# prepare, runs, board
+# prepare, runs
 
 
 def test_prepare_reports_and_the_cache_is_listed_and_pruned(text_file, tmp_path, capsys):
@@ -261,19 +261,6 @@ def test_prune_says_before_it_does(trained, tmp_path, capsys):
     call(capsys, "runs", "prune", f"root={tmp_path}", "yes=true")
     assert not last.exists()
     call(capsys, "evaluate", f"run_dir={tmp_path / 'run'}")
-
-
-def test_the_board_is_for_this_machine_only(trained, monkeypatch, capsys):
-    import subprocess
-
-    called = []
-    done = subprocess.CompletedProcess([], 0)
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: called.append(command) or done)
-    call(capsys, "board", f"root={trained['lstm']}", "port=6106")
-    (command,) = called
-    assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert command[command.index("--logdir") + 1] == str(trained["lstm"])
-    assert command[command.index("--port") + 1] == "6106"
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,30 @@ def test_verify_reads_large_files_too(tmp_path, monkeypatch):
         Store(store.path).verify()
 
 
+def test_a_moved_store_that_is_read_only_is_read_once_a_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmlab.data.store.CHECK_UP_TO", 0)
+    store, read = prepare(Texts(train=POEMS), byte, {}, tmp_path, progress=False), []
+    for file in store.path.iterdir():
+        os.utime(file, (1, 1))
+
+    def refused(*_, **__):
+        raise PermissionError
+
+    def checksum(file):
+        read.append(file.name)
+        return columns.checksum(file)
+
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr("lmlab.data.store.checksum", checksum)
+    Store(store.path)
+    assert "train.ids" in read
+    read.clear()
+    Store(store.path)
+    assert "train.ids" not in read
+    store.verify()
+    assert "train.ids" in read, "asked for, it is read again"
+
+
 def leftovers(folder):
     return [path.name for path in (folder / "stores").iterdir() if not path.name.endswith(".lock")]
 

@@ -16,6 +16,7 @@ NODE = {
     "steps": 400,
     "cost": "a day",
 }
+WHOLE = {"stopped_because": "budget", "steps": 400}
 TEN_LANES = Protocol(VERSION, "carried", 10, None, None, "32", None)
 
 
@@ -69,16 +70,35 @@ def test_the_verdict_is_of_the_shown_digits(value, verdict):
 
 def test_a_distance_says_what_it_is_to_and_what_is_amiss():
     target = read(NODE)
-    whole = target.distances({"val": {"tokens": 100, "ppl": 93.0}}, TEN_LANES, 400)
+    whole = target.distances({"val": {"tokens": 100, "ppl": 93.0}}, TEN_LANES, WHOLE)
     assert whole == ["published val ppl 92.00 (a paper): 93.00, +1.00: missed"]
-    (line,) = target.distances({"val": {"tokens": 100, "ppl": 593.0}}, TEN_LANES, 40)
+    (line,) = target.distances({"val": {"tokens": 100, "ppl": 593.0}}, TEN_LANES, WHOLE | {"steps": 40})
     assert line.endswith("593.00, +501.00: not whole, 40 of 400 steps")
-    (line,) = target.distances({"val": {"tokens": 99, "ppl": 9.0}}, TEN_LANES, 400)
+    (line,) = target.distances({"val": {"tokens": 99, "ppl": 9.0}}, TEN_LANES, WHOLE)
     assert line.endswith("no distance, it is over 100 tokens, here are 99"), "a better number of other text is none"
-    (line,) = target.distances({"test": {"tokens": 120, "ppl": 87.2}}, TEN_LANES, 400)
+    (line,) = target.distances({"test": {"tokens": 120, "ppl": 87.2}}, TEN_LANES, WHOLE)
     assert "under another protocol" in line
-    own = read(NODE | {"ours": True}).distances({"val": {"tokens": 100, "ppl": 92.0}}, TEN_LANES, 400)
+    own = read(NODE | {"ours": True}).distances({"val": {"tokens": 100, "ppl": 92.0}}, TEN_LANES, WHOLE)
     assert own[0].startswith("own val ppl")
+
+
+def test_a_part_is_told_by_what_ended_it_its_budgets_or_else_its_steps():
+    target = read(NODE)
+    fewer, time = {"trainer.max_steps": [400, 40]}, {"trainer.max_time": [None, "00:01:00:00"]}
+    assert target.why_partial(WHOLE | {"steps": 396}) is None, "lengths are random: another seed takes a few steps less"
+    assert target.why_partial(WHOLE | {"steps": 395}) == "395 of 400 steps"
+    assert target.why_partial(WHOLE | {"steps": 40}, time) is None, "the recipe's budget, of another text"
+    assert target.why_partial(WHOLE | {"steps": 40}, fewer) == "trainer.max_steps=40 (the recipe: 400)"
+    for why in ("interrupted", "max_time"):
+        stopped = {"stopped_because": why, "steps": 399}
+        assert target.why_partial(stopped) == target.why_partial(stopped, time) == f"stopped by {why}"
+
+
+def test_what_early_stopping_ended_is_whole():
+    target, early = read(NODE), {"stopped_because": "early stopping", "steps": 40}
+    assert target.why_partial(early) is target.why_partial(early, {}) is None
+    (line,) = target.distances({"val": {"tokens": 100, "ppl": 92.1}}, TEN_LANES, early)
+    assert line.endswith("within tolerance")
 
 
 def test_a_protocol_is_the_numbers_where_it_says_the_same():

@@ -73,6 +73,18 @@ def test_a_larger_budget_continues_and_states_the_new_horizon(train, tmp_path, c
     assert RunDirectory(tmp_path / "run").asked()["trainer"]["max_steps"] == 14
 
 
+def test_a_larger_budget_that_was_killed_before_it_was_measured_is_measured(train, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    train("run", *SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr("lmlab.training.results.evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train("run", *SHORT, "trainer.max_steps=14")
+    assert train("run", *SHORT, "trainer.max_steps=14")["training"]["steps"] == 14
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [("trainer.max_steps=9", r"max_steps=9 is below the 10"), ("optimizer.lr=0.02", r"optimizer.lr: 0.01 .*0.02")],

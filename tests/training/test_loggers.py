@@ -84,6 +84,18 @@ def test_a_killed_run_has_one_curve_and_one_row_of_hparams(train, tmp_path, monk
     assert not (tmp_path / "run/hparams.yaml").exists()
 
 
+def test_a_run_killed_while_its_row_of_hparams_is_written_has_it_after_the_same_command(train, tmp_path, monkeypatch):
+    def dies(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lmlab.training.loggers.grouped", dies)
+        with pytest.raises(Killed):
+            train("run", *TINY, "logger=tensorboard")
+    train("run", *TINY, "logger=tensorboard")
+    assert metadata.SESSION_START_INFO_TAG in events(tmp_path / "run").PluginTagToContent("hparams")
+
+
 def test_replicates_are_one_trial_of_hparams(train, tmp_path):
     def trial(name: str, *overrides: str) -> str:
         train(name, *TINY, "logger=tensorboard", *overrides)

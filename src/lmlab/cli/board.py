@@ -1,8 +1,5 @@
 """lmlab board: TensorBoard, bound to this machine only."""
 
-import socket
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -18,32 +15,44 @@ PAGES = {"comparison": "custom_scalars", "table": "hparams", "all curves": "time
 def main(arguments: list[str]) -> int:
     config = options("board", arguments)
     if config is None:
-        return 0
-    if not 0 <= config["port"] <= 65535:
+        return DONE
+    if config["port"] > 65535:
         raise ValueError(f"port={config['port']} must be from 0 to 65535; 0 takes a free one")
     root = Path(config["root"])
     if not root.is_dir():
         raise FileNotFoundError(f"root={root} is no directory; train a run first: lmlab train")
-    port = config["port"] or free_port()
-    for line in addresses(root, port):
-        print(line, flush=True)
-    # The data server in Rust reads many runs at once.
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(root), "--host", HOST]
-    done = subprocess.run([*command, "--port", str(port)], check=False)
     # It has said itself what it lacks: a port that is taken, mostly.
-    return USER_INPUT if done.returncode else DONE
+    return USER_INPUT if serve(root, config["port"]) else DONE
 
 
-def addresses(root: Path, port: int) -> list[str]:
-    """Where several runs are compared; of a single one there is nothing to compare."""
+def serve(root: Path, port: int) -> int:
+    """TensorBoard on the runs below root until it is stopped; not 0 where it could not begin.
+
+    port: 0 for a free one. In this process: SIGTERM ends it, and it says itself which port it got.
+    """
+    # Help and mistakes need not wait for it.
+    from tensorboard.program import TensorBoard, WerkzeugServer
+
+    class Board(WerkzeugServer):
+        def print_serving_message(self) -> None:
+            super().print_serving_message()
+            # Not before: until it is bound, a port that was free may become somebody else's.
+            for line in addresses(root, self.get_url()):
+                print(line, flush=True)
+
+    board = TensorBoard(server_class=Board)
+    board.configure(logdir=str(root), host=HOST, port=port)
+    try:
+        return board.main()
+    except SystemExit as end:
+        # How its server refuses a port that only the superuser may have; and how it ends at SIGTERM.
+        return int(end.code or 0)
+
+
+def addresses(root: Path, url: str) -> list[str]:
+    """Where several runs are compared; of a single one there is nothing to compare. url: TensorBoard's own."""
     from lmlab.runs import find
 
     if next(islice(find(root), 1, None), None) is None:
         return []
-    return [f"{name:<11} http://{HOST}:{port}/#{page}" for name, page in PAGES.items()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+    return [f"{name:<11} {url}#{page}" for name, page in PAGES.items()]

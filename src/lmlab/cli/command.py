@@ -132,17 +132,27 @@ def look_for_garbage() -> None:
         gc.enable()
 
 
+class StandardError(logging.StreamHandler):
+    """Writes to what stands in `sys.stderr` by then: while a bar is shown, or in a notebook, that is another stream."""
+
+    def __init__(self):
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
 def show_log() -> None:
     """Our log as plain lines on standard error."""
     log = logging.getLogger("lmlab")
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    for handler in [h for h in log.handlers if getattr(h, "ours", False)]:
-        log.removeHandler(handler)
-    handler = logging.StreamHandler(sys.stderr)
+    if any(isinstance(handler, StandardError) for handler in log.handlers):
+        return
+    handler = StandardError()
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.setLevel(logging.INFO)
-    handler.ours = True  # type: ignore[attr-defined]
     log.addHandler(handler)
 
 

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     run = load_run(config)
     protocol = run.protocol if config.get("evaluation") is None else run.resolve(config["evaluation"])
     place = measurement.Place(config["split"], config.get("corpus"), config["batch_size"])
-    found = measurement.measure(run, place, protocol, config, partner(config, run, protocol))
+    found = measurement.measure(run, place, protocol, config, partner(config, protocol))
     if config["scores"]:
         measurement.keep(run, place, found.scores)
     tables = {by: breakdown(found.scores, by) for by in _names(config["by"])}
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def partner(config: dict[str, Any], run: Any, protocol: Any) -> Any:
+def partner(config: dict[str, Any], protocol: Any) -> Any:
     """The run to mix with, and its protocol: the same tokens and charges, from the context that suits it."""
     if config["mix"] is None:
         return None

@@ -3,7 +3,7 @@
 import sys
 
 from lmlab.cli import tell
-from lmlab.cli.command import look_for_garbage, parse, show_help, show_log
+from lmlab.cli.command import CommandLine, look_for_garbage, parse, show_help, show_log
 from lmlab.config import compose, conf_dir
 from lmlab.errors import DONE, INTERRUPTED
 
@@ -20,6 +20,11 @@ def main(arguments: list[str]) -> int:
         # One run and nothing of Hydra's own asked for: Hydra's main would compose everything a second time.
         results = run(compose(line.overrides), None)
         return INTERRUPTED if stopped(results) else DONE
+    return under_hydra(line)
+
+
+def under_hydra(line: CommandLine) -> int:
+    """By Hydra's own main, which -m, its flags and its own keys need; the exit status of the worst job."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode

@@ -1,6 +1,5 @@
 """Encoded once, mapped into memory, shared by all runs: the store of token ids and of what each token covers."""
 
-import contextlib
 import copy
 import json
 import logging
@@ -34,6 +33,8 @@ MANIFEST, USED = "manifest.json", ".used"
 # Files up to here are checked by content on opening, which takes about a millisecond; larger ones by size and time of
 # change, and by content where that time is another: some 0.3 s a gigabyte from memory, once.
 CHECK_UP_TO = 4 << 20
+# Files, with their time of change, that were read and found to be what was written, where that could not be noted.
+_unchanged: set[tuple[Path, int]] = set()
 
 
 class DamagedStore(ValueError):
@@ -194,16 +195,20 @@ def _check(path: Path, whole: bool = False) -> dict[str, Any]:
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
             size = file.stat().st_size if file.is_file() else "no"
             raise DamagedStore(f"{file} has {size} bytes, not {entry['bytes']}")
+        told = file.stat()
         # A store of an older version does not say when its files were written.
-        untouched = entry.get("mtime_ns") in (None, file.stat().st_mtime_ns)
+        untouched = entry.get("mtime_ns") in (None, told.st_mtime_ns) or (file, told.st_mtime_ns) in _unchanged
         if untouched and entry["bytes"] > CHECK_UP_TO and not whole:
             continue
         if checksum(file) != entry["xxh3_64"]:
             raise DamagedStore(f"{file} was changed: its checksum differs")
         if not untouched:
             # Copied or moved, and still what was written: it need not be read again.
-            with contextlib.suppress(OSError):
-                os.utime(file, ns=(file.stat().st_atime_ns, entry["mtime_ns"]))
+            try:
+                os.utime(file, ns=(told.st_atime_ns, entry["mtime_ns"]))
+            except OSError:
+                # A cache that is read-only: at least not again by this process.
+                _unchanged.add((file, told.st_mtime_ns))
     return manifest
 
 

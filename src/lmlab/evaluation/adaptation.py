@@ -125,10 +125,9 @@ class TemperatureProbe:
 
     def __call__(self, model: nn.Module, batch: Batch, state: State, precision: str) -> tuple[NLL, State]:
         nll, hidden, state = read(model, batch, state, precision)
-        mask = torch.ones_like(batch.targets, dtype=torch.bool) if batch.mask is None else batch.mask
         with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            logits = model.head.logits(hidden[mask][None]).float()[0]
-        target = logits.gather(-1, batch.targets[mask][:, None])[:, 0]
+            logits = model.head.logits(hidden[batch.counted][None]).float()[0]
+        target = logits.gather(-1, batch.targets[batch.counted][:, None])[:, 0]
         for i, t in enumerate(self.temperatures):
             self.nats[i] += float(((logits / t).logsumexp(-1) - target / t).sum(dtype=torch.float64))
         return nll, state
@@ -162,10 +161,9 @@ class CacheProbe:
     def __call__(self, model: nn.Module, batch: Batch, state: State, precision: str) -> tuple[NLL, State]:
         nll, hidden, state, memory = read_remembering(model, batch, state, precision, self.temperature)
         pointed, memory = self._cache.point(hidden, batch, memory, self.thetas)
-        counted = torch.ones_like(batch.targets, dtype=torch.bool) if batch.mask is None else batch.mask
-        self._nll.append(nll[counted].cpu().numpy())
+        self._nll.append(nll[batch.counted].cpu().numpy())
         for kept, log_p in zip(self._pointed, pointed, strict=True):
-            kept.append(log_p[counted].cpu().numpy())
+            kept.append(log_p[batch.counted].cpu().numpy())
         return nll, (state, memory)
 
     def best(self) -> tuple[float, float]:

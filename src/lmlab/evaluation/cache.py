@@ -53,10 +53,9 @@ class Cache:
         # What is remembered is no parameter: weights that learn on learn through the model's part alone.
         h = hidden.detach().float()
         memory = memory or _empty(h, self.size)
-        counted = torch.ones_like(batch.targets, dtype=torch.bool) if batch.mask is None else batch.mask
         keys = torch.cat((memory.hidden, h), 1)
         following = torch.cat((memory.following, batch.targets), 1)
-        filled = torch.cat((memory.filled, counted), 1)
+        filled = torch.cat((memory.filled, batch.counted), 1)
         # Position t sees the `size` pairs that end before it: their next tokens have been read.
         column = torch.arange(length, device=h.device)[:, None]
         place = torch.arange(self.size + length, device=h.device)

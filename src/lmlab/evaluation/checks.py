@@ -123,7 +123,7 @@ def _shifted(probe: Probe) -> int:
     """Inputs of the evaluator's rows that are not the token before their target."""
     wrong = 0
     for batch in probe.batches(8):
-        real = torch.ones_like(batch.targets, dtype=torch.bool) if batch.mask is None else batch.mask
+        real = batch.counted
         wrong += int(((batch.inputs[:, 1:] != batch.targets[:, :-1]) & real[:, 1:] & real[:, :-1]).sum())
     return wrong
 

@@ -226,15 +226,14 @@ def needs(e: Estimate, ours: Side, theirs: Side, confidence: float) -> str:
     seeds = e.seeds or 0.0
     if e.text + seeds <= wanted:
         return f"If {abs(e.difference):.4f} is the true difference, a repetition would tell it more often than not."
+    # The variance of a mean over seeds; both sides are given as many.
+    each = seeds / (1 / len(ours.runs) + 1 / len(theirs.runs))
     ways = []
     if seeds < wanted:
         ways.append((e.text / (wanted - seeds), "{:.1f} times as much text"))
     if seeds and e.text < wanted:
-        # The variance of a mean over seeds; both sides are given as many.
-        each = seeds / (1 / len(ours.runs) + 1 / len(theirs.runs))
         ways.append((math.ceil(2 * each / (wanted - e.text)), "{:.0f} seeds of each"))
     if not ways:
-        each = seeds / (1 / len(ours.runs) + 1 / len(theirs.runs))
         seeds_needed, text_needed = math.ceil(4 * each / wanted), 2 * e.text / wanted
         if max(seeds_needed, text_needed) <= MOST:
             both = f"{max(2, seeds_needed)} seeds of each and {max(1.0, text_needed):.1f} times as much text"

@@ -116,7 +116,7 @@ def diagnose(points: Sequence[Mapping[str, Any]], facts: Facts) -> Diagnosis:
         return Diagnosis([short], [], figures(curve, facts, None))
     ahead = _forecast(curve)
     found = [rate_too_high(curve, facts), rate_too_low(curve, facts), over_fitting(curve)]
-    found += [under_regularised(curve), starved(curve, facts), unstable(curve)]
+    found += [under_regularised(curve), starved(facts), unstable(curve)]
     findings = [finding for finding in found if finding is not None]
     if not {f.kind for f in findings} & {"rate too high", "over-fitting"}:
         findings.append(improving(curve, ahead) or converged(curve, ahead))
@@ -300,7 +300,7 @@ def under_regularised(curve: Curve) -> Finding | None:
     return Finding("under-regularised", f"where held-out text was best, train's loss was {gap:.3f} nats lower")
 
 
-def starved(curve: Curve, facts: Facts) -> Finding | None:
+def starved(facts: Facts) -> Finding | None:
     bits = facts.bits_per_parameter
     if bits is None or bits > BITS_HELD or facts.epochs < EPOCHS_FREE:
         return None

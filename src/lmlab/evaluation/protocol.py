@@ -47,7 +47,7 @@ class Protocol:
     max_context: int | None
     precision: str
     limit_tokens: int | None
-    # Runs that were recorded before these were are of these.
+    # These two are what a run has that was recorded before they could be chosen.
     unknown: str = "token"
     normalisation: str = "source"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)

@@ -1,6 +1,6 @@
 """The number that a recipe must reach: what it is of, how it was measured, what it costs, how far a run is from it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +61,28 @@ class Published:
             return "within tolerance"
         return "better" if over < 0 else "missed"
 
-    def distances(self, measured: Mapping[str, Mapping[str, Any]], protocol: "Protocol", steps: int) -> list[str]:
-        """A line for each split that a run has measured under its own protocol, after so many steps."""
+    def why_partial(self, training: Mapping[str, Any], budgets: Mapping[str, Sequence] | None = None) -> str | None:
+        """Why a run is but a part of the recipe; None where it is the whole, which early stopping may end sooner.
+
+        training: of its results.json. budgets: those that are not the recipe's, each with [the recipe's, its own]; None
+        where that is not known: its steps tell.
+        """
+        why, steps = training["stopped_because"], training["steps"]
+        if why == "counted":
+            return None
+        if why not in ("budget", "early stopping"):
+            return f"stopped by {why}"
+        if budgets is None:
+            short = why == "budget" and steps < ALMOST * self.steps
+            return f"{steps:,} of {self.steps:,} steps" if short else None
+        # A limit in time that did not stop it changed nothing.
+        told = [f"{k}={now} (the recipe: {was})" for k, (was, now) in budgets.items() if k != "trainer.max_time"]
+        return ", ".join(told) or None
+
+    def distances(
+        self, measured: Mapping[str, Mapping[str, Any]], protocol: "Protocol", training: Mapping[str, Any]
+    ) -> list[str]:
+        """A line for each split that a run has measured under its own protocol. training: of its results.json."""
         told = []
         for split, figure in self.splits.items():
             if split not in measured:
@@ -74,8 +94,8 @@ class Published:
                 continue
             value = measured[split][self.metric]
             verdict = self.verdict(split, value)
-            if steps < ALMOST * self.steps:
-                verdict = f"not whole, {steps:,} of {self.steps:,} steps"
+            if self.why_partial(training):
+                verdict = f"not whole, {training['steps']:,} of {self.steps:,} steps"
             more = "" if same_protocol(figure, protocol) else "; under another protocol, lmlab reproduce takes its own"
             told.append(f"{number}: {self.show(value)}, {self.show(value - figure.value, sign=True)}: {verdict}{more}")
         return told

@@ -73,7 +73,7 @@ class Keeper:
         if batch.reset is None or bool(batch.reset.all()):
             self._begun = starts
         columns = np.arange(batch.targets.shape[1])
-        counted = np.ones(batch.targets.shape, bool) if batch.mask is None else batch.mask.cpu().numpy()
+        counted = batch.counted.cpu().numpy()
         at = (starts[:, None] + columns)[counted]
         self.nats[at] = nll.float().cpu().numpy()[counted]
         seen = ((starts - self._begun)[:, None] + columns)[counted]

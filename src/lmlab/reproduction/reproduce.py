@@ -1,14 +1,13 @@
 """A recipe beside its published number: trained, measured under the number's protocol, compared, kept as JSON."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from lmlab.config import BUDGETS, asked, cache_dir, differences, plain, treatment, with_budget
+from lmlab.config import BUDGETS, asked, cache_dir, differences, directory_name, plain, treatment, with_budget
 from lmlab.decisions import choose_device
 from lmlab.evaluation.published import Figure, Published, read, same_protocol
 from lmlab.experiment import train
@@ -39,7 +38,7 @@ def directory(root: str | os.PathLike, name: str, recipe: DictConfig, config: Di
     changed, budgets = departures(recipe, config)
     other = {k: now for k, (_, now) in (changed | budgets).items() if k != "trainer.max_time"}
     words = [name, *(f"{key}={value}" for key, value in other.items())]
-    stem = re.sub(r"[^\w.,=+-]+", "-", "_".join(words))
+    stem = directory_name(words)
     return Path(root) / (stem if len(stem) <= LONGEST_NAME else f"{name}_{treatment(other)}")
 
 
@@ -56,7 +55,7 @@ def reproduce(name: str, recipe: DictConfig, config: DictConfig) -> dict[str, An
     run = load(config.run_dir, device=choose_device(config.trainer.accelerator), allow_targets=config.allow_targets)
     changed, budgets = departures(recipe, config)
     training = {k: v for k, v in results["training"].items() if k not in ("history", "performance", "first_loss")}
-    reason = unfinished(training, budgets)
+    reason = target.why_partial(training, budgets)
     decided = run.config["decided"]
     of = decided.get("total_steps", 1) if not budgets.keys() - {"trainer.max_time"} else target.steps
     training |= {"of": of, "precision": decided.get("precision", "exact")}
@@ -86,16 +85,6 @@ def number(name: str, recipe: DictConfig) -> Published:
     if target is None:
         raise ValueError(f"{name} has no number to reach; lmlab train experiment={name} trains it")
     return target
-
-
-def unfinished(training: Mapping[str, Any], budgets: Mapping[str, list]) -> str | None:
-    """Why this is not the whole recipe; None where it is."""
-    if training["stopped_because"] == "counted":
-        return None
-    if training["stopped_because"] not in ("budget", "early stopping"):
-        return f"stopped by {training['stopped_because']}"
-    told = [f"{k}={now} (the recipe: {was})" for k, (was, now) in budgets.items() if k != "trainer.max_time"]
-    return ", ".join(told) or None
 
 
 def compared(run: Run, target: Published, splits: Mapping[str, Mapping], partial: bool) -> dict[str, dict[str, Any]]:

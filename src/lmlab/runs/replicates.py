@@ -31,12 +31,12 @@ def replicates(frame: "pd.DataFrame", metric: str = "val/bpb", level: float = 0.
 
     if metric not in frame:
         raise ValueError(f"metric={metric} is no column of the table; it has {', '.join(frame.columns)}")
-    rows = []
+    keys, rows = varied(frame), []
     for name, group in frame[frame[metric].notna()].groupby("treatment", sort=False):
         mean, low, high = interval(group[metric].tolist(), level)
         told = {"treatment": name, "n": len(group), "mean": mean, "low": low, "high": high}
-        rows.append(told | {key: group[key].iloc[0] for key in varied(frame)})
-    found = pd.DataFrame(rows, columns=["treatment", "n", "mean", "low", "high", *varied(frame)])
+        rows.append(told | {key: group[key].iloc[0] for key in keys})
+    found = pd.DataFrame(rows, columns=["treatment", "n", "mean", "low", "high", *keys])
     return found.sort_values("mean", kind="stable", ignore_index=True)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from lmlab.config import cache_dir, check_targets, conf_dir, plain
 from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
-from lmlab.run_directory import RunDirectory
+from lmlab.run_directory import RunDirectory, check_tokenizer
 from lmlab.tokenizers import load as load_tokenizer
 
 if TYPE_CHECKING:
@@ -75,15 +75,15 @@ class Run:
     @cached_property
     def tokenizer(self) -> Any:
         """The run's own. Where its file is damaged or gone it is made again from the cache, whose store has a copy."""
-        path = self.directory.tokenizer
+        path, decided = self.directory.tokenizer, self.config["decided"]
         try:
             found = load_tokenizer(path)
         except (ValueError, FileNotFoundError) as error:
             # The name alone: a stranger's config leads nowhere else.
-            store = cache_dir(self.config.get("cache_dir")) / "stores" / Path(self.config["decided"]["store"]).name
+            store = cache_dir(self.config.get("cache_dir")) / "stores" / Path(decided["store"]).name
             try:
                 found = load_tokenizer(store / path.name)
-                self.directory.check_tokenizer(store / path.name)
+                check_tokenizer(store / path.name, decided)
             except (ValueError, FileNotFoundError):
                 raise ValueError(
                     f"{path} is damaged or missing, and {store} has no copy: bring it again from where the run came, "
@@ -92,7 +92,7 @@ class Run:
             found.save(path)
             log.warning("%s was damaged or missing; it is made again from %s", path, store)
         # One that is whole and not the run's own may be somebody's only copy: it is not replaced.
-        self.directory.check_tokenizer(path)
+        check_tokenizer(path, decided)
         return found
 
     @cached_property
@@ -123,6 +123,11 @@ class Run:
         return model.to(self.device).eval()
 
     @property
+    def batch_size(self) -> int:
+        """Lanes or texts that are measured at once where no other number is asked for: that of its validation."""
+        return self.config["validation"]["batch_size"]
+
+    @property
     def protocol(self) -> "Protocol":
         from lmlab.evaluation.protocol import Protocol
 
@@ -137,30 +142,21 @@ class Run:
         from lmlab.data.store import DamagedStore, Store, prepare
 
         cache = cache_dir(self.config.get("cache_dir"))
-        decided = self.config["decided"]
         if corpus is None:
             try:
                 # The name alone: a stranger's config leads nowhere else.
-                return Store(cache / "stores" / Path(decided["store"]).name)
+                return Store(cache / "stores" / Path(self.config["decided"]["store"]).name)
             except (FileNotFoundError, DamagedStore):
                 log.info("the run's token store is not in %s; it is made again", cache)
-        text = instantiate(self.config["corpus"] if corpus is None else corpus)
-        if corpus is None and text.fingerprint() != decided["fingerprint"]:
-            raise ValueError(
-                f"the text that {self.path} was trained on has changed; give the text: corpus=files corpus.test=PATH"
-            )
+        text = self.own_corpus() if corpus is None else self.corpus(corpus)
         # Keyed by the tokenizer's own content: another run's tokenizer of the same recipe may differ.
         recipe = {"tokenizer": self.tokenizer.to_json()}
         return prepare(text, lambda documents: self.tokenizer, recipe, cache, progress=False)
 
     def text(self) -> tuple[Any, Any]:
         """The run's corpus, and what trains a tokenizer as its own was: None where that came from elsewhere."""
-        corpus = instantiate(self.config["corpus"])
-        fingerprint = self.config["decided"]["fingerprint"]
-        if corpus.fingerprint() != fingerprint:
-            raise ValueError(f"the text that {self.path} was trained on has changed; put it back")
         elsewhere = self.config.get("init_from") or "source" in self.config["tokenizer"]
-        return corpus, None if elsewhere else instantiate(self.config["tokenizer"])
+        return self.own_corpus(), None if elsewhere else instantiate(self.config["tokenizer"])
 
     def audit(self, quick: bool = False, passages: int = 3) -> list[Any]:
         """Whether its numbers can be trusted: `lmlab.evaluation.audit`'s checks. passages: shown of each kind."""
@@ -203,8 +199,8 @@ class Run:
         )
         found = diagnose(points, facts)
         if results and (target := published.read(self.config.get("published"))) is not None:
-            steps = results["training"]["steps"]
-            found = replace(found, distances=target.distances(results["splits"], self.protocol, steps))
+            told = target.distances(results["splits"], self.protocol, results["training"])
+            found = replace(found, distances=told)
         runs = [self, *(Run(path, allow_targets=self._allow_targets) for path in fractions)]
         return found.with_more_text(*zip(*(run._size_and_loss() for run in runs), strict=True)) if fractions else found
 
@@ -218,6 +214,16 @@ class Run:
     def corpus(self, corpus: Mapping[str, Any] | None = None) -> Any:
         """The run's own text, or another one, to be read again."""
         return instantiate(self.config["corpus"] if corpus is None else corpus)
+
+    def own_corpus(self) -> Any:
+        """The text that it was trained on. Raises ValueError where that has changed since."""
+        own = self.corpus()
+        if own.fingerprint() != self.config["decided"]["fingerprint"]:
+            raise ValueError(
+                f"the text that {self.path} was trained on has changed; put it back, "
+                "or measure another: lmlab evaluate corpus=files corpus.test=PATH"
+            )
+        return own
 
     def part(self, split: str, corpus: Mapping[str, Any] | None, protocol: "Protocol") -> Any:
         """A split of the run's text or of another corpus, with what the protocol charges for its <unk>."""
@@ -246,8 +252,8 @@ class Run:
         from lmlab.evaluation.protocol import batches
 
         protocol = protocol or self.protocol
-        batch_size = batch_size or self.config["validation"]["batch_size"]
-        rows = batches(self.part(split, corpus, protocol), protocol, self.tokenizer.start_id, batch_size)
+        part = self.part(split, corpus, protocol)
+        rows = batches(part, protocol, self.tokenizer.start_id, batch_size or self.batch_size)
         return evaluate(self.model, rows, protocol.precision, self.device)
 
     def score(self, text: str, **options: Any) -> Any:

@@ -36,7 +36,9 @@ STATUSES = ("waiting", "running", "done", "pruned", "failed")
 SILENCE = 90.0
 # File systems without the shared memory that write-ahead logging needs.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "9p", "afs", "glusterfs")
-
+# Bytes of the file through which processes share a ledger; where there is no room for it, SQLite speaks of I/O.
+SHARED = 1 << 15
+# What to do about a damaged one.
 REMEDY = "move it away, and the same command makes a new one from the trials' directories, training none twice"
 
 SCHEMA = """
@@ -95,10 +97,6 @@ def journal(path: Path) -> str:
         return "wal"
     inside = [m for m in mounts if str(path.resolve()).startswith(m[1].rstrip("/") + "/")]
     return "delete" if inside and max(inside, key=lambda m: len(m[1]))[2] in NETWORK else "wal"
-
-
-# Bytes of the file through which processes share a ledger; where there is no room for it, SQLite speaks of I/O.
-SHARED = 1 << 15
 
 
 def results_of(row: Any) -> dict[str, float]:

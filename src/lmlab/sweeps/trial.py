@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lmlab.config import asked as asked_config
-from lmlab.config import literal, plain, with_budget
+from lmlab.config import directory_name, literal, plain, short_setting, with_budget
 from lmlab.experiment import build_text, check_config, train
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import numbers
@@ -41,13 +41,10 @@ def fingerprint(config: DictConfig) -> str:
     return _fingerprint(json.dumps(nodes, sort_keys=True))
 
 
-def directory_name(config: DictConfig, varied: Sequence[str]) -> str:
+def name_of(config: DictConfig, varied: Sequence[str]) -> str:
     """What it varies, for people, and twelve digits of everything asked, the text and the code: what the run is."""
-    words = []
-    for override in varied:
-        key, _, value = override.partition("=")
-        words.append(f"{key.lstrip('+~').rpartition('.')[2]}={value}")
-    readable = re.sub(r"[^\w.,=+-]+", "-", "_".join([*words, f"seed{config.seed}"]))
+    words = [short_setting(key, value) for key, _, value in (override.partition("=") for override in varied)]
+    readable = directory_name([*words, f"seed{config.seed}"])
     while len(readable.encode()) > READABLE:
         readable = readable[:-1]
     what = {"asked": asked_config(with_budget(config)), "text": fingerprint(config)}

@@ -121,7 +121,7 @@ class Worker:
         if row["micro_batch_size"]:
             overrides.append(f"training.micro_batch_size={row['micro_batch_size']}")
         config = trial.config_of(overrides, row["seed"], self.composer)
-        name = trial.directory_name(config, varied)
+        name = trial.name_of(config, varied)
         path = self.directory / "trials" / name
         if not ledger.place(row["id"], name, f"trials/{name}"):
             return

@@ -63,12 +63,8 @@ class Progress(Callback):
             columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
             # Refreshed by us: a refreshing thread costs up to a millisecond a step on two cores.
             self.bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True, expand=True)
-            terminal = sys.stderr
+            # It puts in sys.stderr's place what prints above the bar, for the log's lines, too.
             self.bar.start()
-            # Rich has put in sys.stderr's place what prints above the bar; our log's lines belong there too.
-            self.above = [h for h in log.handlers if isinstance(h, logging.StreamHandler) and h.stream is terminal]
-            for handler in self.above:
-                handler.setStream(sys.stderr)
             self.task = self.bar.add_task("", total=pl_module.total_steps, completed=pl_module.step, shown="")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -112,5 +108,3 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-            for handler in self.above:
-                handler.setStream(sys.stderr)

@@ -26,11 +26,10 @@ N_SAMPLES = 3
 
 
 def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, Any]:
-    """Measure the best checkpoint on the whole of val and, once, on test; write results.json and HPARAMS."""
+    """Measure the best checkpoint on the whole of val and, once, on test; write HPARAMS and results.json."""
     checkpoint = read(directory.best)
     plan.model.load_state_dict(weights(checkpoint))
-    device = plan.decided["device"]
-    plan.model.to(device)
+    plan.model.to(plan.decided["device"])
     results: dict[str, Any] = {
         "format": 1,
         "protocol": plan.protocol.as_dict(),
@@ -38,41 +37,47 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
         "training": training | {"best_step": checkpoint["step"]},
         "splits": {},
     }
-    # What a sweep stops early costs no more than its curve.
-    pruned = training["stopped_because"] == "pruned"
-    began = time.perf_counter()
-    for split in [] if pruned else measured_splits(plan, training["stopped_because"] == "interrupted"):
-        part = plan.part(split)
-        rows = batches(part, plan.protocol, plan.store.tokenizer.start_id, plan.config.validation.batch_size)
-        results["splits"][split] = evaluate(plan.model, rows, plan.protocol.precision, device).as_dict()
-        results["splits"][split]["unknown"] = unknown(part, plan.store.tokenizer.unk_id, plan.protocol)
-    results["evaluation_seconds"] = round(time.perf_counter() - began, 3)
-    if not pruned:
-        began = time.perf_counter()
-        checks = audit.quick(plan.model, plan.store, plan.protocol, device, results["splits"])
-        results["audit"] = audit.record(checks, began)
-        log.log(logging.INFO if results["audit"]["passed"] else logging.WARNING, "%s", audit.verdict(checks))
-    if plan.config.floors and not pruned:
-        parts = {split: plan.part(split) for split in results["splits"]}
-        results["floors"] = floors(plan.store, parts, plan.protocol)
-        results["floors_protocol"] = floors_protocol(plan.protocol).as_dict()
-    if not pruned:
-        target = published.read(plain(plan.config).get("published"))
-        told = target.distances(results["splits"], plan.protocol, training["steps"]) if target else []
-        if plan.batching is not None:
-            found = replace(diagnosed(plan, directory, results), distances=told)
-            results["diagnosis"] = found.as_dict()
-            told = found.card()
-        for line in told:
-            log.info("%s", line)
-    results["samples"] = [] if pruned else samples(plan)
-    directory.write_json("results.json", results)
+    if training["stopped_because"] == "pruned":
+        # What a sweep stops early costs no more than its curve.
+        results |= {"evaluation_seconds": 0.0, "samples": []}
+    else:
+        _measure(plan, directory, results)
     if plan.config.get("logger") and short_name(plan.config.logger) == "tensorboard":
         from lmlab.training.loggers import write_hparams
 
         shown, step = hyper_parameters(plan), training["steps"]
         write_hparams(directory.path, shown, final_metrics(results), step, group_name(directory.asked()))
+    # Last: a run that has it counts as finished, and the same command writes nothing more.
+    directory.write_json("results.json", results)
     return results
+
+
+def _measure(plan: Any, directory: Any, results: dict[str, Any]) -> None:
+    """Add to the results what the model does on each split, whether that can be trusted, what follows, and samples."""
+    device, training, began = plan.decided["device"], results["training"], time.perf_counter()
+    for split in measured_splits(plan, training["stopped_because"] == "interrupted"):
+        part = plan.part(split)
+        rows = batches(part, plan.protocol, plan.store.tokenizer.start_id, plan.config.validation.batch_size)
+        results["splits"][split] = evaluate(plan.model, rows, plan.protocol.precision, device).as_dict()
+        results["splits"][split]["unknown"] = unknown(part, plan.store.tokenizer.unk_id, plan.protocol)
+    results["evaluation_seconds"] = round(time.perf_counter() - began, 3)
+    began = time.perf_counter()
+    checks = audit.quick(plan.model, plan.store, plan.protocol, device, results["splits"])
+    results["audit"] = audit.record(checks, began)
+    log.log(logging.INFO if results["audit"]["passed"] else logging.WARNING, "%s", audit.verdict(checks))
+    if plan.config.floors:
+        parts = {split: plan.part(split) for split in results["splits"]}
+        results["floors"] = floors(plan.store, parts, plan.protocol)
+        results["floors_protocol"] = floors_protocol(plan.protocol).as_dict()
+    target = published.read(plain(plan.config).get("published"))
+    told = target.distances(results["splits"], plan.protocol, training) if target else []
+    if plan.batching is not None:
+        found = replace(diagnosed(plan, directory, results), distances=told)
+        results["diagnosis"] = found.as_dict()
+        told = found.card()
+    for line in told:
+        log.info("%s", line)
+    results["samples"] = samples(plan)
 
 
 def diagnosed(plan: Any, directory: Any, results: dict[str, Any]) -> Diagnosis:

@@ -1,14 +1,18 @@
 """The end of a sweep: the winner, its test score, and the checkpoints that stay."""
 
+import json
 import logging
 from pathlib import Path
 
 from lmlab.run_directory import RunDirectory
-from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.asked import Asked, load
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.strategy import means, standing
 
 log = logging.getLogger("lmlab")
+
+# Runs of a front that an error names.
+NAMED = 8
 
 
 def finished(asked: Asked, ledger: Ledger) -> dict[int, list[float]]:
@@ -27,6 +31,26 @@ def best(asked: Asked, ledger: Ledger) -> list[int]:
 
 def _dominates(a: list[float], b: list[float]) -> bool:
     return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+
+def winner(directory: Path) -> list[Path]:
+    """The best point's runs, its replicates, of a sweep's directory; which point that is, is said.
+
+    Raises ValueError where no point has finished, and where several objectives leave more than one.
+    """
+    asked = load(directory)
+    with Ledger(directory / "ledger.sqlite") as ledger:
+        points, among = best(asked, ledger), len(finished(asked, ledger))
+        rows = [row for row in ledger.trials("done") if row["point"] in points]
+    if not points:
+        raise ValueError(f"{directory} has no winner yet; lmlab sweep status={directory} shows how it stands")
+    found = [directory / row["run_dir"] for row in rows]
+    if len(points) > 1:
+        front = ", ".join(map(str, found[:NAMED])) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+        raise ValueError(f"{directory} has several objectives and no one winner; name a run of its front: {front}")
+    told = " ".join(json.loads(rows[0]["overrides"]))
+    log.info("%s: its winner, the best of %d points: %s", directory, among, told or found[0].name)
+    return found
 
 
 class Tidy:

@@ -255,14 +255,10 @@ def compared(
 
 
 def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
-    """The unigram and the 5-gram on the same tokens, under the same charges."""
-    from lmlab.evaluation.floors import floors
-
-    store = run.store()
-    part = run.part(place.split, place.corpus, protocol)
+    """The unigram and the 5-gram on the same tokens, under the same charges; nothing for another text."""
     if place.corpus is not None:
         return {}
-    told = floors(store, {place.split: part}, protocol)
+    told = run.floors([place.split], protocol)["floors"]
     return {name: splits[place.split] for name, splits in told.items()}
 
 

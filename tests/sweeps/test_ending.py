@@ -1,9 +1,15 @@
 """The end of a sweep: its winner, and what that is worth beside another's."""
 
 import json
+import re
 import shutil
+import sys
+
+import pytest
 
 from lmlab.cli import main
+from lmlab.models.ngram import NGramLM
+from lmlab.run_directory import RunDirectory
 
 
 def test_a_sweep_is_compared_by_its_winner_and_what_has_no_checkpoint_is_passed_over(sweep, here, capsys):
@@ -28,3 +34,40 @@ def test_a_sweep_is_compared_by_its_winner_and_what_has_no_checkpoint_is_passed_
         shutil.rmtree(path)
     assert main(["compare", "s/trials", "t"]) == 2
     assert "s/trials has no finished run with its best.ckpt" in capsys.readouterr().err
+
+
+def test_the_winner_alone_has_floors_and_the_report_shows_them_and_again_costs_nothing(sweep, here, monkeypatch):
+    command = ["optimizer.lr=1e-3,1e-1", "logger=none"]
+    assert sweep(*command) == 0
+    lost, won = (RunDirectory(next(here.glob(f"s/trials/lr={lr}_*"))) for lr in ("0.001", "0.1"))
+    assert "floors" not in lost.results()
+    assert set(lost.results()["splits"]) == {"val"}
+    results = won.results()
+    assert set(results["splits"]) == {"val", "test"}
+    assert {name: set(splits) for name, splits in results["floors"].items()} == {
+        name: {"val", "test"} for name in ("unigram", "kneser_ney_5")
+    }
+    page = (here / "s/report.html").read_text()
+    told = json.loads(re.search(r'"floors":(\{[^}]*\})', page)[1])
+    assert told == pytest.approx({name: splits["val"]["bpb"] for name, splits in results["floors"].items()}, rel=1e-5)
+    # Counted once a text: neither the same command nor another sweep counts again.
+    monkeypatch.setattr(NGramLM, "fit", lambda *_: pytest.fail("counted again"))
+    before = (won.path / "results.json").stat().st_mtime_ns
+    assert sweep(*command) == 0
+    assert (won.path / "results.json").stat().st_mtime_ns == before
+    assert sweep("seed=1,2", "sweep_dir=t") == 0
+
+
+def test_whoever_wants_no_floors_gets_none(sweep, here):
+    assert sweep("optimizer.lr=1e-3,1e-1", "floors=false", "test=false") == 0
+    for path in here.glob("s/trials/*/results.json"):
+        assert "floors" not in RunDirectory(path.parent).results()
+
+
+def test_a_winner_of_a_class_of_the_users_own_is_measured_like_any(sweep, here, monkeypatch):
+    (here / "own_models.py").write_text("from lmlab.models.lstm import LSTMLM\n\n\nclass OwnLM(LSTMLM):\n    pass\n")
+    monkeypatch.syspath_prepend(str(here))
+    assert sweep("model._target_=own_models.OwnLM", "seed=1,2") == 0
+    for path in here.glob("s/trials/*/results.json"):
+        assert {"val", "test"} == RunDirectory(path.parent).results()["floors"]["unigram"].keys()
+    sys.modules.pop("own_models")

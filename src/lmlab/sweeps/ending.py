@@ -1,11 +1,14 @@
-"""The end of a sweep: the winner, its test score, and the checkpoints that stay."""
+"""The end of a sweep: the winner, what is measured for it alone, and the checkpoints that stay."""
 
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
+from lmlab.config import plain, targets
 from lmlab.run_directory import RunDirectory
 from lmlab.sweeps.asked import Asked, load
+from lmlab.sweeps.composer import Composer
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.strategy import means, standing
 
@@ -81,23 +84,37 @@ class Tidy:
                 run.best.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Once nothing is left to do; test is scored for the winner alone."""
+        """Once nothing is left to do."""
         self.update(last=True)
-        if not self.asked.test or len(self.asked.objective) > 1:
-            return
         winners = best(self.asked, self.ledger)
         for row in self.ledger.trials("done"):
             if row["point"] in winners:
-                score_test(self.directory / row["run_dir"])
+                complete(self.asked, row, self.directory / row["run_dir"])
 
 
-def score_test(path: Path) -> None:
-    """Add the test split to a finished run's results, once."""
+def complete(asked: Asked, row: Any, path: Path) -> None:
+    """Add to a winner's results what is measured for it alone, once: the floors and, of one objective, test."""
     from lmlab.runs import load
 
-    run = load(path)
-    results = run.results
-    if results is None or "test" in results["splits"] or "test" not in run.store().splits:
+    results = RunDirectory(path).results()
+    if results is None:
         return
-    results["splits"]["test"] = run.evaluate("test").as_dict()
-    RunDirectory(path).write_json("results.json", results)
+    splits, known = results["splits"], next(iter(results.get("floors", {}).values()), {})
+    test = asked.test and len(asked.objective) == 1 and "test" not in splits
+    if not test and not (asked.floors and splits.keys() - known.keys()):
+        return
+    run = load(path, allow_targets=named(asked, row))
+    if test := test and "test" in run.store().splits:
+        splits["test"] = run.evaluate("test").as_dict()
+    if floors := asked.floors and splits.keys() - known.keys():
+        results |= run.floors(splits)
+    if test or floors:
+        RunDirectory(path).write_json("results.json", results)
+
+
+def named(asked: Asked, row: Any) -> set[str]:
+    """The classes that a trial was asked for by name, the user's own among them."""
+    from lmlab.sweeps.trial import config_of
+
+    overrides = [*asked.overrides, *json.loads(row["overrides"])]
+    return set(targets(plain(config_of(overrides, row["seed"], Composer(asked.config_dir)))))

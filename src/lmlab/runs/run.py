@@ -251,7 +251,7 @@ class Run:
         return evaluate(self.model, rows, protocol.precision, self.device)
 
     def floors(self, splits: Iterable[str], protocol: "Protocol | None" = None) -> dict[str, Any]:
-        """The unigram and the 5-gram on the same tokens of its own text: `floors` and `floors_protocol` of results.json.
+        """The unigram and the 5-gram on its own text's tokens: `floors` and `floors_protocol`, as in results.json.
 
         protocol: whose charges hold for them, too; None for the run's own.
         """

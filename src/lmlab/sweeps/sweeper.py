@@ -193,6 +193,7 @@ def check_space(
         return
     if trials is None:
         raise ValueError(f"strategy={strategy_name} draws points without end: trials=... is needed")
+    strategy.check_space(strategy_name, parameters)
 
 
 def _named(parameters: Sequence[Any]) -> str:

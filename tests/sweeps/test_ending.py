@@ -4,12 +4,17 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
+from tests.sweeps.conftest import TINY
+from tests.sweeps.test_pruning import ASKED
 
 from lmlab.cli import main
 from lmlab.models.ngram import NGramLM
 from lmlab.run_directory import RunDirectory
+from lmlab.sweeps.ending import Tidy
+from lmlab.sweeps.ledger import Ledger
 
 
 def test_a_sweep_is_compared_by_its_winner_and_what_has_no_checkpoint_is_passed_over(sweep, here, capsys):
@@ -71,3 +76,34 @@ def test_a_winner_of_a_class_of_the_users_own_is_measured_like_any(sweep, here, 
     for path in here.glob("s/trials/*/results.json"):
         assert {"val", "test"} == RunDirectory(path.parent).results()["floors"]["unigram"].keys()
     sys.modules.pop("own_models")
+
+
+def test_the_winner_can_be_trained_longer(sweep, here):
+    assert sweep("optimizer.lr=1e-3,1e-1", "test=false") == 0
+    (won,) = here.glob("s/trials/lr=0.1_*")
+    longer = ["optimizer.lr=0.1", "test=false", "floors=false", f"run_dir={won}"]
+    assert main(["train", *TINY, *longer, "trainer.max_steps=12"]) == 0
+    assert RunDirectory(won).results()["training"]["steps"] == 12
+    assert (won / "train.log").read_text().count("continuing after step 9") == 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "stay"),
+    [("best", {"won", "pruned", "failed", "its other"}), ("none", {"won", "failed"}), ("all", None)],
+)
+def test_checkpoints_stay_of_the_winner_and_of_what_may_yet_win(tmp_path, keep, stay):
+    """Four points; of the last one, a second replicate has failed."""
+    told = [("won", "done", 1.0), ("lost", "done", 2.0), ("pruned", "pruned", None), ("its other", "done", 0.5)]
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        for point, (name, status, value) in enumerate([*told, ("failed", "failed", None)]):
+            if name != "failed":
+                ledger.add_point({}, [], {}, [0] if name != "its other" else [0, 1])
+            values = None if value is None else json.dumps({"val/bpb": value})
+            ledger.set(point + 1, status=status, values_=values, run_dir=f"trials/{name}", name=name)
+            for kind in ("best", "last"):
+                path = tmp_path / f"trials/{name}/checkpoints/{kind}.ckpt"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        Tidy(replace(ASKED, keep=keep), ledger, tmp_path).update(last=True)
+    left = [path.parts[-3] for path in tmp_path.rglob("*.ckpt")]
+    assert sorted(left) == sorted(2 * list(stay or {*(name for name, *_ in told), "failed"}))

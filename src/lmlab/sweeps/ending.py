@@ -69,18 +69,18 @@ class Tidy:
         if self.asked.keep == "all" or (counts["done"] == self.done and not last):
             return
         self.done = counts["done"]
-        rows = self.ledger.trials()
-        # Those of a point whose other replicates still run may yet be the winner's.
-        open_ = {row["point"] for row in rows if row["status"] in ("waiting", "running")}
+        rows, over = self.ledger.trials(), finished(self.asked, self.ledger)
         winners = set(best(self.asked, self.ledger))
+        given_up = last and self.asked.keep == "none"
+        # Those of a point that has not finished may yet be the winner's.
+        open_ = set() if given_up else {row["point"] for row in rows if row["point"] not in over}
+        # The winner keeps its last one, too: it can be trained longer.
         kept = {row["run_dir"] for row in rows if row["point"] in winners | open_}
         for row in rows:
-            over = row["status"] == "done" or (last and row["status"] == "pruned" and self.asked.keep == "none")
-            if not over or row["run_dir"] is None:
-                continue
-            run = RunDirectory(self.directory / row["run_dir"])
-            run.last.unlink(missing_ok=True)
-            if row["run_dir"] not in kept:
+            ended = row["status"] == "done" or (given_up and row["status"] == "pruned")
+            if ended and row["run_dir"] is not None and row["run_dir"] not in kept:
+                run = RunDirectory(self.directory / row["run_dir"])
+                run.last.unlink(missing_ok=True)
                 run.best.unlink(missing_ok=True)
 
     def finish(self) -> None:

@@ -55,7 +55,6 @@ def test_a_sweep_on_the_cpu_pins_nothing(tmp_path, monkeypatch):
 
 def test_a_worker_that_died_is_replaced_on_the_same_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(crew, "visible_gpus", lambda: ["5", "7"])
-    monkeypatch.setattr(crew, "PATIENCE", 1)
     with pytest.raises(TrainingFailed, match="die before they have trained anything"):
         devices(tmp_path, monkeypatch, 2, ASKED, status=1)
     assert [{*log.read_text().split()} for log in sorted(tmp_path.glob("workers/*.log"))] == [{"5"}, {"7"}]

@@ -13,7 +13,7 @@ from tests.sweeps.test_pruning import ASKED
 from lmlab.cli import main
 from lmlab.models.ngram import NGramLM
 from lmlab.run_directory import RunDirectory
-from lmlab.sweeps.ending import Tidy
+from lmlab.sweeps.ending import Tidy, best
 from lmlab.sweeps.ledger import Ledger
 
 
@@ -107,3 +107,64 @@ def test_checkpoints_stay_of_the_winner_and_of_what_may_yet_win(tmp_path, keep, 
         Tidy(replace(ASKED, keep=keep), ledger, tmp_path).update(last=True)
     left = [path.parts[-3] for path in tmp_path.rglob("*.ckpt")]
     assert sorted(left) == sorted(2 * list(stay or {*(name for name, *_ in told), "failed"}))
+
+
+@pytest.mark.parametrize(
+    ("directions", "front"),
+    [
+        # By hand: (2, 3) and (1, 4) are each better in one; (2, 4) is worse than both, (3, 3) than the first.
+        (("minimize", "minimize"), [0, 1]),
+        (("minimize", "maximize"), [1]),
+        (("maximize", "minimize"), [3]),
+        (("maximize", "maximize"), [2, 3]),
+        # One objective: the first of equal ones.
+        (("minimize",), [1]),
+        (("maximize",), [3]),
+    ],
+)
+def test_the_best_are_those_that_nobody_beats_in_everything(tmp_path, directions, front):
+    values = [(2.0, 3.0), (1.0, 4.0), (2.0, 4.0), (3.0, 3.0)]
+    objective = [{"metric": name, "direction": one} for name, one in zip("ab", directions, strict=False)]
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        for point, pair in enumerate([*values, (0.0, 9.0)]):
+            ledger.add_point({}, [], {}, [0])
+            # The last one, which would be on every front or beside it, has not finished.
+            status = "done" if point < len(values) else "running"
+            ledger.set(point + 1, status=status, values_=json.dumps(dict(zip("ab", pair, strict=True))))
+        assert best(replace(ASKED, objective=objective), ledger) == front
+
+
+def test_of_equal_points_all_are_on_the_front(tmp_path):
+    objective = [{"metric": name, "direction": "minimize"} for name in "ab"]
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        for point in range(2):
+            ledger.add_point({}, [], {}, [0])
+            ledger.set(point + 1, status="done", values_=json.dumps({"a": 1.0, "b": 1.0}))
+        assert best(replace(ASKED, objective=objective), ledger) == [0, 1]
+        assert best(replace(ASKED, objective=objective[:1]), ledger) == [0]
+
+
+def test_a_sweep_of_two_objectives_keeps_its_front_and_scores_nobody_on_test(sweep, here, capsys):
+    """Of few steps, width costs parameters and gains bits; a rate of nearly 0 costs bits and gains nothing."""
+    points = "points=[[model.d_model=4],[model.d_model=12],[model.d_model=12,optimizer.lr=1e-6]]"
+    command = ["optimizer.lr=1e-1", "strategy=list", points, "objective=[val/bpb,parameters]"]
+    assert sweep(*command) == 0
+    told = capsys.readouterr().out
+    assert [line.split("  ")[1] for line in told.splitlines() if line.startswith("best: ")] == [
+        "model.d_model=4",
+        "model.d_model=12",
+    ]
+    trials = {path.name.partition("_seed")[0]: path for path in here.glob("s/trials/*")}
+    small, wide, lost = trials["d_model=4"], trials["d_model=12"], trials["d_model=12_lr=1e-6"]
+    assert {path.parents[1] for path in here.rglob("best.ckpt")} == {small, wide}
+    for path in (small, wide, lost):
+        results = RunDirectory(path).results()
+        assert set(results["splits"]) == {"val"}
+        assert ("floors" in results) == (path != lost)
+    assert sweep("seed=1,2", "sweep_dir=t") == 0
+    capsys.readouterr()
+    assert main(["compare", "s", "t"]) == 2
+    names = f"s/trials/{small.name}, s/trials/{wide.name}"
+    assert capsys.readouterr().err == (
+        f"lmlab: s has several objectives and no one winner; name a run of its front: {names}\n"
+    )

@@ -117,7 +117,7 @@ def test_checkpoints_stay_of_the_winner_and_of_what_may_yet_win(tmp_path, keep, 
         (("minimize", "maximize"), [1]),
         (("maximize", "minimize"), [3]),
         (("maximize", "maximize"), [2, 3]),
-        # One objective: the first of equal ones.
+        # One objective.
         (("minimize",), [1]),
         (("maximize",), [3]),
     ],
@@ -128,7 +128,7 @@ def test_the_best_are_those_that_nobody_beats_in_everything(tmp_path, directions
     with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
         for point, pair in enumerate([*values, (0.0, 9.0)]):
             ledger.add_point({}, [], {}, [0])
-            # The last one, which would be on every front or beside it, has not finished.
+            # The last one, which would be on most of these fronts, has not finished.
             status = "done" if point < len(values) else "running"
             ledger.set(point + 1, status=status, values_=json.dumps(dict(zip("ab", pair, strict=True))))
         assert best(replace(ASKED, objective=objective), ledger) == front
@@ -146,7 +146,7 @@ def test_of_equal_points_all_are_on_the_front(tmp_path):
 
 def test_a_sweep_of_two_objectives_keeps_its_front_and_scores_nobody_on_test(sweep, here, capsys):
     """Of few steps, width costs parameters and gains bits; a rate of nearly 0 costs bits and gains nothing."""
-    points = "points=[[model.d_model=4],[model.d_model=12],[model.d_model=12,optimizer.lr=1e-6]]"
+    points = 'points=[["model.d_model=4"],["model.d_model=12"],["model.d_model=12","optimizer.lr=1e-6"]]'
     command = ["optimizer.lr=1e-1", "strategy=list", points, "objective=[val/bpb,parameters]"]
     assert sweep(*command) == 0
     told = capsys.readouterr().out

@@ -21,6 +21,7 @@ from lmlab.evaluation.mixture import best_weight, interpolate
 from lmlab.evaluation.protocol import Protocol, batches, unknown
 from lmlab.evaluation.scores import Keeper, Scores
 from lmlab.metrics import Likelihood
+from lmlab.training.checkpoints import require
 
 if TYPE_CHECKING:
     from lmlab.runs import Run
@@ -190,7 +191,7 @@ def identity(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
 
 
 def weights_hash(run: "Run") -> str:
-    return file_hash(run.directory.checkpoints / f"{run.checkpoint}.ckpt")[:16]
+    return file_hash(require(run.directory.checkpoints / f"{run.checkpoint}.ckpt"))[:16]
 
 
 def stored(run: "Run", place: Place, about: Mapping[str, Any]) -> Scores | None:
@@ -254,12 +255,10 @@ def compared(
 
 
 def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
-    """The unigram and the 5-gram on the same tokens, under the same charges; none on text that is not the run's own."""
-    from lmlab.evaluation.floors import floors
-
+    """The unigram and the 5-gram on the same tokens, under the same charges; nothing for another text."""
     if place.corpus is not None:
         return {}
-    told = floors(run.store(), {place.split: run.part(place.split, None, protocol)}, protocol)
+    told = run.floors([place.split], protocol)["floors"]
     return {name: splits[place.split] for name, splits in told.items()}
 
 

@@ -98,6 +98,11 @@ class RunDirectory:
                 f"{path} is damaged ({error}); lmlab evaluate run_dir={self.path} measures anew"
             ) from error
 
+    def finished(self) -> bool:
+        """Whether it has come to its end, neither interrupted nor pruned."""
+        results = self.results()
+        return results is not None and results["training"]["stopped_because"] not in UNFINISHED
+
     def points(self) -> list[dict[str, str]]:
         """The lines of curves.csv by column; without one that was still being written."""
         if not self.curves.is_file():
@@ -189,8 +194,7 @@ class RunDirectory:
                     f"{key}={new.get(key)} is below the {old.get(key)} of {self.path}; a budget can only grow"
                 )
             changed_budget |= now != was
-        results = self.results()
-        if results is not None and results["training"]["stopped_because"] not in UNFINISHED:
+        if self.finished():
             return "extend" if changed_budget else "finished"
         return "continue"
 

@@ -39,7 +39,7 @@ def alone(self: LocalCrew, ledger: Ledger, look: Callable[[], None]) -> bool:
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     """The configs of trials that come to their end without training: the space and the ledger need no model."""
-    from lmlab.sweeps import sweeper, trial
+    from lmlab.sweeps import ending, sweeper, trial
 
     configs: list[DictConfig] = []
     sums = {"bpb": 2.0, "ppl": 4.0, "nll": 1.4}
@@ -47,6 +47,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     results |= {"splits": {"val": sums}, "evaluation_seconds": 0.1}
     monkeypatch.setattr(trial, "run", lambda config, *_: configs.append(config) or results)
     monkeypatch.setattr(sweeper, "leave", lambda directory: [])
+    monkeypatch.setattr(ending, "complete", lambda *_: None)
     return configs
 
 

@@ -10,6 +10,12 @@ from tests.sweeps.test_strategy import run
 pytest.importorskip("cmaes", reason="cmaes is in lmlab[sweeps]")
 
 
+def test_a_sweep_that_it_cannot_draw_is_refused_before_anything_runs(sweep, here, capsys):
+    assert sweep("optimizer.lr=1e-2,1e-3", "strategy=cmaes", "trials=2") == 2
+    assert "optimizer.lr has choices (of numbers, too)" in capsys.readouterr().err
+    assert not (here / "s").exists()
+
+
 class Planted:
     def __reduce__(self):
         return (open, ("executed", "w"))

@@ -2,11 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.sweeps.conftest import TINY
+from tests.sweeps.test_pruning import ASKED
 
+from lmlab.errors import TrainingFailed
 from lmlab.sweeps import crew
+from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.ledger import Ledger
 
 
@@ -34,6 +39,37 @@ def test_no_more_workers_than_fit_into_memory_and_it_is_said(monkeypatch):
     assert crew.divide("auto", None, 0, 100, 0)[0] == 1
     assert crew.divide(5, None, 0, 100, 3) == (5, 1, None)
     assert crew.divide("auto", None, 0, 100, 20) == (8, 1, "8 cores, 1 for each")
+
+
+@pytest.mark.parametrize(("workers", "pinned"), [("auto", ["GPU-a", "GPU-b"]), (3, ["GPU-a", "GPU-b", "GPU-a"])])
+def test_each_worker_sees_one_gpu_of_its_own(tmp_path, monkeypatch, workers, pinned):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    assert devices(tmp_path, monkeypatch, workers, ASKED) == pinned
+
+
+def test_a_sweep_on_the_cpu_pins_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    asked = replace(ASKED, overrides=["trainer=cpu"])
+    assert devices(tmp_path, monkeypatch, 2, asked) == ["GPU-a,GPU-b"] * 2
+
+
+def test_a_worker_that_died_is_replaced_on_the_same_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "visible_gpus", lambda: ["5", "7"])
+    with pytest.raises(TrainingFailed, match="die before they have trained anything"):
+        devices(tmp_path, monkeypatch, 2, ASKED, status=1)
+    assert [{*log.read_text().split()} for log in sorted(tmp_path.glob("workers/*.log"))] == [{"5"}, {"7"}]
+    assert sum(len(log.read_text().split()) for log in tmp_path.glob("workers/*.log")) > 2
+
+
+def devices(path: Path, monkeypatch, workers: int | str, asked: Asked, status: int = 0) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES is in each worker; a script in Python's place says it and ends."""
+    script = path / "python"
+    script.write_text(f"#!/bin/sh\necho $CUDA_VISIBLE_DEVICES\nexit {status}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with Ledger(path / "ledger.sqlite", create=True) as ledger:
+        assert crew.LocalCrew(path, workers, asked, ledger).run(ledger, lambda: None) is False
+    return [log.read_text().strip() for log in sorted(path.glob("workers/*.log"))]
 
 
 @pytest.mark.slow

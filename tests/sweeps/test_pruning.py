@@ -111,6 +111,20 @@ def test_median_stops_what_is_worse_than_the_middle_of_the_others(ledger):
     assert not behind(ASKED, ledger, 3, 10)
 
 
+def test_a_points_own_replicates_do_not_stop_it(ledger):
+    rule = replace(ASKED, pruning={**ASHA, "rule": "median", "least": 2})
+    for _ in range(2):
+        ledger.add_point({}, [], {}, [0, 1])
+    # Trials 1 and 2 are one point's, 3 and 4 another's.
+    for trial, value in enumerate([2.0, 2.4, 3.0, 2.2], 1):
+        ledger.report(trial, 10, value)
+    # 2.4 is below the other point's median, 2.6, though worse than that of all three others, 2.2.
+    assert not behind(rule, ledger, 2, 10)
+    # 3.0 is above 2.2, the other point's; and a replicate makes no third trial to compare with.
+    assert behind(rule, ledger, 3, 10)
+    assert not behind(replace(rule, pruning={**rule.pruning, "least": 3}), ledger, 3, 10)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [({"factor": 1}, "pruning.factor=1"), ({"first": 0}, "pruning.first=0"), ({"least": 0}, "pruning.least=0")],

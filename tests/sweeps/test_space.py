@@ -79,6 +79,9 @@ def test_samples_vary_every_parameter():
         ({"a": "range(3,3)"}, {}, "a=range.3,3. has no values"),
         ({"a": "interval(2,1)"}, {}, "lower end must be below"),
         ({"a": "tag(log,interval(0,1))"}, {}, "above 0"),
+        # From 1 to 7 with a log scale there are 2, 4 and 6, too, which the range leaves out.
+        ({"a": "tag(log,range(1,9,2))"}, {}, "a=tag.log,range.1,9,2..: tag.log,....* is of intervals"),
+        ({"a": "tag(log,choice(1,10))"}, {}, "a=tag.log,choice.1,10..: tag.log,....* is of intervals"),
         ({"a": "choice(1,"}, {}, "is no space"),
         ({"a": "1,1"}, {}, "names a value twice"),
         ({"a": "1,2"}, {"b": "a=1"}, "b is not varied"),

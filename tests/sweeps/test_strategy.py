@@ -9,14 +9,17 @@ from tests.sweeps.test_pruning import ASKED
 
 from lmlab.sweeps import strategy
 from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.space import parse
 
-SPACE = {"optimizer.lr": "tag(log,interval(1e-4,1e-1))", "model.n_layers": "range(1,5)", "model.cell": "lstm,gru"}
+NUMBERS = {"optimizer.lr": "tag(log,interval(1e-4,1e-1))", "model.n_layers": "range(1,5)"}
+SPACE = {**NUMBERS, "model.cell": "lstm,gru"}
 
 
 def run(path, name: str, n: int, objectives: int = 1) -> list[dict]:
     """The points of a sweep whose value is smallest at lr=0.01 and four layers; a new ledger for each draw."""
     objective = [{"metric": metric, "direction": "minimize"} for metric in ("val/bpb", "parameters")[:objectives]]
-    asked = replace(ASKED, strategy=name, trials=n, space=SPACE, objective=objective)
+    space = NUMBERS if name == "cmaes" else SPACE
+    asked = replace(ASKED, strategy=name, trials=n, space=space, objective=objective)
     for _ in range(n):
         # As after being killed: nothing is known but what the ledger has.
         with Ledger(path, create=True) as ledger:
@@ -40,6 +43,25 @@ def test_points_are_the_same_whenever_they_are_drawn_again(name, tmp_path):
     assert all(1e-4 <= point["optimizer.lr"] <= 1e-1 for point in first)
     assert {point["model.n_layers"] for point in first} <= {1, 2, 3, 4}
     assert len({point["optimizer.lr"] for point in first}) == 14
+
+
+@pytest.mark.parametrize(
+    ("space", "when", "message"),
+    [
+        ({"model.cell": "lstm,gru"}, {}, "model.cell has choices"),
+        ({"optimizer.weight_decay": "choice(0.1,0.2)"}, {}, "optimizer.weight_decay has choices .of numbers, too."),
+        (
+            {"model.n_heads": "range(1,5)", "model": "transformer,lstm"},
+            {"model.n_heads": "model=transformer"},
+            "model has choices .of numbers, too.; model.n_heads depends on another key",
+        ),
+    ],
+)
+def test_cmaes_refuses_by_name_what_it_would_draw_at_random(space, when, message):
+    strategy.check_space("cmaes", parse(NUMBERS | {"seq": "range(1,2)"}, {}, {}))
+    with pytest.raises(ValueError, match=message):
+        strategy.check_space("cmaes", parse(NUMBERS | space, when, {}))
+    strategy.check_space("tpe", parse(NUMBERS | space, when, {}))
 
 
 def test_several_objectives_are_drawn_for(tmp_path):

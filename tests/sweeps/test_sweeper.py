@@ -48,8 +48,9 @@ def test_replicates_differ_in_their_seed_alone_and_their_mean_decides(sweep, her
     best = min((bpb[0] + bpb[1]) / 2, (bpb[2] + bpb[3]) / 2)
     assert f"best: val/bpb {best:.4f}  optimizer.lr=0.1" in capsys.readouterr().out
     # keep=best: the winner's, of both seeds; test is scored for these alone.
-    kept = sorted(p.parts[-3].partition("-")[0] for p in (here / "s/trials").rglob("*.ckpt"))
+    kept = sorted(p.parts[-3].partition("-")[0] for p in (here / "s/trials").rglob("best.ckpt"))
     assert kept == ["lr=0.1_seed3", "lr=0.1_seed4"]
+    assert len(list((here / "s/trials").rglob("*.ckpt"))) == 4
     scored = [p.parent.name for p in (here / "s/trials").rglob("results.json") if '"test"' in p.read_text()]
     assert sorted(name.partition("-")[0] for name in scored) == kept
     asked = yaml.safe_load((here / "s/sweep.yaml").read_text())
@@ -168,6 +169,7 @@ def test_a_trial_without_the_objective_fails_and_says_what_there_is(sweep, here,
         (["optimizer.lr=1e-2,1e-3", "strategy=tpa"], "strategy=tpa must be one of"),
         (["optimizer.lr=1e-2,1e-3", "strategy=tpe"], "trials=... is needed"),
         (["optimizer.lr=1e-2,1e-3", "strategyy=tpe"], "no key 'strategyy'"),
+        (["model.n_layers=tag(log,range(1,9,2))"], "tag(log,...) is of intervals"),
         (["optimizer.lr=interval(0,1)"], "strategy=grid needs values"),
         (["strategy=list"], "points=[] has nothing to run"),
         (["sweep=none_such"], "no option sweep=none_such"),

@@ -1,9 +1,15 @@
 """lmlab compare A B: is the difference between two runs, or sets of runs, real?"""
 
+import logging
 from pathlib import Path
 
 from lmlab.cli.command import VALUED, load_run, one_of, options, show_json
 from lmlab.cli.tables import show_comparison
+
+log = logging.getLogger("lmlab")
+
+# Runs that a line names.
+NAMED = 8
 
 
 def main(arguments: list[str]) -> int:
@@ -13,7 +19,7 @@ def main(arguments: list[str]) -> int:
         return 0
     one_of("format", config["format"], ("table", "json"))
     one_of("pairs", config["pairs"], ("first", "all"))
-    from lmlab import measurement, runs
+    from lmlab import measurement
     from lmlab.evaluation.comparison import BLOCKS
 
     one_of("blocks", config["blocks"], BLOCKS)
@@ -21,9 +27,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"confidence={config['confidence']} must be from 0.5 on and below 1")
     named = []
     for path in paths:
-        found = [directory.path for directory in runs.find(path)]
-        if not found:
-            raise FileNotFoundError(f"{path} has no runs; lmlab runs root=outputs lists yours")
+        found = members(Path(path), config["checkpoint"])
         named += [(path, load_run(config | {"run_dir": str(place)})) for place in found]
     groups = measurement.sides(named)
     if len(groups) < 2:
@@ -33,6 +37,32 @@ def main(arguments: list[str]) -> int:
     report = measurement.compared(groups, place, config.get("evaluation"), config["own_protocols"], **how)
     show_json(report) if config["format"] == "json" else show_comparison(report)
     return 0
+
+
+def members(path: Path, checkpoint: str) -> list[Path]:
+    """The runs that an argument stands for: a sweep's winner, a run itself, or all finished ones below it.
+
+    Raises FileNotFoundError where there are none.
+    """
+    from lmlab import runs
+
+    if (path / "sweep.yaml").is_file():
+        from lmlab.sweeps.ending import winner
+
+        return winner(path)
+    found = list(runs.find(path))
+    if [run.path for run in found] == [path]:
+        return [path]
+    if not found:
+        raise FileNotFoundError(f"{path} has no runs; lmlab runs root=outputs lists yours")
+    whole = [run.path for run in found if run.finished() and (run.checkpoints / f"{checkpoint}.ckpt").is_file()]
+    if not whole:
+        raise FileNotFoundError(f"{path} has no finished run with its {checkpoint}.ckpt; lmlab runs root={path}")
+    if left := [run.path.name for run in found if run.path not in whole]:
+        more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+        told = ", ".join(left[:NAMED]) + more
+        log.info("%s: passed over, not finished or without %s.ckpt: %s", path, checkpoint, told)
+    return whole
 
 
 def _is_path(argument: str) -> bool:

@@ -1,4 +1,4 @@
-"""lmlab sweep: lmlab train -m with the laboratory's sweeper, whose keys need no prefix; and how a sweep stands."""
+"""lmlab sweep: lmlab train -m, whose sweeper's keys need no prefix here; and how a sweep stands."""
 
 import logging
 import os

@@ -256,6 +256,20 @@ class Run:
         rows = batches(part, protocol, self.tokenizer.start_id, batch_size or self.batch_size)
         return evaluate(self.model, rows, protocol.precision, self.device)
 
+    def floors(self, splits: Iterable[str], protocol: "Protocol | None" = None) -> dict[str, Any]:
+        """The unigram and the 5-gram on its own text's tokens: `floors` and `floors_protocol`, as in results.json.
+
+        protocol: whose charges hold for them, too; None for the run's own.
+        """
+        from lmlab.evaluation.floors import floors, floors_protocol
+
+        protocol = protocol or self.protocol
+        parts = {split: self.part(split, None, protocol) for split in splits}
+        return {
+            "floors": floors(self.store(), parts, protocol),
+            "floors_protocol": floors_protocol(protocol).as_dict(),
+        }
+
     def score(self, text: str, **options: Any) -> Any:
         """Log-probability of each token of a text: `lmlab.scoring.score_text`."""
         from lmlab.scoring import score_text

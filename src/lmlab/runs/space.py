@@ -4,7 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-from lmlab.run_directory import UNFINISHED
 from lmlab.runs.tables import find, size
 
 
@@ -19,8 +18,7 @@ def prune(root: str | os.PathLike, keep: str, do_it: bool) -> list[tuple[Path, i
         raise ValueError(f"keep={keep} must be one of {', '.join(rules)}")
     freed = []
     for directory in find(root):
-        results = directory.results()
-        finished = results is not None and results["training"]["stopped_because"] not in UNFINISHED
+        finished = directory.finished()
         if keep == "finished":
             paths = [] if finished else [directory.path]
         else:

@@ -22,7 +22,7 @@ STRATEGIES = ("grid", "list", "random", "tpe", "gp", "cmaes")
 RULES = ("none", "asha", "hyperband", "median")
 KEEP = ("best", "all", "none")
 # May differ when a sweep is continued: how, not what.
-_NOT_IDENTITY = ("trials", "pruning", "retries", "out_of_memory", "keep", "test", "config_dir", "name")
+_NOT_IDENTITY = ("trials", "pruning", "retries", "out_of_memory", "keep", "test", "floors", "config_dir", "name")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Asked:
     config_dir: str | None
     base: dict[str, Any]
     fingerprint: str
+    # Of sweeps from before it was kept.
+    floors: bool = True
 
     @cached_property
     def fixed(self) -> dict[str, str]:

@@ -1,14 +1,21 @@
-"""The end of a sweep: the winner, its test score, and the checkpoints that stay."""
+"""The end of a sweep: the winner, what is measured for it alone, and the checkpoints that stay."""
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
+from lmlab.config import plain, targets
 from lmlab.run_directory import RunDirectory
-from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.asked import Asked, load
+from lmlab.sweeps.composer import Composer
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.strategy import means, standing
 
 log = logging.getLogger("lmlab")
+
+# Runs of a front that an error names.
+NAMED = 8
 
 
 def finished(asked: Asked, ledger: Ledger) -> dict[int, list[float]]:
@@ -29,6 +36,26 @@ def _dominates(a: list[float], b: list[float]) -> bool:
     return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
 
+def winner(directory: Path) -> list[Path]:
+    """The best point's runs, its replicates, of a sweep's directory; which point that is, is said.
+
+    Raises ValueError where no point has finished, and where several objectives leave more than one.
+    """
+    asked = load(directory)
+    with Ledger(directory / "ledger.sqlite") as ledger:
+        points, among = best(asked, ledger), len(finished(asked, ledger))
+        rows = [row for row in ledger.trials("done") if row["point"] in points]
+    if not points:
+        raise ValueError(f"{directory} has no winner yet; lmlab sweep status={directory} shows how it stands")
+    found = [directory / row["run_dir"] for row in rows]
+    if len(points) > 1:
+        front = ", ".join(map(str, found[:NAMED])) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+        raise ValueError(f"{directory} has several objectives and no one winner; name a run of its front: {front}")
+    told = " ".join(json.loads(rows[0]["overrides"]))
+    log.info("%s: its winner, the best of %d points: %s", directory, among, told or found[0].name)
+    return found
+
+
 class Tidy:
     """Removes the checkpoints that nobody keeps, while the sweep runs and at its end: a thousand trials fit a disk."""
 
@@ -42,38 +69,52 @@ class Tidy:
         if self.asked.keep == "all" or (counts["done"] == self.done and not last):
             return
         self.done = counts["done"]
-        rows = self.ledger.trials()
-        # Those of a point whose other replicates still run may yet be the winner's.
-        open_ = {row["point"] for row in rows if row["status"] in ("waiting", "running")}
+        rows, over = self.ledger.trials(), finished(self.asked, self.ledger)
         winners = set(best(self.asked, self.ledger))
+        given_up = last and self.asked.keep == "none"
+        # Those of a point that has not finished may yet be the winner's.
+        open_ = set() if given_up else {row["point"] for row in rows if row["point"] not in over}
+        # The winner keeps its last one, too: it can be trained longer.
         kept = {row["run_dir"] for row in rows if row["point"] in winners | open_}
         for row in rows:
-            over = row["status"] == "done" or (last and row["status"] == "pruned" and self.asked.keep == "none")
-            if not over or row["run_dir"] is None:
-                continue
-            run = RunDirectory(self.directory / row["run_dir"])
-            run.last.unlink(missing_ok=True)
-            if row["run_dir"] not in kept:
+            ended = row["status"] == "done" or (given_up and row["status"] == "pruned")
+            if ended and row["run_dir"] is not None and row["run_dir"] not in kept:
+                run = RunDirectory(self.directory / row["run_dir"])
+                run.last.unlink(missing_ok=True)
                 run.best.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Once nothing is left to do; test is scored for the winner alone."""
+        """Once nothing is left to do."""
         self.update(last=True)
-        if not self.asked.test or len(self.asked.objective) > 1:
-            return
         winners = best(self.asked, self.ledger)
         for row in self.ledger.trials("done"):
             if row["point"] in winners:
-                score_test(self.directory / row["run_dir"])
+                complete(self.asked, row, self.directory / row["run_dir"])
 
 
-def score_test(path: Path) -> None:
-    """Add the test split to a finished run's results, once."""
+def complete(asked: Asked, row: Any, path: Path) -> None:
+    """Add to a winner's results what is measured for it alone, once: the floors and, of one objective, test."""
     from lmlab.runs import load
 
-    run = load(path)
-    results = run.results
-    if results is None or "test" in results["splits"] or "test" not in run.store().splits:
+    results = RunDirectory(path).results()
+    if results is None:
         return
-    results["splits"]["test"] = run.evaluate("test").as_dict()
-    RunDirectory(path).write_json("results.json", results)
+    splits, known = results["splits"], next(iter(results.get("floors", {}).values()), {})
+    test = asked.test and len(asked.objective) == 1 and "test" not in splits
+    if not test and not (asked.floors and splits.keys() - known.keys()):
+        return
+    run = load(path, allow_targets=named(asked, row))
+    if test := test and "test" in run.store().splits:
+        splits["test"] = run.evaluate("test").as_dict()
+    if floors := asked.floors and splits.keys() - known.keys():
+        results |= run.floors(splits)
+    if test or floors:
+        RunDirectory(path).write_json("results.json", results)
+
+
+def named(asked: Asked, row: Any) -> set[str]:
+    """The classes that a trial was asked for by name, the user's own among them."""
+    from lmlab.sweeps.trial import config_of
+
+    overrides = [*asked.overrides, *json.loads(row["overrides"])]
+    return set(targets(plain(config_of(overrides, row["seed"], Composer(asked.config_dir)))))

@@ -4,7 +4,7 @@
 its steps, and of all points that have reached a rung the best 1/factor are promoted to the next. New points are tried
 before any is promoted, so that steps are spent on ranks that are known. `hyperband` (Li et al. 2018,
 arXiv:1603.06560) deals points to brackets that differ in their first rung. `median` (Golovin et al. 2017) stops a trial
-whose best value so far is worse than the median of the others' at the same step.
+whose best value so far is worse than the median of other points' at the same step.
 """
 
 import math
@@ -104,13 +104,14 @@ def _standings(
 
 
 def behind(asked: Asked, ledger: Ledger, trial: int, step: int) -> bool:
-    """median: whether this trial's best so far is worse than the middle of the others' at this step."""
+    """median: whether this trial's best so far is worse than the middle of other points' trials at this step."""
     pruning = asked.pruning
     if pruning["rule"] != "median":
         return False
     sign = -1.0 if asked.objective[0]["direction"] == "maximize" else 1.0
-    reports = ledger.reports()
-    others = [sign * told[step] for number, told in reports.items() if number != trial and step in told]
+    reports, points = ledger.reports(), {row["id"]: row["point"] for row in ledger.trials()}
+    # Its own replicates are no others: a good point's would stop each other.
+    others = [sign * told[step] for n, told in reports.items() if points[n] != points[trial] and step in told]
     if len(others) < pruning["least"]:
         return False
     best = min(sign * value for at, value in reports[trial].items() if at <= step)

@@ -96,6 +96,11 @@ def parameter(key: str, text: str) -> Parameter:
     if not isinstance(sweep, ChoiceSweep | RangeSweep | IntervalSweep):
         raise ValueError(f"{key}={text} has one value; a space has several, as in {key}=choice(a,b)")
     log = "log" in sweep.tags
+    if log and not isinstance(sweep, IntervalSweep):
+        raise ValueError(
+            f"{key}={text}: tag(log,...) is of intervals, tag(log,interval(1e-4,1e-1)) or tag(log,int(interval(1,9))); "
+            "values that are listed are written without it"
+        )
     if isinstance(sweep, IntervalSweep):
         low, high = sweep.start, sweep.end
         if not low < high or (log and low <= 0):
@@ -109,7 +114,7 @@ def parameter(key: str, text: str) -> Parameter:
         raise ValueError(f"{key}={text} names a value twice")
     if isinstance(sweep, RangeSweep) and len(values) > 1:
         low, high = min(values), max(values)
-        return Parameter(key, values, texts, low, high, None if log else abs(sweep.step), log)
+        return Parameter(key, values, texts, low, high, abs(sweep.step))
     return Parameter(key, values, texts)
 
 

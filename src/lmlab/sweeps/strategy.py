@@ -26,6 +26,21 @@ def check(strategy: str) -> None:
         raise ImportError(f"strategy={strategy} needs {library}; install it with: pip install 'lmlab[sweeps]'")
 
 
+def check_space(strategy: str, parameters: Sequence[Parameter]) -> None:
+    """Raises ValueError for what CMA-ES cannot model: Optuna would draw it at random and say nothing."""
+    if strategy != "cmaes":
+        return
+    words = [one.key for one in parameters if not one.numeric and len(one.values) > 1]
+    conditional = [one.key for one in parameters if one.when]
+    told = [f"{', '.join(words)} has choices (of numbers, too)"] if words else []
+    told += [f"{', '.join(conditional)} depends on another key"] if conditional else []
+    if told:
+        raise ValueError(
+            f"strategy=cmaes draws numbers that every point has: {'; '.join(told)}; write interval(...) or range(...), "
+            "or take tpe, gp or random"
+        )
+
+
 def propose(asked: Asked, ledger: Ledger, rung: int | None = None) -> int | None:
     """Write the next point into the ledger; its number, or None where there are no more.
 

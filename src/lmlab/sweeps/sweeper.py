@@ -84,6 +84,7 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
     seeds = seeds_of(space, fixed, options["replicates"])
     test = fixed.pop("test", "auto").partition("=")[2] not in ("false", "False")
     asked_test = [o for o in arguments if o.startswith("test=")]
+    floors = fixed.get("floors", "").partition("=")[2] not in ("false", "False")
     overrides = ["test=false", "floors=false"]
     if OmegaConf.select(config, "callbacks.samples.every_validation") and "callbacks" not in {*fixed, *space}:
         # A trial writes its texts once: on a board of hundreds nobody reads more, and short ones took a third longer.
@@ -115,6 +116,7 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
         out_of_memory=options["out_of_memory"],
         keep=options["keep"],
         test=test,
+        floors=floors,
         config_dir=config_dir,
         base=asked_config(with_budget(configs[0])) | {"seed": seeds[0]},
         fingerprint=fingerprint(configs[0]),
@@ -191,6 +193,7 @@ def check_space(
         return
     if trials is None:
         raise ValueError(f"strategy={strategy_name} draws points without end: trials=... is needed")
+    strategy.check_space(strategy_name, parameters)
 
 
 def _named(parameters: Sequence[Any]) -> str:

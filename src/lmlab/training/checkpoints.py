@@ -21,8 +21,7 @@ FORMAT = 1
 
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint, as tensors and plain data. Raises FileNotFoundError, or ValueError where it is damaged."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; {_instead(path)}")
+    require(path)
     remedy = "delete it, and the same lmlab train starts this run again from step 0"
     if path.name == "best.ckpt":
         remedy = "take checkpoint=last, or train anew under another run_dir"
@@ -43,6 +42,13 @@ def read(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise ValueError(f"{path} has checkpoint format {found}, this version reads {FORMAT}; {remedy}")
     return checkpoint
+
+
+def require(path: Path) -> Path:
+    """The checkpoint's path. Raises FileNotFoundError, with what to do, where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; {_instead(path)}")
+    return path
 
 
 def _instead(path: Path) -> str:

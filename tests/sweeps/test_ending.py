@@ -1,0 +1,170 @@
+"""The end of a sweep: its winner, and what that is worth beside another's."""
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+from tests.sweeps.conftest import TINY
+from tests.sweeps.test_pruning import ASKED
+
+from lmlab.cli import main
+from lmlab.models.ngram import NGramLM
+from lmlab.run_directory import RunDirectory
+from lmlab.sweeps.ending import Tidy, best
+from lmlab.sweeps.ledger import Ledger
+
+
+def test_a_sweep_is_compared_by_its_winner_and_what_has_no_checkpoint_is_passed_over(sweep, here, capsys):
+    assert sweep("optimizer.lr=1e-3,1e-1", "replicates=2") == 0
+    assert sweep("model.d_model=4", "optimizer.lr=1e-3,1e-1", "sweep_dir=t") == 0
+    # A trial that failed before its config was settled.
+    (failed,) = here.glob("s/trials/lr=0.001_seed0-*")
+    (failed / "config.yaml").unlink()
+    (failed / "results.json").unlink()
+    capsys.readouterr()
+    for ours in ("s", "s/trials"):
+        assert main(["compare", ours, "t", "block_bytes=20", "format=json"]) == 0
+        shown = capsys.readouterr()
+        assert [(side["name"], side["runs"]) for side in json.loads(shown.out)["sides"]] == [(ours, 2), ("t", 1)]
+        assert "t: its winner, the best of 2 points: optimizer.lr=0.1" in shown.err
+        if ours == "s/trials":
+            assert "s/trials: passed over, not finished or without best.ckpt: lr=0.001_seed0-" in shown.err
+    loser = next(here.glob("s/trials/lr=0.001_seed1-*"))
+    assert main(["compare", str(loser), "t"]) == 2
+    assert f"no checkpoint at {loser}/checkpoints/best.ckpt" in capsys.readouterr().err
+    for path in here.glob("s/trials/lr=0.1_*"):
+        shutil.rmtree(path)
+    assert main(["compare", "s/trials", "t"]) == 2
+    assert "s/trials has no finished run with its best.ckpt" in capsys.readouterr().err
+
+
+def test_the_winner_alone_has_floors_and_the_report_shows_them_and_again_costs_nothing(sweep, here, monkeypatch):
+    command = ["optimizer.lr=1e-3,1e-1", "logger=none"]
+    assert sweep(*command) == 0
+    lost, won = (RunDirectory(next(here.glob(f"s/trials/lr={lr}_*"))) for lr in ("0.001", "0.1"))
+    assert "floors" not in lost.results()
+    assert set(lost.results()["splits"]) == {"val"}
+    results = won.results()
+    assert set(results["splits"]) == {"val", "test"}
+    assert {name: set(splits) for name, splits in results["floors"].items()} == {
+        name: {"val", "test"} for name in ("unigram", "kneser_ney_5")
+    }
+    page = (here / "s/report.html").read_text()
+    told = json.loads(re.search(r'"floors":(\{[^}]*\})', page)[1])
+    assert told == pytest.approx({name: splits["val"]["bpb"] for name, splits in results["floors"].items()}, rel=1e-5)
+    # Counted once a text: neither the same command nor another sweep counts again.
+    monkeypatch.setattr(NGramLM, "fit", lambda *_: pytest.fail("counted again"))
+    before = (won.path / "results.json").stat().st_mtime_ns
+    assert sweep(*command) == 0
+    assert (won.path / "results.json").stat().st_mtime_ns == before
+    assert sweep("seed=1,2", "sweep_dir=t") == 0
+
+
+def test_whoever_wants_no_floors_gets_none(sweep, here):
+    assert sweep("optimizer.lr=1e-3,1e-1", "floors=false", "test=false") == 0
+    for path in here.glob("s/trials/*/results.json"):
+        assert "floors" not in RunDirectory(path.parent).results()
+
+
+def test_a_winner_of_a_class_of_the_users_own_is_measured_like_any(sweep, here, monkeypatch):
+    (here / "own_models.py").write_text("from lmlab.models.lstm import LSTMLM\n\n\nclass OwnLM(LSTMLM):\n    pass\n")
+    monkeypatch.syspath_prepend(str(here))
+    assert sweep("model._target_=own_models.OwnLM", "seed=1,2") == 0
+    for path in here.glob("s/trials/*/results.json"):
+        assert {"val", "test"} == RunDirectory(path.parent).results()["floors"]["unigram"].keys()
+    sys.modules.pop("own_models")
+
+
+def test_the_winner_can_be_trained_longer(sweep, here):
+    assert sweep("optimizer.lr=1e-3,1e-1", "test=false") == 0
+    (won,) = here.glob("s/trials/lr=0.1_*")
+    longer = ["optimizer.lr=0.1", "test=false", "floors=false", f"run_dir={won}"]
+    assert main(["train", *TINY, *longer, "trainer.max_steps=12"]) == 0
+    assert RunDirectory(won).results()["training"]["steps"] == 12
+    assert (won / "train.log").read_text().count("continuing after step 9") == 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "stay"),
+    [("best", {"won", "pruned", "failed", "its other"}), ("none", {"won", "failed"}), ("all", None)],
+)
+def test_checkpoints_stay_of_the_winner_and_of_what_may_yet_win(tmp_path, keep, stay):
+    """Four points; of the last one, a second replicate has failed."""
+    told = [("won", "done", 1.0), ("lost", "done", 2.0), ("pruned", "pruned", None), ("its other", "done", 0.5)]
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        for point, (name, status, value) in enumerate([*told, ("failed", "failed", None)]):
+            if name != "failed":
+                ledger.add_point({}, [], {}, [0] if name != "its other" else [0, 1])
+            values = None if value is None else json.dumps({"val/bpb": value})
+            ledger.set(point + 1, status=status, values_=values, run_dir=f"trials/{name}", name=name)
+            for kind in ("best", "last"):
+                path = tmp_path / f"trials/{name}/checkpoints/{kind}.ckpt"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        Tidy(replace(ASKED, keep=keep), ledger, tmp_path).update(last=True)
+    left = [path.parts[-3] for path in tmp_path.rglob("*.ckpt")]
+    assert sorted(left) == sorted(2 * list(stay or {*(name for name, *_ in told), "failed"}))
+
+
+@pytest.mark.parametrize(
+    ("directions", "front"),
+    [
+        # By hand: (2, 3) and (1, 4) are each better in one; (2, 4) is worse than both, (3, 3) than the first.
+        (("minimize", "minimize"), [0, 1]),
+        (("minimize", "maximize"), [1]),
+        (("maximize", "minimize"), [3]),
+        (("maximize", "maximize"), [2, 3]),
+        # One objective.
+        (("minimize",), [1]),
+        (("maximize",), [3]),
+    ],
+)
+def test_the_best_are_those_that_nobody_beats_in_everything(tmp_path, directions, front):
+    values = [(2.0, 3.0), (1.0, 4.0), (2.0, 4.0), (3.0, 3.0)]
+    objective = [{"metric": name, "direction": one} for name, one in zip("ab", directions, strict=False)]
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        for point, pair in enumerate([*values, (0.0, 9.0)]):
+            ledger.add_point({}, [], {}, [0])
+            # The last one, which would be on most of these fronts, has not finished.
+            status = "done" if point < len(values) else "running"
+            ledger.set(point + 1, status=status, values_=json.dumps(dict(zip("ab", pair, strict=True))))
+        assert best(replace(ASKED, objective=objective), ledger) == front
+
+
+def test_of_equal_points_all_are_on_the_front(tmp_path):
+    objective = [{"metric": name, "direction": "minimize"} for name in "ab"]
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        for point in range(2):
+            ledger.add_point({}, [], {}, [0])
+            ledger.set(point + 1, status="done", values_=json.dumps({"a": 1.0, "b": 1.0}))
+        assert best(replace(ASKED, objective=objective), ledger) == [0, 1]
+        assert best(replace(ASKED, objective=objective[:1]), ledger) == [0]
+
+
+def test_a_sweep_of_two_objectives_keeps_its_front_and_scores_nobody_on_test(sweep, here, capsys):
+    """Of few steps, width costs parameters and gains bits; a rate of nearly 0 costs bits and gains nothing."""
+    points = 'points=[["model.d_model=4"],["model.d_model=12"],["model.d_model=12","optimizer.lr=1e-6"]]'
+    command = ["optimizer.lr=1e-1", "strategy=list", points, "objective=[val/bpb,parameters]"]
+    assert sweep(*command) == 0
+    told = capsys.readouterr().out
+    assert [line.split("  ")[1] for line in told.splitlines() if line.startswith("best: ")] == [
+        "model.d_model=4",
+        "model.d_model=12",
+    ]
+    trials = {path.name.partition("_seed")[0]: path for path in here.glob("s/trials/*")}
+    small, wide, lost = trials["d_model=4"], trials["d_model=12"], trials["d_model=12_lr=1e-6"]
+    assert {path.parents[1] for path in here.rglob("best.ckpt")} == {small, wide}
+    for path in (small, wide, lost):
+        results = RunDirectory(path).results()
+        assert set(results["splits"]) == {"val"}
+        assert ("floors" in results) == (path != lost)
+    assert sweep("seed=1,2", "sweep_dir=t") == 0
+    capsys.readouterr()
+    assert main(["compare", "s", "t"]) == 2
+    names = f"s/trials/{small.name}, s/trials/{wide.name}"
+    assert capsys.readouterr().err == (
+        f"lmlab: s has several objectives and no one winner; name a run of its front: {names}\n"
+    )

@@ -26,7 +26,7 @@ def using(wanted: str) -> Iterator[None]:
     """
     global _plain
     before = _plain
-    _plain = before or check(wanted) == "plain"
+    _plain = check(wanted) == "plain" or before
     try:
         yield
     finally:

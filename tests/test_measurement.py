@@ -11,6 +11,7 @@ from lmlab.config import compose, plain
 from lmlab.evaluation import scores as kept_scores
 from lmlab.experiment import train
 from lmlab.measurement import Place, measure, scored
+from lmlab.models import cross_entropy, kernels
 from lmlab.runs import load
 
 WANTED = plain(compose(config_name="evaluate"))
@@ -45,12 +46,32 @@ def test_kept_scores_are_read_instead_of_measured_again(trained, tmp_path, monke
     monkeypatch.setattr(measurement, "evaluate", lambda *_, **__: pytest.fail("measured again"))
     found = scored(again, TEST, again.protocol)
     assert found.scores.nats.tolist() == first.scores.nats.tolist()
-    # Of another protocol, split or weights they are not.
+    # Of another protocol, split or weights they are not, nor where ours is to be checked by PyTorch's own.
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        scored(load(renamed, kernels="plain"), TEST, again.protocol)
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         scored(again, TEST, again.resolve(plain(compose(["evaluation=documents"]).evaluation)))
     (renamed / "checkpoints" / "best.ckpt").write_bytes((renamed / "checkpoints" / "last.ckpt").read_bytes())
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         scored(load(renamed), TEST, again.protocol)
+
+
+@pytest.mark.parametrize("family", ["lstm", "transformer"])
+def test_plain_kernels_measure_and_score_the_same(family, trained, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "SMALL", 0)
+    auto, plain = (load(trained[family], kernels=how) for how in kernels.KERNELS)
+    expected = auto.evaluate().nats
+    blocks = []
+    monkeypatch.setattr(cross_entropy, "_blocks", lambda *_: blocks.append(kernels.are_plain()) or [])
+    tempered = asked(temperature=2.0)
+    found = [plain.evaluate(), scored(plain, TEST, plain.protocol).likelihood]
+    assert [f.nats for f in found] == pytest.approx([expected] * 2, rel=1e-5)
+    told = measure(plain, TEST, plain.protocol, tempered, None).likelihood.nats
+    assert not blocks, "the plain path works out all logits at once"
+    monkeypatch.undo()
+    assert told == pytest.approx(measure(auto, TEST, auto.protocol, tempered, None).likelihood.nats, rel=1e-5)
+    scores = (run.score("the cat sat.", top=0, eos=False).log_prob for run in (auto, plain))
+    assert next(scores) == pytest.approx(next(scores), rel=1e-5)
 
 
 def test_a_damaged_file_of_scores_is_measured_anew(trained, tmp_path):

@@ -18,7 +18,8 @@ BUDGETS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "max_t
 # Raised when the same config trains something else: when the golden curves of the tests change.
 IDENTITY = 2
 
-# What may change without making it another run: places, devices, and what is only shown.
+# What may change without making it another run: places, devices (with them, as with other kernels, dropout's masks and
+# the last digits differ), and what is only shown.
 _NOT_IDENTITY = [
     "run_dir",
     "runs_root",
@@ -30,6 +31,7 @@ _NOT_IDENTITY = [
     "dry_run",
     "devices",
     "threads",
+    "kernels",
     "profile",
     "floors",
     "test",

@@ -49,6 +49,7 @@ from lmlab.evaluation import published
 from lmlab.hardware import Machine, multiplies_bf16, threads
 from lmlab.initial import Initial, read_initial
 from lmlab.instantiate import find, instantiate
+from lmlab.models import kernels
 from lmlab.schema import check_keys, check_known, check_node
 from lmlab.sizes import count_parameters, flops_per_token, missed_size, solve_width
 from lmlab.training import optim
@@ -263,7 +264,7 @@ def train(
     if verdict == "finished":
         log.info("%s is finished; nothing to do (a larger budget continues it)", directory.path)
         return directory.results() | {"run_dir": str(directory.path)}
-    with threads(config.threads):
+    with threads(config.threads), kernels.using(config.kernels):
         return _planned(config, what, directory, verdict, swept or {}, watchers)
 
 
@@ -392,7 +393,8 @@ def range_test(stored: Mapping[str, Any], steps: int, allow_targets: Iterable[st
     config = OmegaConf.create(literal(tree))
     if (config.optimizer or {}).get("lr") is None:
         raise ValueError("lr=true needs a recipe with optimizer.lr")
-    with threads(config.threads):
+    # A run of an older version has no such key.
+    with threads(config.threads), kernels.using(config.get("kernels", "auto")):
         return test(plan(config), steps)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from lmlab.evaluation.mixture import best_weight, interpolate
 from lmlab.evaluation.protocol import Protocol, batches, unknown
 from lmlab.evaluation.scores import Keeper, Scores
 from lmlab.metrics import Likelihood
+from lmlab.models import kernels
 from lmlab.training.checkpoints import require
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ def measure(
     plain = scored(run, place, protocol)
     size = place.batch_size or run.batch_size
     rows = partial(_tuning_rows, run, protocol, place)
-    adapted = adapt(wanted, run.model, protocol, rows, run.device, size) if _asks(wanted) else None
+    with kernels.using(run.kernels):
+        adapted = adapt(wanted, run.model, protocol, rows, run.device, size) if _asks(wanted) else None
     found, parts = plain, {}
     if adapted is not None:
         found = scored(run, place, protocol, adapted)
@@ -89,7 +92,7 @@ def _tuning_rows(run: "Run", protocol: Protocol, place: Place, split: str, token
 def scored(
     run: "Run", place: Place, protocol: Protocol, adapted: Adaptation | None = None, limit_tokens: int | None = None
 ) -> Measured:
-    """Each token of a split. Where the run keeps the scores of just this, they are read instead.
+    """Each token of a split. Where the run keeps the scores of just this, they are read, but with kernels=plain.
 
     limit_tokens: the first so many, to tune on.
     """
@@ -97,7 +100,8 @@ def scored(
     if limit_tokens is not None:
         protocol = replace(protocol, limit_tokens=min(limit_tokens, protocol.limit_tokens or limit_tokens))
     about = identity(run, place, recorded)
-    if limit_tokens is None and (found := stored(run, place, about)) is not None:
+    may_be_read = limit_tokens is None and run.kernels == "auto"
+    if may_be_read and (found := stored(run, place, about)) is not None:
         return Measured(recorded, found.likelihood(), found, {})
     part = run.part(place.split, place.corpus, protocol)
     size = place.batch_size or run.batch_size
@@ -118,9 +122,8 @@ def _pass(
     keeper = Keeper(part, protocol)
     rows = batches(part, protocol, run.tokenizer.start_id, batch_size)
     how = {"score": score_batch if adapted is None else adapted.score, "keep": keeper, "dropout": dropout}
-    if adapted is None:
-        return keeper, evaluate(run.model, rows, protocol.precision, run.device, **how)
-    with adapted.applied(run.model):
+    applied = nullcontext() if adapted is None else adapted.applied(run.model)
+    with kernels.using(run.kernels), applied:
         return keeper, evaluate(run.model, rows, protocol.precision, run.device, **how)
 
 

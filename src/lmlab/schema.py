@@ -26,6 +26,7 @@ TYPES: dict[str, Any] = {
     "compile": bool | str,
     "devices": int,
     "threads": int | None,
+    "kernels": str,
     "profile": bool,
     "test": bool | str,
     "floors": bool,
@@ -95,6 +96,7 @@ TYPES: dict[str, Any] = {
 CHOICES: dict[str, tuple] = {
     "precision": ("auto", "32", "32-true", "bf16", "bf16-mixed"),
     "compile": ("auto", "True", "False"),
+    "kernels": ("auto", "plain"),
     "test": ("auto", "True", "False"),
     "split": ("train", "val", "test"),
     "checkpoint": ("best", "last"),

@@ -22,6 +22,8 @@ ALONE = ["floors=false", "test=false", "logger=none", "evaluation.limit_tokens=6
          "validation.train_tokens=64", "callbacks.samples=null", "callbacks.progress=null", "training.log_every=1",
          "compile=auto", "precision=auto"]  # fmt: skip
 SIZES["10M"] = {"n_layer": 6, "n_head": 5, "n_embd": 320, "n_positions": 256}
+# Times as fast as without our own paths: no slower, by more than what two runs of one thing differ by.
+NO_SLOWER = 0.97
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
@@ -103,6 +105,36 @@ def _transformer(settings: Settings, size: str, batch_size: int, steps: int) -> 
                     Measure("peak memory", "MB"), 4.0)  # fmt: skip
 
 
+def plain_vs_auto(settings: Settings) -> Iterator[Case]:
+    """The same recipe without any path of our own, on one thread and on two: is there one that makes it slower?"""
+    tied = ["experiment=examples_650_tied"]
+    small = ["model=gpt2", "model.n_layers=6", "model.n_heads=5", "model.d_model=320", "model.max_context=256",
+             "model.dropout=0.0", "tokenizer=bpe", "tokenizer.vocab_size=8192", "batching.batch_size=8",
+             "batching.seq_len=256", *training.ADAMW]  # fmt: skip
+    if settings.quick:
+        tied += ["model.d_model=24", *(f"model.dropout_{where}=0.0" for where in ("in", "between", "out"))]
+        small += ["model.n_layers=1", "model.n_heads=2", "model.d_model=16", "model.max_context=32",
+                  "batching.seq_len=32", "tokenizer.vocab_size=300"]  # fmt: skip
+    with settings.temporary() as folder:
+        for name, words, rows, length in (
+            ("LSTM 650 tied, WikiText-2", [*tied, *_text(settings, Path(folder))], 20, 35),
+            ("Transformer 10M", [*small, *(_text(settings, Path(folder)) if settings.quick else [])], 8,
+             32 if settings.quick else 256),
+        ):  # fmt: skip
+            yield from _by_threads(settings, name, [*words, *ALONE], {"tokens_a_step": rows * length})
+
+
+def _by_threads(settings: Settings, name: str, words: list[str], told: dict[str, Any]) -> Iterator[Case]:
+    steps = 3 if settings.quick else 10
+    words = [*words, f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
+    for n in (1, 2) if settings.device == "cpu" else (1,):
+        chosen = [*words, f"threads={n}"]
+        plain = [*chosen, "kernels=plain", f"trainer={'cpu' if settings.device == 'cpu' else 'gpu'}"]
+        yield _case(settings, f"{name}, {n} thread{'s' * (n > 1)}", chosen, told,
+                    partial(isolated, training.ours, overrides=plain), "the same with kernels=plain", steps,
+                    Measure("peak memory", "MB"), NO_SLOWER)  # fmt: skip
+
+
 def _work(words: list[str], steps: int, folder: Path) -> tuple[str, int, dict[str, Any]]:
     words += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
     work = str(folder / "work.pt")
@@ -138,4 +170,5 @@ ROWS = (
     Row("awd_lstm", "training an AWD-LSTM, 20 rows of 70", awd, needs=("wikitext2",)),
     Row("gpt2_small", "training GPT-2 small", gpt2_small),
     Row("transformer_10m", "training a Transformer, 8 rows of 256", transformer_10m),
+    Row("plain_vs_auto", "training with our own paths and without", plain_vs_auto, needs=("wikitext2",)),
 )

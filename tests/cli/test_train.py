@@ -50,6 +50,7 @@ def refused(capsys, directory, *arguments: str, status: int = 2) -> str:
         ("callbacks.samples=3", "callbacks.samples=3"),
         ("callbacks.checkpoints.monitor=val/foo", "val/foo"),
         ("precision=17", "precision=17 must be one of auto, 32"),
+        ("kernels=fast", "kernels=fast must be one of auto, plain"),
         ("seed=-1", "seed=-1"),
         ("test=maybe", "test=maybe"),
         ("evaluation.stride=0", "evaluation.stride=0"),

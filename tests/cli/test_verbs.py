@@ -272,6 +272,7 @@ def test_prune_says_before_it_does(trained, tmp_path, capsys):
         ("evaluate corpus=files corpus.test=/nope", "corpus.test=/nope does not exist"),
         ("evaluate evaluation=foo", "there are auto, carried, documents, sliding"),
         ("evaluate batch_size=0", "batch_size=0"),
+        ("score text=a kernels=fast", "kernels=fast must be one of auto, plain"),
         ("evaluate format=foo", "format=foo"),
         ("evaluate checkpoint=foo", "checkpoint=foo must be one of best, last"),
         ("score", "text=... and file=..."),

@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmlab.config import compose
 from lmlab.errors import TrainingFailed
+from lmlab.models import cross_entropy, kernels
 from lmlab.models.head import LinearHead
 from lmlab.run_directory import RunDirectory
 from lmlab.training.checkpoints import read, weights
 from lmlab.training.module import LMModule
+
+from .conftest import TRANSFORMER
 
 LSTM = ["model=lstm", "model.d_model=12", "model.n_layers=1", "batching=lanes", "batching.batch_size=4"]
 LSTM += ["batching.seq_len=16", "optimizer=adam", "optimizer.lr=0.01", "evaluation.lanes=2"]
@@ -83,6 +87,36 @@ def test_a_larger_budget_that_was_killed_before_it_was_measured_is_measured(trai
         with pytest.raises(KeyboardInterrupt):
             train("run", *SHORT, "trainer.max_steps=14")
     assert train("run", *SHORT, "trainer.max_steps=14")["training"]["steps"] == 14
+
+
+FAMILIES = {
+    "lstm": [*LSTM, "model.n_layers=2", "training.clip_norm=0.25"],
+    "awd lstm": [*LSTM, "model.n_layers=3", "model.d_embed=8", "model.d_hidden=10", "training.ar=2", "training.tar=1"],
+    "gru": [*LSTM, "model.cell=gru"],
+    "transformer": [*TRANSFORMER, "optimizer=muon"],
+    "gpt2": ["model=gpt2", *TRANSFORMER[1:], "optimizer=adamw"],
+    "squared relu": [*TRANSFORMER, "model.mlp=relu2", "model.positions=alibi", "optimizer=adamw"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_both_kernels_train_the_same(name, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "SMALL", 0)
+    blocks, losses = [], {}
+    original = cross_entropy._blocks
+    monkeypatch.setattr(cross_entropy, "_blocks", lambda *sizes: blocks.append(sizes) or original(*sizes))
+    drops = [key for key in compose(FAMILIES[name]).model if key.startswith("dropout")]
+    words = [f"model.{key}=0" for key in drops if key != "dropout_masks"]
+    words += ["training.log_every=1", "trainer.max_steps=20", "trainer.val_check_interval=20"]
+    for how in kernels.KERNELS:
+        blocks.clear()
+        train(how, *FAMILIES[name], *words, f"kernels={how}")
+        assert bool(blocks) == (how == "auto")
+        points = RunDirectory(tmp_path / how).points()
+        losses[how] = [float(point["train/loss"]) for point in points if point["train/loss"]]
+    assert len(losses["auto"]) == 20
+    assert losses["auto"][-1] < losses["auto"][0]
+    assert losses["auto"] == pytest.approx(losses["plain"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

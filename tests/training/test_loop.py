@@ -114,6 +114,12 @@ def test_callbacks_get_the_calls_that_lightning_makes(train, directly):
     assert told[True] == told[False]
 
 
+def test_plain_kernels_take_lightnings_own_steps(train, directly):
+    taken = directly(True)
+    train("run", *TRANSFORMER, *SHORT, "kernels=plain")
+    assert taken == [False] * 9
+
+
 def test_a_profiler_gets_lightnings_own_steps(train, directly, tmp_path):
     taken = directly(True)
     profiler = f"{{_target_: lightning.pytorch.profilers.SimpleProfiler, dirpath: '{tmp_path}', filename: times}}"

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from lmlab.models import kernels
 from lmlab.training import optim
 from lmlab.training.optim import NTASGD, Muon, build, newton_schulz, parameter_groups
 
@@ -135,6 +136,8 @@ def test_small_matrices_are_multiplied_in_float32_and_large_ones_where_bfloat16_
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
         assert newton_schulz(torch.randn(1, optim.LARGE, 200), 1).dtype is wanted
         assert newton_schulz(torch.randn(1, optim.LARGE - 1, 200), 1).dtype is torch.float32
+        with kernels.using("plain"):
+            assert newton_schulz(torch.randn(1, optim.LARGE, 200), 1).dtype is torch.float32
         optim._product_dtype.cache_clear()
 
 

@@ -37,8 +37,9 @@ def main(arguments: list[str]) -> int:
 def bench(config, options: dict, recipe: list[str], config_dir: str | None) -> int:
     from lmlab import tuning
     from lmlab.hardware import threads
+    from lmlab.models import kernels
 
-    with threads(config.threads):
+    with threads(config.threads), kernels.using(config.kernels):
         tuner = tuning.Tuner(config, options["seconds"])
         best, other = tuner.run()
     chosen = other if options["with_batch_size"] else best

@@ -201,5 +201,6 @@ def load_run(config: dict[str, Any]) -> Any:
 
     device = choose_device(config["device"], "device")
     return load(
-        config["run_dir"], checkpoint=config["checkpoint"], device=device, allow_targets=config["allow_targets"]
-    )
+        config["run_dir"], checkpoint=config["checkpoint"], device=device, allow_targets=config["allow_targets"],
+        kernels=config.get("kernels", "auto"),
+    )  # fmt: skip

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from lmlab.generation.beams import BeamSearch
 from lmlab.generation.decoding import Decoding, Generated, ending_id, unknown_note
 from lmlab.generation.row import Row
 from lmlab.generation.sampling import Lockstep
+from lmlab.models import kernels
 from lmlab.models.carry import Carry
 from lmlab.models.packed import packed
 
@@ -66,7 +66,7 @@ def _generate(model, tokenizer, prompts, decoding, on_text, batch_size) -> list[
     at_once = (
         decoding.num_beams if decoding.num_beams > 1 else min(batch_size or math.inf, len(ids) * decoding.num_samples)
     )
-    with packed(model, at_once, decoding.max_new_tokens) if decoding.kernels == "auto" else nullcontext():
+    with kernels.using(decoding.kernels), packed(model, at_once, decoding.max_new_tokens):
         if decoding.num_beams > 1:
             search = BeamSearch(model, tokenizer, decoding, eos_id)
             for number, prompt in ids.items():

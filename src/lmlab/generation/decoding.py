@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmlab.models import kernels
+
 # Unknown characters or words that a note names.
 NAMED = 10
 
@@ -25,7 +27,8 @@ class Decoding:
     stop_at_eos: None ends at <eos> where it closes a document, and writes on where the tokenizer puts it for every
         newline (`word`).
     ban_unk: never write <unk>, which word models find likely and no reader wants; log_prob is unchanged by it.
-    kernels: `auto` packs large weights while it writes, for twice the speed and twice their memory; `plain` does not.
+    kernels: `auto` packs large weights while it writes, for twice the speed and twice their memory; `plain` does not,
+        and computes by PyTorch's own operations alone.
     seed: with the numbers of prompt and sample it decides a text, whatever else is in the batch.
     """
 
@@ -54,8 +57,7 @@ class Decoding:
             raise ValueError(f"stop={self.stop!r} must be a list of strings: stop=[{self.stop!r}]")
         if "" in self.stop:
             raise ValueError("stop=[''] would end every text at once: leave the empty string out")
-        if self.kernels not in ("auto", "plain"):
-            raise ValueError(f"kernels={self.kernels} is not an option: choose auto, plain")
+        kernels.check(self.kernels)
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must be 0 or more")
 

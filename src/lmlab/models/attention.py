@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lmlab.models import kernels
 from lmlab.models.layers import make_norm, one_of
 from lmlab.models.products import attend
 from lmlab.types import Hidden
@@ -121,7 +122,7 @@ class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023), each query over the last `band` positions at most.
 
     kernel: `sdpa`, torch's; `products`, batched products wherever there is no dropout and no group; `auto`, those on a
-    CPU for whole rows of at most PRODUCTS tokens.
+    CPU for whole rows of at most PRODUCTS tokens. With kernels=plain all are torch's.
 
     The cache is a ring: position p lies in slot p mod band. Until a row has seen `band` tokens a cache may have fewer
     slots, position p in slot p.
@@ -168,7 +169,7 @@ class Attention(nn.Module):
 
     def _by_products(self, q: Tensor, k: Tensor) -> bool:
         dropped = self.training and self.dropout > 0
-        if self.kernel == "sdpa" or dropped or self.n_kv_heads != self.n_heads:
+        if kernels.are_plain() or self.kernel == "sdpa" or dropped or self.n_kv_heads != self.n_heads:
             return False
         return self.kernel == "products" or (q.device.type == "cpu" and 1 < q.shape[2] == k.shape[2] <= PRODUCTS)
 
@@ -201,7 +202,7 @@ class Attention(nn.Module):
         mask = place.first
         if mask is not None:
             mask = mask.view(1, self.n_kv_heads, -1, n).to(q.dtype)
-        if q.device.type == "cpu" and len(q) * self.n_kv_heads >= MANY:
+        if not kernels.are_plain() and q.device.type == "cpu" and len(q) * self.n_kv_heads >= MANY:
             return attend(grouped, k, v, q.new_zeros(()) if mask is None else mask).view_as(q), past
         return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).view_as(q), past
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lmlab.models import kernels
 from lmlab.models.tied import announce
 from lmlab.models.workspace import room
 
@@ -183,7 +184,7 @@ def linear_nll(
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    if len(hidden) * len(weight) <= SMALL:
+    if kernels.are_plain() or len(hidden) * len(weight) <= SMALL:
         logits = linear(hidden, weight, bias)
         return F.cross_entropy(cap(logits, softcap).float(), targets, reduction="none")
     keep = torch.is_grad_enabled() and softcap is None

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lmlab.models import kernels
+
 
 def check_rate(name: str, p: float) -> float:
     """`p` itself, or a ValueError where it is no probability of dropping."""
@@ -16,7 +18,7 @@ def check_rate(name: str, p: float) -> float:
 def drop(x: Float[Tensor, "*N"], p: float) -> Float[Tensor, "*N"]:
     """F.dropout in training. On a processor `p` is rounded to a multiple of 2**-16, and the scale with it: each
     random word then serves four numbers, a fifth of F.dropout's time, which was 4 % of an LSTM's step."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not kernels.may_be_ours(x.device):
         return F.dropout(x, p)
     # 64 bits each: from the smallest to, as None says, the largest.
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)

@@ -6,6 +6,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lmlab.models import kernels
 from lmlab.types import Hidden, Tokens
 
 
@@ -61,6 +62,10 @@ class _SquaredReLU(torch.autograd.Function):
         return (grad * y).mul_(2)
 
 
+def squared_relu(x: Tensor) -> Tensor:
+    return F.relu(x).square() if kernels.are_plain() else _SquaredReLU.apply(x)
+
+
 class MLP(nn.Module):
     """down(f(up(x))), with f `gelu` (its tanh approximation, as in GPT-2) or `relu2` (So et al. 2021, squared ReLU)."""
 
@@ -72,7 +77,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Hidden) -> Hidden:
         x = self.up(x)
-        return self.down(F.gelu(x, approximate="tanh") if self.activation == "gelu" else _SquaredReLU.apply(x))
+        return self.down(F.gelu(x, approximate="tanh") if self.activation == "gelu" else squared_relu(x))
 
 
 def make_mlp(mlp: str, d_model: int, d_ff: int | None, bias: bool) -> nn.Module:

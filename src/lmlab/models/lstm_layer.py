@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lmlab.models import kernels
+
 _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
 # oneDNN's bf16 kernel is fast forward and slow backward; ours costs some 0.15 ms a step around the product. From this
@@ -16,8 +18,7 @@ SMALLEST = 2**25
 
 def is_quicker(x: Tensor, w_hh: Tensor) -> bool:
     """Whether `lstm_layer` beats torch.lstm for x (T, B, D) and w_hh (4 H, H): training in bf16 on a processor."""
-    kind = x.device.type
-    if kind != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not kernels.may_be_ours(x.device) or not torch.is_grad_enabled():
         return False
     half = _type(x) is torch.bfloat16 and onednn_computes_in(torch.bfloat16)
     return half and x.shape[1] * w_hh.numel() >= SMALLEST
@@ -74,8 +75,8 @@ def is_step(x: Tensor) -> bool:
     torch.lstm lays its weights out anew at each call: 1 row x 650 1,047 us against 457, 16 rows 1,739 against 1,307, 1
     row x 200 189 against 54 (two cores with AVX-512).
     """
-    plain = x.device.type == "cpu" and len(x) == 1 and _type(x) is torch.float32
-    return plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    one = kernels.may_be_ours(x.device) and len(x) == 1
+    return one and _type(x) is torch.float32 and not torch.is_grad_enabled()
 
 
 class _LSTMLayer(torch.autograd.Function):

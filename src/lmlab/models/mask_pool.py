@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lmlab.models import kernels
 from lmlab.models.dropout import check_rate
 
 # Entries of the long mask, 32 MB in bf16, and where in it a mask may begin: on a cache line.
@@ -19,8 +20,8 @@ class PooledDropout(nn.Module):
 
     The offset comes from torch's global generator, so a seeded step repeats its masks; the long mask is the same in
     every run. Two masks may share a stretch, shifted. Drawing fresh ones took a fifth of a 256-wide model's step
-    (2 cores); a GPU draws them in the kernel that uses them, so there, under a compiler, and for tensors above half of
-    the long mask, this is plain dropout.
+    (2 cores); a GPU draws them in the kernel that uses them, so there, under a compiler, with kernels=plain and for
+    tensors above half of the long mask, this is plain dropout.
     """
 
     def __init__(self, p: float):
@@ -31,7 +32,7 @@ class PooledDropout(nn.Module):
         if not self.training or self.p == 0.0:
             return x
         # A compiler fuses the drawing of fresh ones, and would draw the long mask anew at each call.
-        if x.device.type != "cpu" or x.numel() > SIZE // 2 or torch.compiler.is_compiling():
+        if not kernels.may_be_ours(x.device) or x.numel() > SIZE // 2:
             return F.dropout(x, self.p)
         offset = int(torch.randint((SIZE - x.numel()) // ALIGNED + 1, ())) * ALIGNED
         return x * _pool(self.p, x.dtype)[offset : offset + x.numel()].view(x.shape)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab.models import kernels
 from lmlab.models.head import LinearHead
 from lmlab.models.lstm_layer import LSTMWeights
 
@@ -28,7 +29,7 @@ FEWEST_STEPS = 16
 def can_pack(weight: Tensor) -> bool:
     """Whether this machine has the packed product, and its kind was found to gain by it; fp32, weights at rest."""
     return (
-        weight.device.type == "cpu"
+        kernels.may_be_ours(weight.device)
         and not torch.is_autocast_enabled("cpu")
         and weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()

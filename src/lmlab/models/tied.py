@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lmlab.models import kernels
+
 # The output matrix's newest gradient: the backward pass it belongs to, the table's address, and the gradient itself.
 _newest: tuple[int, int, weakref.ref] | None = None
 
@@ -54,6 +56,6 @@ def embed_tied(tokens: Tensor, weight: Tensor) -> Tensor:
     A dense one of its own would cost a matrix of zeros and an addition: 33 ms of 500 in the step of an LSTM with
     33,278 words of width 650. Once differentiable.
     """
-    if weight.device.type != "cpu" or torch.compiler.is_compiling():
+    if not kernels.may_be_ours(weight.device):
         return F.embedding(tokens, weight)
     return F.embedding(tokens, _Shared.apply(weight), sparse=True)

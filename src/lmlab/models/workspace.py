@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lmlab.models import kernels
+
 # From this size on a processor's allocator gives memory back to the system: every page of it is then fetched and
 # cleared anew at each step. Smaller pieces it keeps by itself.
 LARGE_BYTES = 2**24
@@ -23,7 +25,7 @@ def room(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
     this is torch.empty.
     """
     small = torch.Size(shape).numel() * dtype.itemsize < LARGE_BYTES
-    if device.type != "cpu" or small or torch.compiler.is_compiling():
+    if small or not kernels.may_be_ours(device):
         return torch.empty(shape, dtype=dtype, device=device)
     # Taken out while it is looked at: another thread finds none.
     held = _kept.pop(name, None)
@@ -51,9 +53,10 @@ def kept() -> Iterator[None]:
 
     By itself it returns the free end of its heap whenever that exceeds twice the largest block: a training step does
     so many times, and fetching and clearing those pages anew took 7 % of it (10M Transformer, 2 cores). Peak memory
-    stays what it was. Other allocators have their own ways, and settings of the user's are left alone.
+    stays what it was. Other allocators have their own ways, and settings of the user's are left alone, as is all with
+    kernels=plain.
     """
-    libc = _glibc()
+    libc = None if kernels.are_plain() else _glibc()
     if libc is not None:
         # Larger blocks have pages of their own either way; these are the largest that its own rule puts on the heap.
         libc.mallopt(M_MMAP_THRESHOLD, HEAP_BLOCK)

@@ -15,6 +15,7 @@ from torch import nn
 from lmlab.config import cache_dir, check_targets, conf_dir, plain
 from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
+from lmlab.models.kernels import check, using
 from lmlab.run_directory import RunDirectory, check_tokenizer
 from lmlab.tokenizers import load as load_tokenizer
 
@@ -33,6 +34,7 @@ class Run:
     """A stored run. Its model and tokenizer load when first used; nothing of it is executed.
 
     checkpoint: 'best' or 'last'. device: where the model goes. allow_targets: classes of your own that it may name.
+    kernels: 'plain' measures, scores and writes by PyTorch's own operations alone.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class Run:
         checkpoint: str = "best",
         device: str = "cpu",
         allow_targets: Iterable[str] = (),
+        kernels: str = "auto",
     ):
         if checkpoint not in CHECKPOINTS:
             raise ValueError(f"checkpoint={checkpoint} must be one of {', '.join(CHECKPOINTS)}")
         self.directory = RunDirectory(path)
         self.path, self.checkpoint, self.device = self.directory.path, checkpoint, device
+        self.kernels = check(kernels)
         self.config = self.directory.config()
         self._allow_targets = tuple(allow_targets)
         for group in ("model", "corpus", "tokenizer", "decided"):
@@ -164,7 +168,8 @@ class Run:
 
         store, results = self.store(), self.results
         asked = (self.model, store, self.protocol, self.device, results["splits"] if results else {})
-        return audit.quick(*asked) if quick else audit.full(*asked, *self.text(), shown=passages)
+        with using(self.kernels):
+            return audit.quick(*asked) if quick else audit.full(*asked, *self.text(), shown=passages)
 
     def diagnose(self, fractions: Iterable[str | os.PathLike] = ()) -> Any:
         """Whether it is trained well enough: `lmlab.evaluation.diagnosis`, of an unfinished or failed run, too.
@@ -254,7 +259,8 @@ class Run:
         protocol = protocol or self.protocol
         part = self.part(split, corpus, protocol)
         rows = batches(part, protocol, self.tokenizer.start_id, batch_size or self.batch_size)
-        return evaluate(self.model, rows, protocol.precision, self.device)
+        with using(self.kernels):
+            return evaluate(self.model, rows, protocol.precision, self.device)
 
     def floors(self, splits: Iterable[str], protocol: "Protocol | None" = None) -> dict[str, Any]:
         """The unigram and the 5-gram on its own text's tokens: `floors` and `floors_protocol`, as in results.json.
@@ -274,16 +280,18 @@ class Run:
         """Log-probability of each token of a text: `lmlab.scoring.score_text`."""
         from lmlab.scoring import score_text
 
-        return score_text(self.model, self.tokenizer, text, **(defaults("score", "top", "eos") | options))
+        with using(self.kernels):
+            return score_text(self.model, self.tokenizer, text, **(defaults("score", "top", "eos") | options))
 
     def generate(self, prompt: str | Sequence[str] = "", **options: Any) -> list[Any]:
         """Continuations of one prompt, or a list of them for each of several: `lmlab.generation.generate`."""
         from lmlab.generation import Decoding, generate
 
         options = settle(defaults("generate", *(f.name for f in fields(Decoding))) | options)
-        if isinstance(prompt, str):
-            return generate(self.model, self.tokenizer, [prompt], **options)[0]
-        return generate(self.model, self.tokenizer, list(prompt), **options)
+        with using(self.kernels):
+            if isinstance(prompt, str):
+                return generate(self.model, self.tokenizer, [prompt], **options)[0]
+            return generate(self.model, self.tokenizer, list(prompt), **options)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, checkpoint={self.checkpoint!r})"

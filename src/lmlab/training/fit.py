@@ -20,7 +20,7 @@ from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import NotFinite, TrainingFailed, full_disk
 from lmlab.evaluation.protocol import batches
 from lmlab.instantiate import instantiate
-from lmlab.models import workspace
+from lmlab.models import kernels, workspace
 from lmlab.training import performance
 from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
 from lmlab.training.checkpoints import Resume, stopped_early, write
@@ -101,6 +101,7 @@ def announce(plan: Any) -> None:
     decided = plan.decided
     where = f"{decided['device']}, precision {decided['precision']}" + (", compiled" if decided["compile"] else "")
     where += f", {decided['devices']} processes" if decided["devices"] > 1 else ""
+    where += ", plain kernels" if kernels.are_plain() else ""
     log.info("%s parameters, %s steps on %s", f"{decided['n_params']:,}", f"{plan.total_steps:,}", where)
     for reason in filter(None, plan.reasons.values()):
         log.info("%s", reason)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lmlab.data.datamodule import TextDataModule
+from lmlab.models import kernels
 
 # What Lightning calls in a step of manual optimisation.
 HOOKS = (
@@ -31,8 +32,8 @@ class StepLoop(_TrainingEpochLoop):
     """Takes the steps of one process itself, a third of a millisecond faster than Lightning.
 
     Callbacks get the same calls in the same order; those that do not override a hook are not called, where Lightning
-    wraps each call of each callback in a profiler. Several processes, a profiler (trainer.profiler), scaled losses, or
-    hooks that change the step: then `direct` is False, and every step is Lightning's own.
+    wraps each call of each callback in a profiler. kernels=plain, several processes, a profiler (trainer.profiler),
+    scaled losses, or hooks that change the step: then `direct` is False, and every step is Lightning's own.
     """
 
     direct = False
@@ -53,7 +54,8 @@ class StepLoop(_TrainingEpochLoop):
         trainer = self.trainer
         precision, module = trainer.precision_plugin, trainer.lightning_module
         return (
-            type(trainer.strategy) is SingleDeviceStrategy
+            not kernels.are_plain()
+            and type(trainer.strategy) is SingleDeviceStrategy
             and type(trainer.profiler) is PassThroughProfiler
             and type(precision) in (Precision, MixedPrecision)
             and getattr(precision, "scaler", None) is None

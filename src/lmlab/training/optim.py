@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from lmlab.models import kernels
+
 # What weight decay applies to.
 DECAYED = ("all", "weights", "hidden")
 SCALES = ("original", "match_rms_adamw")
@@ -63,7 +65,7 @@ class Muon(torch.optim.Optimizer):
     Weight decay is decoupled. lr, momentum, ns_steps, scale, weight_decay: of groups with `hidden` True, whose
     parameters are matrices or stacks of them. adam_*: of all other groups. Matrices of one shape, turned so that
     rows <= columns, are orthogonalised in one batched product: in bfloat16 where the hardware has units for it and, on
-    a processor, the matrices are large enough.
+    a processor, the matrices are large enough; with kernels=plain in float32.
     """
 
     def __init__(
@@ -179,7 +181,8 @@ def _orthogonal_step(same_shape: list[tuple[Tensor, Tensor, float]], ns_steps: i
 def newton_schulz(matrices: Tensor, steps: int) -> Tensor:
     """Roughly U V^T for each U S V^T of (N, rows, columns), rows <= columns: singular values fall near 1."""
     a, b, c = QUINTIC
-    x = matrices.to(_product_dtype(matrices.device.type, matrices.shape[-2]))
+    dtype = torch.float32 if kernels.are_plain() else _product_dtype(matrices.device.type, matrices.shape[-2])
+    x = matrices.to(dtype)
     # The Frobenius norm bounds the largest singular value, where the iteration needs at most 1.
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):

@@ -114,6 +114,7 @@ def main(path: str) -> int:
     """Rank 1 or higher: the same plan, the same steps, nothing written."""
     threading.Thread(target=_leave_with_rank_zero, daemon=True).start()
     from lmlab.experiment import plan
+    from lmlab.models import kernels
     from lmlab.run_directory import RunDirectory
     from lmlab.training.checkpoints import read
     from lmlab.training.fit import run
@@ -122,7 +123,8 @@ def main(path: str) -> int:
     directory = RunDirectory(config.run_dir)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:
-        run(plan(config), directory, read(directory.last) if directory.last.exists() else None)
+        with kernels.using(config.kernels):
+            run(plan(config), directory, read(directory.last) if directory.last.exists() else None)
     except TrainingFailed:
         # Rank 0 says it.
         return TRAINING_FAILED

@@ -1,0 +1,43 @@
+"""Whose arithmetic: paths of our own where they were measured to be quicker, or PyTorch's operations alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+KERNELS = ("auto", "plain")
+
+# Of the whole process, as torch's number of threads is: autograd and a compiler ask in threads of their own.
+_plain = False
+
+
+def check(wanted: str) -> str:
+    """`wanted` itself, or a ValueError that names what there is."""
+    if wanted not in KERNELS:
+        raise ValueError(f"kernels={wanted} is not an option: choose {', '.join(KERNELS)}")
+    return wanted
+
+
+@contextmanager
+def using(wanted: str) -> Iterator[None]:
+    """Within, `plain` leaves every path of our own; `auto` changes nothing, so that it is as plain as around it.
+
+    The two agree up to rounding, but for dropout: its masks are others, as they are on another device.
+    """
+    global _plain
+    before = _plain
+    _plain = check(wanted) == "plain" or before
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def are_plain() -> bool:
+    """Whether PyTorch's operations alone are asked for; who has a path of its own asks before taking it."""
+    return _plain
+
+
+def may_be_ours(device: torch.device) -> bool:
+    """Whether a path that was written for a processor may be taken: not on a GPU, nor where a compiler fuses."""
+    return not _plain and device.type == "cpu" and not torch.compiler.is_compiling()

@@ -9,11 +9,8 @@ from typing import Any
 
 import torch
 
-from lmlab.config import conf_dir
-
-from .clock import clocked
 from .harness import Case, Measure, Row, Sample, Settings
-from .process import isolated, lmlab_run
+from .process import clocked, isolated, lmlab_run
 from .reference import GPT, GPTLoop
 from .starting import TEXT
 
@@ -86,6 +83,8 @@ def _case(settings: Settings, name: str, goal: float, shape: dict[str, Any], tar
                  "trainer.max_steps=20", "model.d_model=16", "model.n_layers=1", "model.max_context=16",
                  "floors=false"]  # fmt: skip
     else:
+        from lmlab.config import conf_dir
+
         if not (conf_dir() / "experiment" / f"{name}.yaml").exists():
             raise ValueError(f"there is no recipe experiment={name}")
         text = settings.shakespeare / "input.txt" if settings.shakespeare.is_dir() else settings.shakespeare

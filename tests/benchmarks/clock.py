@@ -1,4 +1,4 @@
-"""A callback that any run takes (`+callbacks.clock={_target_: ...}`): when its steps and validations ended."""
+"""A callback that any run takes (`process.clocked`): when its steps and validations ended."""
 
 import json
 import time
@@ -33,8 +33,3 @@ class Clock(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.path.write_text(json.dumps(self.told))
-
-
-def clocked(path: Path | str) -> str:
-    """The override that adds it to a run."""
-    return f"+callbacks.clock={{_target_: tests.benchmarks.clock.Clock, path: '{path}'}}"

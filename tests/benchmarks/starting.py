@@ -6,9 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .clock import clocked
 from .harness import Case, Measure, Row, Sample, Settings
-from .process import lmlab_run, run
+from .process import clocked, lmlab_run, run
 
 CACHES = Path("/proc/sys/vm/drop_caches")
 TEXT = "".join(f"{n} plus {n % 7} is {n + n % 7}\n" for n in range(300))

@@ -12,7 +12,8 @@ from .machine import ROOT, described, kind
 # outputs/ is not kept in the repository; what the README shows is.
 RECORDED = Path(__file__).parent / "recorded"
 BEGIN, END = "<!-- benchmarks: written by `python -m tests.benchmarks table` -->", "<!-- end of benchmarks -->"
-HEAD = "| row | ours | peer | ours is better (spread, n) | target | met |\n|---|---|---|---|---|---|"
+# load: of the machine in the minute before the row began, its other work.
+HEAD = "| row | ours | peer | ours is better (spread, n) | target | met | load |\n|---|---|---|---|---|---|---|"
 # Longer lists of facts are not kept: the 2,000 losses of a parity row.
 LONGEST = 50
 
@@ -36,16 +37,16 @@ def record(folder: Path) -> list[str]:
 
 
 def render(names: list[str]) -> str:
-    """Markdown of the recorded rows, a table a kind of machine, in the order of `names`; then what nobody measured."""
-    tables, seen = [], set()
+    """Markdown of the recorded rows in the order of `names`: a table a kind of machine, and what it did not measure."""
+    parts = []
     for folder in sorted(path for path in RECORDED.iterdir() if path.is_dir()):
         results = {
             name: json.loads(path.read_text("utf-8")) for name in names if (path := folder / f"{name}.json").exists()
         }
-        seen.update(results)
-        tables.append(_table(results))
-    missing = [f"`{name}`" for name in names if name not in seen]
-    return "\n\n".join([*tables, *([f"Not measured: {', '.join(missing)}."] if missing else [])])
+        parts.append(_table(results))
+        if missing := [f"`{name}`" for name in names if name not in results]:
+            parts.append(f"Not measured on this machine: {', '.join(missing)}.")
+    return "\n\n".join(parts)
 
 
 def _table(results: Mapping[str, dict[str, Any]]) -> str:
@@ -73,7 +74,7 @@ def _rows(name: str, result: Mapping[str, Any], sign: str) -> Iterator[str]:
             peer = f"{shown(m['median']['peer'], m['unit'])}, {case['peer_is']}" if m["peer"] else ""
             yield (
                 f"| `{name}` ({sign}) {case['case']}: {m['name']} | {ours} | {peer} | {ratio} | {m['target']} | "
-                f"{verdict(m)} |"
+                f"{verdict(m)} | {result['machine']['load'][0]:.1f} |"
             )
 
 

@@ -99,12 +99,13 @@ def test_the_table_shows_ours_the_peer_the_ratio_and_the_verdict(tmp_path, monke
     from tests.benchmarks.harness import write
 
     monkeypatch.setattr(table, "RECORDED", tmp_path / "recorded")
-    write(result(tmp_path, [1.0, 2.0], [3.0, 4.0]), tmp_path / "out")
+    found = result(tmp_path, [1.0, 2.0], [3.0, 4.0])
+    write(found | {"machine": found["machine"] | {"load": [1.58, 0.2, 0.1]}}, tmp_path / "out")
     write(result(tmp_path, [1.0], [3.0]) | {"row": "other", "scale": "quick"}, tmp_path / "out")
     assert table.record(tmp_path / "out") == ["row"], "quick results are not for the table"
     made = table.render(["row", "other"]).splitlines()
-    assert "| `row` (a) case: speed | 1.50 s | 3.50 s, peer | 2.50 times (2.00-3.00, 2) | 2 times | met |" in made
-    assert made[-1] == "Not measured: `other`."
+    assert "| `row` (a) case: speed | 1.50 s | 3.50 s, peer | 2.50 times (2.00-3.00, 2) | 2 times | met | 1.6 |" in made
+    assert made[-1] == "Not measured on this machine: `other`."
     with pytest.raises(ValueError, match="the README has no lines"):
         table.replaced("nothing", "")
 
@@ -115,9 +116,11 @@ def test_each_kind_of_machine_has_a_table_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RECORDED", tmp_path / "recorded")
     here = result(tmp_path, [1.0], [3.0])
     there = here | {"machine": here["machine"] | {"cpu": "Elsewhere", "capability": "AVX2", "bf16": False, "gpu": None}}
-    for found in (here, there):
+    for found in (here, there, here | {"row": "only_here"}):
         write(found, tmp_path / "out")
         table.record(tmp_path / "out")
-    heads = [line for line in table.render(["row"]).splitlines() if line.startswith("**")]
+    made = table.render(["row", "only_here"]).splitlines()
+    assert [line for line in made if line.startswith("Not")] == ["Not measured on this machine: `only_here`."]
+    heads = [line for line in made if line.startswith("**")]
     assert len(heads) == 2, "the second would have taken the first one's place"
     assert any("Elsewhere" in head and "AVX2, no bf16" in head for head in heads)

@@ -2,11 +2,14 @@
 that differ (`same` of its cases, for which test_harness shows that it is asked)."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 from tests.benchmarks import evaluating, generating, gpu, overhead, preparing, throughput
 from tests.benchmarks.__main__ import ROWS
 from tests.benchmarks.harness import Settings, measure
+from tests.benchmarks.process import ROOT, environment
 
 
 @pytest.mark.slow
@@ -23,6 +26,15 @@ def test_the_row_runs(name, tmp_path):
             assert all(math.isfinite(v) for v in (*m["ours"], *m["peer"]))
         # Nobody else reads our runs.
         assert name == "many_runs" or any(m["peer"] for m in case["measures"])
+
+
+@pytest.mark.parametrize("module", ["time_to_loss", "preparing", "training", "gpu"])
+def test_a_peers_process_does_not_pay_for_lightning(module):
+    """`isolated` imports the module that the peer's function is in, and counts that."""
+    code = f"import sys, tests.benchmarks.{module}; print('lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,13 @@ from typing import Any
 import torch
 
 from .awd import AWDLSTM, AWDLoop
-from .process import own_peak_mb
+from .process import clocked, own_peak_mb
 from .reference import LSTMLoop, TiedLSTM
 
 
 def ours(overrides: list[str]) -> dict[str, Any]:
     """`lmlab train` with a clock in it."""
     import lmlab
-    import lmlab.deferred  # as in a user's process, before the clock imports Lightning
-
-    from .clock import clocked
 
     with tempfile.TemporaryDirectory() as folder:
         clock = Path(folder) / "clock.json"

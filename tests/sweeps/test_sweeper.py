@@ -129,9 +129,9 @@ def test_whatever_a_run_logs_can_be_the_objective(sweep, here, capsys):
     for metric in ("perf/tokens_per_s", "train/loss", "seconds", "val/gap"):
         with Ledger(here / "s/ledger.sqlite") as ledger:
             assert metric in json.loads(ledger.trials("done")[0]["values_"])
-    # All that is said to be logged is, where the machine's peak was measured.
+    # All that is said to be logged is, where the machine's peak was measured and its energy may be read.
     with Ledger(here / "s/ledger.sqlite") as ledger:
-        assert set(METRICS) - set(json.loads(ledger.trials("done")[0]["values_"])) <= {"perf/mfu"}
+        assert set(METRICS) - set(json.loads(ledger.trials("done")[0]["values_"])) <= {"perf/mfu", "perf/energy_j"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import csv
 import pytest
 from lightning import LightningModule, Trainer
 
+from lmlab.hardware import Energy
 from lmlab.training import performance
 from lmlab.training.performance import Performance
 
@@ -49,6 +50,21 @@ def test_without_a_measured_peak_there_is_no_mfu(monkeypatch):
     meter = Performance(flops_per_token=1000, peak=None, precision="bf16", device="cpu", devices=1)
     assert "perf/mfu" not in meter.take(tokens=100, spent=1.0, waited=0.0)
     assert meter.summary()["mfu"] is None
+
+
+def test_energy_is_told_where_the_machine_counts_it(meter, tmp_path):
+    def used(microjoules: int) -> dict[str, float]:
+        (tmp_path / "intel-rapl:0/energy_uj").write_text(str(microjoules))
+        return meter.take(tokens=100, spent=1.0, waited=0.0)
+
+    meter.energy = Energy("cpu", tmp_path / "nothing")
+    (tmp_path / "intel-rapl:0").mkdir()
+    assert "perf/energy_j" not in used(0)
+    (tmp_path / "intel-rapl:0/max_energy_range_uj").write_text("10000000")
+    meter.energy = Energy("cpu", tmp_path)
+    # 1 J, 3 J and 8 J of the counter: 7 J since it was first read.
+    assert [used(joules * 1_000_000)["perf/energy_j"] for joules in (1, 3, 8)] == [0.0, 2.0, 7.0]
+    assert meter.summary()["energy_joules"] == {"processor": 7.0}
 
 
 class Event:

@@ -50,7 +50,10 @@ class Performance(Callback):
         self.validating = Stopwatch()
 
     def take(self, tokens: int, spent: float, waited: float) -> dict[str, float]:
-        """perf/* of what was trained since the last call: tokens in `spent` seconds, `waited` of them for data."""
+        """perf/* of what was trained since the last call: tokens in `spent` seconds, `waited` of them for data.
+
+        Memory is the most so far, and energy all that was used since training began in this process.
+        """
         self._collect()
         window, self.phases = self.phases, Counter()
         window["data"] = waited
@@ -59,8 +62,12 @@ class Performance(Callback):
         if not spent:
             return {}
         shares = {f"perf/{name}_share": window[name] / spent for name in ("data", "forward", "backward", "optimizer")}
-        mfu = self.mfu(tokens / spent)
-        return shares | ({} if mfu is None else {"perf/mfu": mfu}) | {"perf/memory_gb": peak_memory(self.device) / 1e9}
+        told = shares | {"perf/memory_gb": peak_memory(self.device) / 1e9}
+        if (mfu := self.mfu(tokens / spent)) is not None:
+            told["perf/mfu"] = mfu
+        if (used := self.energy.joules) is not None:
+            told["perf/energy_j"] = sum(used.values())
+        return told
 
     def mfu(self, tokens_per_s: float) -> float | None:
         return self.flops_per_token * tokens_per_s / (self.peak * self.devices) if self.peak else None

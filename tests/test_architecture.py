@@ -34,7 +34,7 @@ ROOMS = {
     "scoring": {"models", "tokenizers", "metrics"},
     "generation": {"models", "tokenizers"},
     "interop": {"models", "tokenizers"},
-    "evaluation": {"scoring", "generation", "data", "models", *FOUNDATION},
+    "evaluation": {"config", "scoring", "generation", "data", "models", *FOUNDATION},
     "interpret": {"scoring", "models", "tokenizers", *FOUNDATION},
     "training": {
         *("config", "instantiate", "run_directory", "sizes", "tokenizers", "models", "data", "scoring", "generation"),

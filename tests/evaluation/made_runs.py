@@ -177,22 +177,27 @@ def train_all(root: Path, name: str, numbers: Iterable[int] | None = None) -> No
         train_one(root, name, number, f"{name}{number:02}", "")
 
 
+def recipe(name: str, number: int, more: str = "") -> list[str]:
+    """The overrides of a run of a set, but for its places; more: words that replace its own."""
+    _, _, family, words = SETS[name][number]
+    pairs = [word.partition("=") for word in f"{words} {more}".split()]
+    chosen = {KEYS.get(key, key): value for key, _, value in pairs}
+    tokenizer = [] if "tokenizer" in chosen else ["tokenizer=char"]
+    overrides = [f"{key}={value}" for key, value in chosen.items()]
+    return [*COMMON.split(), *tokenizer, *family.split(), *overrides, f"seed={500 * len(name) + number}"]
+
+
 def train_one(root: Path, name: str, number: int, folder: str, more: str) -> None:
     """A run of a set; more: words that replace its own."""
     from lmlab.config import compose
     from lmlab.errors import TrainingFailed
     from lmlab.experiment import train
 
-    kind, what, family, words = SETS[name][number]
-    pairs = [word.partition("=") for word in f"{words} {more}".split()]
-    chosen = {KEYS.get(key, key): value for key, _, value in pairs}
-    tokenizer = [] if "tokenizer" in chosen else ["tokenizer=char"]
+    kind, what, _, _ = SETS[name][number]
     train_text, val_text = text_files(root, name, what)
     places = [f"corpus.train={train_text}", f"corpus.val={val_text}", f"run_dir={root / folder}"]
-    seed = 500 * len(name) + number
-    overrides = [f"{key}={value}" for key, value in chosen.items()]
     try:
-        train(compose([*COMMON.split(), *tokenizer, *family.split(), *overrides, *places, f"seed={seed}"]))
+        train(compose([*recipe(name, number, more), *places]))
     except TrainingFailed as error:
         print(f"{name} {number} ({kind}): {error}", flush=True)
 

@@ -5,41 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.evaluation.curves import GOOD, SMALL, STEPS, UNIGRAM, V, learning, noise, points
 
-from lmlab.evaluation.curve import Curve, Facts
-from lmlab.evaluation.diagnosis import KINDS, MORE_TEXT, diagnose, more_text
-
-STEPS = np.arange(10, 401, 10)
-V, UNIGRAM, NGRAM = 80, 3.0, 1.5
-GOOD = Facts(
-    vocab_size=V, parameters=50_000, train_tokens=1_000_000, train_bytes=1_000_000, epochs=0.4, steps=400, lr=3e-3,
-    unigram=UNIGRAM, ngram=NGRAM, dropout=0.0, dropout_key="model.dropout", first_loss=math.log(V),
-    normalised=True,
-)  # fmt: skip
-SMALL = replace(GOOD, train_tokens=5_000, train_bytes=5_000, epochs=80.0)
-
-
-def noise(seed, scale):
-    return np.random.default_rng(seed).normal(0, scale, len(STEPS))
-
-
-def points(loss, val=None, train=None, lr=None, update=0.01):
-    """Rows as in curves.csv: training every 10 steps, a validation every 40."""
-    lr = np.full(len(loss), 3e-3) if lr is None else lr
-    rows = []
-    for i, step in enumerate(STEPS[: len(loss)]):
-        rows.append({"step": str(step), "train/loss": repr(float(loss[i])), "optim/lr": repr(float(lr[i])),
-                     "optim/update_ratio": repr(update), "val/loss": "", "val/gap": ""})  # fmt: skip
-        if step % 40 == 0:
-            held_out = float((loss if val is None else val)[i])
-            fixed = float((loss if train is None else train)[i])
-            rows.append({"step": str(step), "train/loss": "", "val/loss": repr(held_out),
-                         "val/gap": repr(held_out - fixed)})  # fmt: skip
-    return rows
-
-
-def learning(c=1.6, b=0.5, late=0):
-    return c + (math.log(V) - c) * ((STEPS + late) / (10 + late)) ** -b
+from lmlab.evaluation.curve import Curve
+from lmlab.evaluation.diagnosis import KINDS, diagnose, more_text
 
 
 def test_still_improving_with_an_interval_and_more_steps_to_try():
@@ -202,6 +171,7 @@ def test_there_are_three_remedies_at_most_best_first():
     val = np.where(STEPS <= 160, learning(c=1.2, b=0.5), 3.0)
     found = diagnose(points(train, val, train), SMALL)
     assert len(found.remedies) == 3
+    assert len(found.candidates) >= 3
     gains = [r.low + r.high for r in found.remedies]
     assert gains == sorted(gains, reverse=True)
     assert all(f.kind in KINDS for f in found.findings)
@@ -215,7 +185,9 @@ def test_what_was_not_measured_is_left_out():
     found = diagnose(rows, bare)
     assert found.verdict == "improving"
     assert "floors" not in "\n".join(found.figures)
-    assert diagnose([], bare).findings[0].told == "it was never validated: too short to tell"
+    never = diagnose([], bare)
+    assert never.findings[0].told == "it was never validated: too short to tell"
+    assert never.card()[1] == "  try trainer.max_steps=800: gain not known (its curve does not tell)"
 
 
 def test_areas_are_sums_of_the_learning_rate():
@@ -233,6 +205,6 @@ def test_what_more_text_would_bring_is_by_hand():
     with pytest.raises(ValueError, match="train_share"):
         more_text([100, 100], [3.0, 2.9])
     found = diagnose(points(learning()), SMALL).with_more_text([100, 200, 400], [3.0, 2.6, 2.4])
-    told = next(r for r in found.remedies if r.overrides == MORE_TEXT)
+    told = next(r for r in found.remedies if r.changes == "text")
     assert (told.low, told.high) == (pytest.approx(0.1), pytest.approx(0.2))
     assert "twice the text would bring 0.100 nats" in found.figures[-1]

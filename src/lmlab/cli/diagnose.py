@@ -11,15 +11,16 @@ def main(arguments: list[str]) -> int:
     one_of("format", config["format"], ("table", "json"))
     run = load_run({**config, "checkpoint": "best"})
     found = run.diagnose(config["fractions"] or ())
-    told = found.as_dict()
+    tested = None
     if config["lr"]:
         from lmlab.experiment import range_test
 
-        told["range_test"] = range_test(run.config, config["steps"], config["allow_targets"])
+        tested = range_test(run.config, config["steps"], config["allow_targets"])
+        found = found.with_range_test(tested)
     if config["format"] == "json":
-        show_json(told)
+        show_json(found.as_dict() | ({"range_test": tested} if tested else {}))
         return DONE
     from lmlab.cli.tables import show_diagnosis
 
-    show_diagnosis(found, told.get("range_test"))
+    show_diagnosis(found, tested)
     return DONE

@@ -124,15 +124,14 @@ def show_diagnosis(found: Any, tested: Mapping[str, Any] | None) -> None:
     for line in [*found.figures, *found.distances]:
         out.print(line, highlight=False)
     if tested is not None:
-        told = f"learning rate {tested['used']:g}: {tested['verdict']} (the loss breaks at {tested['breaks_at']:g})"
-        out.print(f"{told}; try optimizer.lr={tested['suggested']:g}", highlight=False)
+        told = f"learning rate {tested['used']:g}: {tested['verdict']} (the loss breaks at {tested['breaks_at']:g}"
+        out.print(f"{told}, a tenth of that is usual)", highlight=False)
     if found.remedies:
         table = Table(box=None, pad_edge=False)
-        for name in ("next, best first", "expected, nats a token", "known by"):
+        for name in ("next, best first", "nats a token less", "known by"):
             table.add_column(name, overflow="fold")
         for remedy in found.remedies:
-            reach = f"{remedy.low:.3f} to {remedy.high:.3f}" if remedy.low > 0 else f"up to {remedy.high:.3f}"
-            table.add_row(remedy.overrides, f"{reach} less", remedy.basis)
+            table.add_row(remedy.overrides, remedy.gain, remedy.basis)
         out.print()
         out.print(table)
 

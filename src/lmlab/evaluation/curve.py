@@ -1,11 +1,21 @@
 """What a diagnosis reads: a run's curve, and what else is known of the run."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from lmlab.config import BUDGETS, flatten
+
+# Of a run's config what a remedy may change, and what tells whether it would change anything; rates beside.
+SETTINGS = (
+    *BUDGETS, "corpus._target_", "corpus.path", "train_share", "init_from", "model.d_model", "model.n_heads",
+    "model.n_layers", "schedule.warmup", "training.clip_norm", "callbacks.spikes._target_",
+)  # fmt: skip
+RATES = re.compile(r"optimizer\.(\w+_)?lr|model\.dropout\w*")
 
 
 @dataclass(frozen=True)
@@ -48,13 +58,21 @@ class Curve:
         at = self.val_steps.astype(int) - 1
         return np.cumsum(lr)[at], lr[at] / lr.max()
 
+    @property
+    def excess_gap(self) -> float | None:
+        """The gap at the best validation, beyond that of the first: what is learnt by heart, not what is harder."""
+        if not len(self.val):
+            return None
+        gap = self.gap[int(self.val.argmin())] - self.gap[0]
+        return None if np.isnan(gap) else float(gap)
+
 
 @dataclass(frozen=True)
 class Facts:
     """What is known of a run beside its curve. Losses in nats a token; None: not known, or none.
 
-    floors: of the unigram and the 5-gram on val. dropout: the largest of the model's. normalised: whether the
-    optimizer's steps are of one size whatever the gradient's, as all but SGD's are.
+    unigram, ngram: the floors on val. normalised: whether the optimizer's steps are of one size whatever the
+    gradient's, as all but SGD's are. settings: what the config says of `SETTINGS` and `RATES`, by dotted key.
     """
 
     vocab_size: int
@@ -63,13 +81,11 @@ class Facts:
     train_bytes: int
     epochs: float
     steps: int
-    lr: float | None
     unigram: float | None
     ngram: float | None
-    dropout: float
-    dropout_key: str
     first_loss: float | None
     normalised: bool
+    settings: Mapping[str, Any]
     failure: str | None = None
 
     @classmethod
@@ -83,8 +99,6 @@ class Facts:
         failure: str | None,
     ) -> "Facts":
         """config, decided: of config.yaml. train: tokens and bytes of that split. floors: as in results.json."""
-        model = config["model"]
-        rates = {k: v for k, v in model.items() if k.startswith("dropout") and isinstance(v, int | float)}
         losses = {name: floors.get(name, {}).get("val", {}).get("nll") for name in ("unigram", "kneser_ney_5")}
         steps = max((int(p["step"]) for p in points), default=0)
         shown = [p["train/loss"] for p in points if p.get("train/loss") not in (None, "")]
@@ -95,13 +109,11 @@ class Facts:
             train_bytes=train["bytes"],
             epochs=steps / decided["steps_per_epoch"],
             steps=steps,
-            lr=config["optimizer"].get("lr"),
             unigram=losses["unigram"],
             ngram=losses["kneser_ney_5"],
-            dropout=max(rates.values(), default=0.0),
-            dropout_key="model.dropout" if "dropout" in rates else f"model.{max(rates, default='dropout')}",
             first_loss=float(shown[0]) if shown else None,
             normalised=not config["optimizer"]["_target_"].endswith("SGD"),
+            settings=settings(config),
             failure=failure,
         )
 
@@ -114,3 +126,10 @@ class Facts:
         """Of the train text, as a 5-gram would pack it."""
         packed = self.ngram if self.ngram is not None else self.unigram
         return None if packed is None else self.train_tokens * packed / math.log(2) / max(self.parameters, 1)
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of `SETTINGS` and `RATES`; a key that it does not have is left out."""
+    flat = flatten(config)
+    rates = {key: value for key, value in flat.items() if RATES.fullmatch(key) and isinstance(value, int | float)}
+    return {key: flat[key] for key in SETTINGS if key in flat} | rates

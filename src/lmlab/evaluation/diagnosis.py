@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from lmlab.evaluation.curve import Curve, Facts
-from lmlab.evaluation.extrapolation import Forecast, forecast
+from lmlab.evaluation.extrapolation import Forecast, more_training
+from lmlab.evaluation.remedies import Remedy, remedies, with_measured_text, with_tested_rate
 
 # Shares of the loss. Less than two hundredths for twice the training are a level curve.
 IMPROVES = 0.02
@@ -39,7 +40,8 @@ SPIKE = 8.0
 # Bits of text that a parameter can hold by heart: Morris et al. 2025. Epochs that are nearly as good as new text:
 # Muennighoff et al. 2023. Tokens a parameter at which compute is spent best: Hoffmann et al. 2022.
 BITS_HELD, EPOCHS_FREE, TOKENS_BEST = 3.6, 4.0, 20.0
-MORE_TEXT = "corpus.train=MORE_TEXT"
+# Remedies that are shown.
+MOST = 3
 KINDS = (
     "diverged", "rate too high", "rate too low", "over-fitting", "under-regularised", "starved", "unstable",
     "improving", "converged",
@@ -56,44 +58,39 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Remedy:
-    """What to try: overrides of `lmlab train`. low, high: nats a token that it should gain. basis: how it is known."""
-
-    overrides: str
-    low: float
-    high: float
-    basis: str
-
-    def expected(self) -> str:
-        reach = f"{self.low:.3f} to {self.high:.3f}" if self.low > 0 else f"up to {self.high:.3f}"
-        return f"{reach} nats a token less ({self.basis})"
-
-
-@dataclass(frozen=True)
 class Diagnosis:
-    """findings: the first is the verdict. facts: lines of figures. remedies: at most three, the best first.
+    """findings: the first is the verdict. candidates: all that could be tried, the best first. figures: lines.
 
-    distances: lines about the recipe's published numbers, where it has some.
+    curve, facts: what it was made from. distances: lines about the recipe's published numbers, where it has some.
     """
 
     findings: list[Finding]
-    remedies: list[Remedy]
+    candidates: list[Remedy]
     figures: list[str]
+    curve: Curve
+    facts: Facts
     distances: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
         return self.findings[0].kind
 
+    @property
+    def remedies(self) -> list[Remedy]:
+        return self.candidates[:MOST]
+
     def with_more_text(self, tokens: Sequence[int], losses: Sequence[float]) -> "Diagnosis":
-        """With what runs on parts of the text say, in place of a guess."""
+        """With what runs on parts of the text say, in place of a bound."""
         gain, low, high = more_text(tokens, losses)
         told = ", ".join(f"{n:,} tokens {loss:.3f}" for n, loss in sorted(zip(tokens, losses, strict=True)))
         line = f"on parts of the text: {told}; twice the text would bring {gain:.3f} nats ({low:.3f} to {high:.3f})"
-        others = [r for r in self.remedies if r.overrides != MORE_TEXT]
-        measured = Remedy(MORE_TEXT, low, high, f"measured on {len(tokens)} parts, for twice the text")
-        found = sorted([*others, measured], key=lambda r: -(r.low + r.high))[:3]
-        return replace(self, remedies=found, figures=[*self.figures, line])
+        candidates = with_measured_text(self.candidates, low, high, len(tokens), self.facts)
+        return replace(self, candidates=candidates, figures=[*self.figures, line])
+
+    def with_range_test(self, tested: Mapping[str, Any]) -> "Diagnosis":
+        """With the rate that `lmlab.training.range_test` suggests, in place of a tenth or ten times of the run's."""
+        kinds = {finding.kind for finding in self.findings}
+        return replace(self, candidates=with_tested_rate(self.candidates, tested, kinds, self.curve, self.facts))
 
     def card(self) -> list[str]:
         """A few lines for the end of a training."""
@@ -103,38 +100,32 @@ class Diagnosis:
         return lines + [f"  try {remedy.overrides}: {remedy.expected()}" for remedy in self.remedies]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"verdict": self.verdict, **asdict(self)}
+        findings, tried = ([asdict(one) for one in some] for some in (self.findings, self.remedies))
+        told = {"figures": self.figures, "distances": self.distances}
+        return {"verdict": self.verdict, "findings": findings, "remedies": tried, **told}
 
 
 def diagnose(points: Sequence[Mapping[str, Any]], facts: Facts) -> Diagnosis:
     """All that holds, most urgent first, and what follows from it."""
     curve = Curve.of(points)
+    findings, ahead = judge(curve, facts)
+    candidates = remedies({finding.kind for finding in findings}, curve, facts, ahead)
+    return Diagnosis(findings, candidates, figures(curve, facts, ahead), curve, facts)
+
+
+def judge(curve: Curve, facts: Facts) -> tuple[list[Finding], Forecast | None]:
+    """The findings, and what twice the training would bring, where that can be told."""
     if (broken := diverged(curve, facts)) is not None:
-        return Diagnosis([broken], remedies([broken], curve, facts, None), figures(curve, facts, None))
+        return [broken], None
     if not len(curve.val):
-        short = Finding("improving", "it was never validated: too short to tell")
-        return Diagnosis([short], [], figures(curve, facts, None))
-    ahead = _forecast(curve)
+        return [Finding("improving", "it was never validated: too short to tell")], None
+    ahead = more_training(curve, 2.0)
     found = [rate_too_high(curve, facts), rate_too_low(curve, facts), over_fitting(curve)]
     found += [under_regularised(curve), starved(facts), unstable(curve)]
     findings = [finding for finding in found if finding is not None]
     if not {f.kind for f in findings} & {"rate too high", "over-fitting"}:
         findings.append(improving(curve, ahead) or converged(curve, ahead))
-    return Diagnosis(findings, remedies(findings, curve, facts, ahead), figures(curve, facts, ahead))
-
-
-def _forecast(curve: Curve) -> Forecast | None:
-    """Of twice the training; the first quarter, where the law does not hold yet, is left out."""
-    area, rate = curve.areas
-    late = curve.val_steps > 0.25 * curve.val_steps[-1]
-    ahead = forecast(area[late], rate[late], curve.val[late], 2.0)
-    if ahead is None:
-        return None
-    # A law with a falling exponent never gains more from a doubling than the one before it brought.
-    half = np.interp(area[-1] / 2, area, curve.val)
-    most = max(0.0, float(half - curve.val[-1]))
-    gain, high = min(ahead.gain, most), min(ahead.high, most)
-    return Forecast(gain, min(ahead.low, gain), max(high, gain), float(curve.val[-1] - gain))
+    return findings, ahead
 
 
 def diverged(curve: Curve, facts: Facts) -> Finding | None:
@@ -286,15 +277,8 @@ def over_fitting(curve: Curve) -> Finding | None:
     )
 
 
-def excess_gap(curve: Curve) -> float | None:
-    """The gap at the best validation, beyond the gap of the first one: what is learnt by heart, not what is harder."""
-    best = int(curve.val.argmin())
-    gap = curve.gap[best] - curve.gap[0]
-    return None if np.isnan(gap) else float(gap)
-
-
 def under_regularised(curve: Curve) -> Finding | None:
-    gap = excess_gap(curve)
+    gap = curve.excess_gap
     if gap is None or gap < GAP * float(curve.val.min()):
         return None
     return Finding("under-regularised", f"where held-out text was best, train's loss was {gap:.3f} nats lower")
@@ -344,7 +328,7 @@ def figures(curve: Curve, facts: Facts, ahead: Forecast | None) -> list[str]:
     lines = []
     if len(curve.val):
         best = int(curve.val.argmin())
-        gap = excess_gap(curve)
+        gap = curve.excess_gap
         lines.append(
             f"held-out loss {curve.val[best]:.4f} at step {int(curve.val_steps[best]):,}"
             + ("" if gap is None else f", gap to train's {curve.gap[best]:+.3f}, of it {gap:+.3f} since the start")
@@ -361,36 +345,3 @@ def figures(curve: Curve, facts: Facts, ahead: Forecast | None) -> list[str]:
     if ahead is not None:
         lines.append(f"twice the training: {ahead.gain:+.4f} nats less ({ahead.low:.4f} to {ahead.high:.4f})")
     return lines
-
-
-def remedies(findings: list[Finding], curve: Curve, facts: Facts, ahead: Forecast | None) -> list[Remedy]:
-    """At most three, in order of what they should gain. A gain that no measurement gives is an interval from 0 on."""
-    kinds, found = {f.kind for f in findings}, []
-    loss = float(curve.val.min()) if len(curve.val) else facts.unigram
-    floor = min((x for x in (facts.ngram, facts.unigram) if x is not None), default=None)
-    behind = 0.0 if loss is None or floor is None else max(0.0, loss - floor)
-    gap = max(0.0, (excess_gap(curve) if len(curve.val) else None) or 0.0)
-    bound = "a bound: how far it stays above the 5-gram"
-    if kinds & {"diverged", "rate too high"} and facts.lr:
-        found.append(Remedy(f"optimizer.lr={facts.lr / 10:.2g}", 0.0, behind, bound))
-    if kinds & {"diverged", "unstable"}:
-        found.append(Remedy("training.clip_norm=1.0 schedule.warmup=0.05", 0.0, behind / 2, f"half of {bound[2:]}"))
-    if "rate too low" in kinds and facts.lr:
-        found.append(Remedy(f"optimizer.lr={facts.lr * 10:.2g}", ahead.gain if ahead else 0.0, behind, bound))
-    if kinds & {"over-fitting", "under-regularised", "starved"} and gap > 0:
-        told = "a bound: the gap between train and held-out text"
-        if facts.dropout < 0.4:
-            found.append(
-                Remedy(f"{facts.dropout_key}={min(0.5, facts.dropout + 0.2):.2g}", 0.0, gap / 2, f"half of {told[2:]}")
-            )
-        found.append(Remedy(MORE_TEXT, 0.0, gap, told))
-        smaller = max(1000, facts.parameters // 4)
-        found.append(Remedy(f"n_params={smaller}", 0.0, gap / 4, f"a quarter of {told[2:]}"))
-    if "over-fitting" in kinds:
-        rise = float(curve.val[-1] - curve.val.min())
-        found.append(Remedy("callbacks/early_stopping=patience", 0.0, rise, "time; best.ckpt has this already"))
-    if ahead is not None and kinds & {"improving", "rate too low"}:
-        found.append(Remedy(f"trainer.max_steps={2 * facts.steps}", max(0.0, ahead.low), ahead.high, "fitted"))
-    if "converged" in kinds:
-        found.append(Remedy(f"n_params={4 * facts.parameters}", 0.0, behind, bound))
-    return sorted(found, key=lambda r: -(r.low + r.high))[:3]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmlab.evaluation.curve import Curve
+
 # Exponents that are tried. A fit needs two points more than it has coefficients.
 EXPONENTS = np.linspace(0.05, 2.0, 40)
 FEWEST = 6
@@ -27,6 +29,25 @@ class Forecast:
     low: float
     high: float
     final: float
+
+
+def more_training(curve: Curve, times: float) -> Forecast | None:
+    """Of `times` the area under a run's learning rate; the first quarter, where the law does not hold yet, is left out.
+
+    None where there are too few validations.
+    """
+    if not len(curve.val):
+        return None
+    area, rate = curve.areas
+    late = curve.val_steps > 0.25 * curve.val_steps[-1]
+    ahead = forecast(area[late], rate[late], curve.val[late], times)
+    if ahead is None:
+        return None
+    # A law with a falling exponent never gains more from a doubling than the one before it brought.
+    half = np.interp(area[-1] / 2, area, curve.val)
+    most = max(0.0, float((half - curve.val[-1]) * np.log2(times)))
+    gain, high = min(ahead.gain, most), min(ahead.high, most)
+    return Forecast(gain, min(ahead.low, gain), max(high, gain), float(curve.val[-1] - gain))
 
 
 def forecast(

@@ -45,6 +45,7 @@ from lmlab.decisions import (
 )
 from lmlab.errors import TrainingFailed
 from lmlab.evaluation import published
+from lmlab.evaluation.protocol import unknown
 from lmlab.hardware import Machine, multiplies_bf16, threads
 from lmlab.initial import read_initial
 from lmlab.instantiate import find, instantiate
@@ -172,6 +173,7 @@ def plan(config: DictConfig) -> Plan:
     optim.build(instantiate(config.optimizer), config.training.decay, model)
     protocol = instantiate(config.evaluation)(model=model, **trained_context(config, model, batching))
     decided["protocol"] = protocol.as_dict()
+    decided["val_unknown"] = unknown(store.split("val"), store.tokenizer.unk_id, protocol)
     devices = count_ranks(config.trainer.devices, device)
     if batching.batch_size % devices:
         raise ValueError(

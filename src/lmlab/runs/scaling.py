@@ -57,8 +57,8 @@ def scaling_law(
 ) -> Law:
     """Fitted to the best run of each size, as a table has them; replicates of it are all taken.
 
-    Intervals are by a bootstrap over residuals. Raises ValueError for fewer than four sizes (the law has three numbers),
-    and where the metric was measured under several protocols.
+    Intervals are by a bootstrap over residuals. Raises ValueError for fewer than four sizes (the law has three
+    numbers), and where the metric was measured under several protocols.
     """
     x, y = frontier(frame, size, metric)
     if len(np.unique(x)) < 4:

@@ -39,7 +39,8 @@ function head() {
   const replicated = G.some((g) => g.n > 1) ? `, ${G.length} configurations (runs that differ only in the seed are one)` : "";
   $("counts").textContent = `${counted}${several ? "" : replicated}. Measured by ${M}${under}, ${D.metric.higher ? "higher" : "lower"} is better. Made ${D.made}.`;
   const title = page.querySelector(".protocol"), links = make("div", {}, several ? `${D.protocol}: ` : "");
-  if (several) title.textContent = `Measured under ${D.protocol}: ${D.members.length} runs${replicated}`;
+  title.textContent = `Measured under ${D.protocol}`;
+  if (several) title.after(make("p", {}, `${D.members.length} runs${replicated}.`));
   else title.remove();
   for (const section of page.querySelectorAll("section")) {
     if (nth) section.id += `-${nth + 1}`;

@@ -46,6 +46,7 @@ from lmlab.decisions import (
 )
 from lmlab.errors import TrainingFailed
 from lmlab.evaluation import published
+from lmlab.evaluation.protocol import unknown
 from lmlab.hardware import Machine, multiplies_bf16, threads
 from lmlab.initial import Initial, read_initial
 from lmlab.instantiate import find, instantiate
@@ -196,6 +197,7 @@ def _trained_plan(
     check_precision(chosen["precision"], devices)
     decided |= {
         "protocol": protocol.as_dict(),
+        "val_unknown": unknown(store.split("val"), store.tokenizer.unk_id, protocol),
         "devices": devices,
         **chosen,
         "total_steps": steps,

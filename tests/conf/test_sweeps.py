@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from lmlab.config import conf_dir
+from lmlab.experiment import build_model
+from lmlab.instantiate import instantiate
 from lmlab.sweeps import asked as asking
 from lmlab.sweeps import pruning
 from lmlab.sweeps.composer import Composer
@@ -59,6 +61,22 @@ def test_a_grid_has_as_many_points_as_its_comment_says(name: str, points: int):
     assert len(found) == points
     text = Path(conf_dir() / f"sweep/{name}.yaml").read_text(encoding="utf-8")
     assert f"{points * told['replicates']} runs" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "protocol"),
+    [("lstm_vs_transformer", "model", "sliding-32/16"), ("tokenizer", "tokenizer", "sliding-64/32-spelled")],
+)
+def test_what_is_compared_is_measured_under_one_protocol(name: str, key: str, protocol: str):
+    """A point of each model, or of each tokenizer: else the sweep would have no winner."""
+    told = options(name)
+    parameters = parse(told["space"], told["when"], dict(o.partition("=")[::2] for o in told["overrides"]))
+    points = {point[key]: point for point in grid(parameters)}
+    assert len(points) > 1
+    for point in points.values():
+        config = config_of([*told["overrides"], *asking.overrides(parameters, point)], 0, Composer(None))
+        model = build_model(config.model, 64, None)
+        assert instantiate(config.evaluation)(model=model).name == protocol
 
 
 @pytest.mark.parametrize("name", READY)

@@ -25,7 +25,14 @@ def many(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def told(many):
-    return gather(many)
+    return alone(many)
+
+
+def alone(root) -> dict:
+    """What a report says of runs under one protocol."""
+    found = gather(root)
+    (part,) = found.pop("parts")
+    return found | part
 
 
 def data(page: str) -> dict:
@@ -100,7 +107,7 @@ def test_more_is_better_where_a_sweep_says_so(tmp_path):
     (tmp_path / "sweep.yaml").write_text("objective:\n- {metric: seconds, direction: maximize}\n- {metric: val/bpb}\n")
     assert objectives(tmp_path) == {}, "damaged: one objective has no direction"
     (tmp_path / "sweep.yaml").write_text("objective:\n- {metric: seconds, direction: maximize}\n")
-    told = gather(tmp_path)
+    told = alone(tmp_path)
     means = [g["mean"] for g in told["groups"]]
     assert told["metric"] == {"name": "seconds", "higher": True}
     assert means == sorted(means, reverse=True)
@@ -109,14 +116,35 @@ def test_more_is_better_where_a_sweep_says_so(tmp_path):
 def test_any_runs_make_a_report(trained, tmp_path):
     """Of three families, one of them counted; and of runs that nobody finished."""
     told = gather(trained["lstm"].parent)
-    assert len(told["groups"]) == 3
-    assert "model" in [p["name"] for p in told["params"]]
+    assert sum(len(part["groups"]) for part in told["parts"]) == 3
     assert told["curves"]["values"][1] == [], "an n-gram has no curve"
     shutil.copytree(trained["lstm"], tmp_path / "open")
     (tmp_path / "open/results.json").unlink()
-    told = gather(tmp_path)
+    told = alone(tmp_path)
     assert told["metric"]["name"] == "val/bpb_best"
     assert len(told["groups"]) == 1
+
+
+def test_protocols_stand_apart_each_with_its_own_leaderboard_and_best(tmp_path):
+    make(tmp_path, 12, replicates=2)
+    for i, path in enumerate(sorted(tmp_path.glob("*/results.json"))):
+        name = "carried-16" if i < 4 else "sliding-32/16"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": {"name": name}}))
+    told = gather(tmp_path)
+    assert told["apart"].startswith("2 protocols, whose numbers are not comparable: carried-16, sliding-32/16; ")
+    assert "evaluation=sliding" in told["apart"]
+    assert "best" not in told
+    carried, sliding = told["parts"]
+    assert [part["protocol"] for part in told["parts"]] == ["carried-16", "sliding-32/16"]
+    assert (carried["members"], sliding["members"]) == ([0, 1, 2, 3], list(range(4, 12)))
+    for part in (carried, sliding):
+        found = runs.replicates(table(tmp_path).iloc[part["members"]])
+        assert [g["mean"] for g in part["groups"]] == pytest.approx(found["mean"].tolist())
+        assert part["best"] in part["groups"][0]["runs"]
+        assert "protocol" not in [p["name"] for p in part["params"]]
+        lr = [p["name"] for p in part["params"]].index("optimizer.lr")
+        assert [g["values"][lr] for g in part["groups"]] == found["optimizer.lr"].tolist()
+    assert gather(tmp_path / sorted(tmp_path.iterdir())[0].name)["apart"] == ""
 
 
 def test_of_runs_that_all_failed_the_reasons_are_left(tmp_path):
@@ -125,7 +153,7 @@ def test_of_runs_that_all_failed_the_reasons_are_left(tmp_path):
         shutil.rmtree(path)
     (curve,) = tmp_path.glob("*/curves.csv")
     curve.unlink()
-    told = gather(tmp_path)
+    told = alone(tmp_path)
     assert told["groups"] == []
     assert told["runs"][0]["reason"] == "TrainingFailed: the loss is no longer finite"
     assert len(report.render(told)) > 1000
@@ -139,7 +167,7 @@ def test_of_a_sweep_that_left_no_directory_the_reasons_are_left(tmp_path):
         database.execute("INSERT INTO trials VALUES (1, 'failed', 'no such corpus', 0, NULL, NULL)")
         database.commit()
     assert report.leave(tmp_path)[0].exists()
-    told = gather(tmp_path)
+    told = alone(tmp_path)
     assert told["groups"] == []
     assert told["runs"][0]["reason"] == "no such corpus"
 

@@ -1,10 +1,11 @@
-"""The end of a sweep: its winner, and what that is worth beside another's."""
+"""The end of a sweep: its winner, what that is worth beside another's, and what several protocols leave of it."""
 
 import json
 import re
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from tests.sweeps.conftest import TINY
@@ -13,8 +14,16 @@ from tests.sweeps.test_pruning import ASKED
 from lmlab.cli import main
 from lmlab.models.ngram import NGramLM
 from lmlab.run_directory import RunDirectory
-from lmlab.sweeps.ending import Tidy, best
+from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.ending import Tidy, best, finished, winners
 from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.live import leaders
+
+
+def front(asked: Asked, ledger: Ledger) -> list[int]:
+    """Of a sweep under one protocol."""
+    (values,) = finished(asked, ledger).values()
+    return best(asked, values)
 
 
 def test_a_sweep_is_compared_by_its_winner_and_what_has_no_checkpoint_is_passed_over(sweep, here, capsys):
@@ -110,7 +119,7 @@ def test_checkpoints_stay_of_the_winner_and_of_what_may_yet_win(tmp_path, keep, 
 
 
 @pytest.mark.parametrize(
-    ("directions", "front"),
+    ("directions", "expected"),
     [
         # By hand: (2, 3) and (1, 4) are each better in one; (2, 4) is worse than both, (3, 3) than the first.
         (("minimize", "minimize"), [0, 1]),
@@ -122,7 +131,7 @@ def test_checkpoints_stay_of_the_winner_and_of_what_may_yet_win(tmp_path, keep, 
         (("maximize",), [3]),
     ],
 )
-def test_the_best_are_those_that_nobody_beats_in_everything(tmp_path, directions, front):
+def test_the_best_are_those_that_nobody_beats_in_everything(tmp_path, directions, expected):
     values = [(2.0, 3.0), (1.0, 4.0), (2.0, 4.0), (3.0, 3.0)]
     objective = [{"metric": name, "direction": one} for name, one in zip("ab", directions, strict=False)]
     with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
@@ -131,7 +140,7 @@ def test_the_best_are_those_that_nobody_beats_in_everything(tmp_path, directions
             # The last one, which would be on most of these fronts, has not finished.
             status = "done" if point < len(values) else "running"
             ledger.set(point + 1, status=status, values_=json.dumps(dict(zip("ab", pair, strict=True))))
-        assert best(replace(ASKED, objective=objective), ledger) == front
+        assert front(replace(ASKED, objective=objective), ledger) == expected
 
 
 def test_of_equal_points_all_are_on_the_front(tmp_path):
@@ -140,8 +149,8 @@ def test_of_equal_points_all_are_on_the_front(tmp_path):
         for point in range(2):
             ledger.add_point({}, [], {}, [0])
             ledger.set(point + 1, status="done", values_=json.dumps({"a": 1.0, "b": 1.0}))
-        assert best(replace(ASKED, objective=objective), ledger) == [0, 1]
-        assert best(replace(ASKED, objective=objective[:1]), ledger) == [0]
+        assert front(replace(ASKED, objective=objective), ledger) == [0, 1]
+        assert front(replace(ASKED, objective=objective[:1]), ledger) == [0]
 
 
 def test_a_sweep_of_two_objectives_keeps_its_front_and_scores_nobody_on_test(sweep, here, capsys):
@@ -168,3 +177,69 @@ def test_a_sweep_of_two_objectives_keeps_its_front_and_scores_nobody_on_test(swe
     assert capsys.readouterr().err == (
         f"lmlab: s has several objectives and no one winner; name a run of its front: {names}\n"
     )
+
+
+BPB, SECONDS = ({"metric": name, "direction": "minimize"} for name in ("val/bpb", "seconds"))
+# (val/bpb, protocol) of points of two replicates each.
+TOLD = [((2.0, 2.2), "carried-16"), ((1.9, 2.1), "carried-16"), ((1.5, 1.7), "sliding-32/16"), ((1.6, 1.8), None)]
+
+
+def asked(*objective: dict, strategy: str = "grid", rule: str = "none") -> SimpleNamespace:
+    told = {"objective": list(objective), "strategy": strategy, "pruning": {"rule": rule}}
+    return SimpleNamespace(**told, keep="best", test=False)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Three points under two protocols, and one of a ledger that was begun before it had them."""
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        for number, (values, protocol) in enumerate(TOLD):
+            ledger.add_point({}, [f"x={number}"], {}, [0, 1])
+            for trial, value in zip(ledger.by_point()[number], values, strict=True):
+                results = {"val/bpb": value, "seconds": 10.0 - number}
+                ledger.finish(trial["id"], results | ({"protocol": protocol} if protocol else {}), steps=9)
+                ledger.set(trial["id"], run_dir=f"trials/{number}-{trial['seed']}")
+        yield ledger
+
+
+def test_points_compete_with_those_of_their_protocol_alone(ledger):
+    found = finished(asked(BPB), ledger)
+    assert {name: list(values) for name, values in found.items()} == {
+        "carried-16": [0, 1],
+        "sliding-32/16": [2],
+        "recorded before protocols had names": [3],
+    }
+    assert best(asked(BPB), found["carried-16"]) == [1]
+    assert winners(asked(BPB), ledger) == {1, 2, 3}
+    assert winners(asked(SECONDS), ledger) == {3}, "seconds are the same under each"
+    assert winners(asked(BPB, SECONDS), ledger) == {1, 2, 3}
+
+
+def test_a_sweep_under_several_protocols_names_no_winner_and_says_what_makes_them_one(ledger):
+    (what, why), *lines = leaders(asked(BPB), ledger)
+    assert what == "no winner"
+    assert why.startswith("3 protocols, whose numbers are not comparable: carried-16, sliding-32/16, recorded")
+    assert "evaluation=sliding evaluation.max_context=N puts all under one" in why
+    assert lines[:2] == [
+        ("best under carried-16", "val/bpb 2.0000  x=1"),
+        ("best under sliding-32/16", "val/bpb 1.6000  x=2"),
+    ]
+    assert leaders(asked(SECONDS), ledger) == [("best", "seconds 7.0000  x=3")]
+
+
+def test_what_compared_protocols_while_the_sweep_ran_is_said(ledger):
+    (_, why), *_ = leaders(asked(BPB, strategy="tpe", rule="asha"), ledger)
+    assert why.endswith("(strategy=tpe and pruning.rule=asha compared them all the same)")
+    (_, why), *_ = leaders(asked(BPB, strategy="random"), ledger)
+    assert "all the same" not in why
+
+
+def test_the_best_of_each_protocol_keeps_its_checkpoints(ledger, tmp_path):
+    for row in ledger.trials():
+        folder = tmp_path / row["run_dir"] / "checkpoints"
+        folder.mkdir(parents=True)
+        for name in ("best.ckpt", "last.ckpt"):
+            (folder / name).touch()
+    Tidy(asked(BPB), ledger, tmp_path).update(last=True)
+    kept = sorted(path.relative_to(tmp_path / "trials").parts for path in tmp_path.rglob("*.ckpt"))
+    assert {name for name, *_ in kept} == {f"{point}-{seed}" for point in (1, 2, 3) for seed in (0, 1)}

@@ -134,6 +134,20 @@ def test_whatever_a_run_logs_can_be_the_objective(sweep, here, capsys):
         assert set(METRICS) - set(json.loads(ledger.trials("done")[0]["values_"])) <= {"perf/mfu", "perf/energy_j"}
 
 
+def test_a_sweep_over_protocols_ends_well_and_has_no_winner(sweep, here, capsys):
+    assert sweep("evaluation.lanes=2,4", "trainer.max_steps=3") == 0
+    told = capsys.readouterr().out
+    assert "no winner: 2 protocols, whose numbers are not comparable: carried-2, carried-4; " in told
+    assert "\nbest: " not in told
+    assert [line.partition(":")[0] for line in told.splitlines() if line.startswith("best")] == [
+        "best under carried-2",
+        "best under carried-4",
+    ]
+    scored = [path for path in (here / "s/trials").rglob("results.json") if '"test"' in path.read_text()]
+    assert len(scored) == 2, "each protocol's best"
+    assert "2 protocols, whose numbers are not comparable" in (here / "s/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "written"),
     [([], False), (["callbacks.samples.every_validation=true"], True), (["callbacks.samples=null"], None)],

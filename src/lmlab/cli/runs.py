@@ -45,19 +45,16 @@ def show(config: dict) -> int:
 def show_table(frame, columns: list | None) -> None:
     """One table a protocol: numbers of two never stand side by side."""
     from lmlab.cli.tables import console, show_frame
+    from lmlab.runs.protocols import apart, incomparable, is_measured
 
-    under = frame["protocol"].fillna("") if "protocol" in frame else None
-    measured = columns is None or any(column.startswith(("val/", "test/")) for column in columns)
-    names = [name for name in under.unique() if name] if under is not None and measured else []
-    for name in names if len(names) > 1 else [None]:
-        # Runs without numbers yet stand in the first.
-        rows = frame if name is None else frame[under.isin([name, ""] if name == names[0] else [name])]
-        if name is not None:
+    measured = columns is None or any(map(is_measured, columns))
+    parts = apart(frame) if measured else {"": frame}
+    for name, rows in parts.items():
+        if len(parts) > 1:
             console().print(f"\n[bold]{name}[/bold]", highlight=False)
         show_frame(rows[columns] if columns else rows, all_columns=bool(columns))
-    if len(names) > 1:
-        told = f"{len(names)} protocols, whose numbers are not comparable: {', '.join(names)}"
-        console().print(f"\n{told}; lmlab compare A B evaluation=... measures runs under one", highlight=False)
+    if len(parts) > 1:
+        console().print(f"\n{incomparable(parts)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def comparable(column):

@@ -50,6 +50,6 @@ def render(told: dict[str, Any]) -> str:
     # Lone surrogates, as of names that are no UTF-8, cannot be written.
     text = text.encode("utf-8", "replace").decode("utf-8")
     page = (PAGE / "page.html").read_text(encoding="utf-8")
-    for name in ("style.css", "figures.js", "sections.js", "answers.js"):
+    for name in ("style.css", "figures.js", "parts.js", "sections.js", "answers.js"):
         page = page.replace(f"[[{name}]]", (PAGE / name).read_text(encoding="utf-8"))
     return page.replace("[[data]]", text)

@@ -14,6 +14,7 @@ from lmlab.report.command import repeat
 from lmlab.report.importance import importance
 from lmlab.report.parameters import Parameter, parameters
 from lmlab.run_directory import RunDirectory
+from lmlab.runs import protocols
 from lmlab.runs.ledger import objectives
 from lmlab.runs.replicates import interval
 
@@ -30,10 +31,10 @@ SIZES = ("parameters", "seconds", "tokens", "tokens_per_s")
 def gather(
     root: str | os.PathLike, metric: str | None = None, read: "tuple[pd.DataFrame, pd.DataFrame] | None" = None
 ) -> dict[str, Any]:
-    """Everything on the page. metric: a column of the table; None: a sweep's objective, else val/bpb, and where no run
-    has come to its end, the best that there was of it. read: `runs.table(root)` and `runs.curves(root)`, where they
-    have been asked for already.
+    """Everything on the page; each protocol has a part, and nothing in one is compared with anything in another.
 
+    metric: a column of the table; None: a sweep's objective, else val/bpb, and where no run has come to its end, the
+    best that there was of it. read: `runs.table(root)` and `runs.curves(root)`, where they have been asked for already.
     Raises FileNotFoundError where there are no runs, ValueError for a metric that none has.
     """
     frame, points = read or (runs.table(root), runs.curves(root))
@@ -45,22 +46,33 @@ def gather(
         # Nothing was ever validated: what is left to tell is why.
         frame = frame.assign(**{metric: math.nan})
     sign = -1 if objective.get(metric, "maximize" if metric in HIGHER else "minimize") == "maximize" else 1
-    varied = parameters(frame)
-    groups = treatments(frame, metric, sign, varied)
+    parts = protocols.apart(frame)
     told = {
         "title": Path(root).resolve().name,
         "made": datetime.now().astimezone().isoformat(" ", "minutes"),
         "metric": {"name": metric, "higher": sign < 0},
+        "runs": single(frame, metric),
+        "curves": thinned(points, frame, metric),
+        "apart": protocols.incomparable(parts) if len(parts) > 1 else "",
+        "parts": [part(Path(root), name, those, metric, sign) for name, those in parts.items()],
+    }
+    return clean(told)
+
+
+def part(root: Path, protocol: str, frame: "pd.DataFrame", metric: str, sign: int) -> dict[str, Any]:
+    """What runs of one protocol say. members: their places in the whole table."""
+    varied = parameters(frame)
+    groups = treatments(frame, metric, sign, varied)
+    told = {
+        "protocol": protocol,
+        "members": frame.index.tolist(),
         "params": [p.told() for p in varied],
         "groups": groups,
-        "runs": single(frame, metric),
         "importance": importance(varied, groups, sign),
+        "laws": scaling_laws(frame, metric),
+        "equal": equalities(frame, metric, sign),
     }
-    told |= {"laws": scaling_laws(frame, metric), "equal": equalities(frame, metric, sign)}
-    told["curves"] = thinned(points, frame, metric)
-    if groups:
-        told |= winner(Path(root), frame, groups[0], metric, sign)
-    return clean(told)
+    return told | winner(root, frame, groups[0], metric, sign) if groups else told
 
 
 def measure(frame: "pd.DataFrame", metric: str | None, defaults: list[str]) -> str:
@@ -83,7 +95,8 @@ def treatments(frame: "pd.DataFrame", metric: str, sign: int, varied: list[Param
         told |= {name: float(group[name].mean()) for name in SIZES if name in group}
         if metric != "val/ppl" and "val/ppl" in group:
             told["val/ppl"] = float(group["val/ppl"].mean())
-        told["values"] = [p.values[group.index[0]] for p in varied]
+        place = frame.index.get_loc(group.index[0])
+        told["values"] = [p.values[place] for p in varied]
         found.append(told)
     return sorted(found, key=lambda told: (sign * told["mean"], told["runs"][0]))
 

@@ -32,6 +32,8 @@ class Parameter:
 def parameters(frame: "pd.DataFrame") -> list[Parameter]:
     """Of the keys in which the runs differ; those that only follow from another are named by it, as `also`."""
     columns = {key: [None if missing(v) else v for v in frame[key].tolist()] for key in varied(frame)}
+    # Of a part of a table, some tell its runs from those of others alone.
+    columns = {key: values for key, values in columns.items() if len(set(map(repr, values))) > 1}
     # Words first: a choice of class brings keys of its own along.
     order = sorted(columns, key=lambda key: kind(key, columns[key])[0])
     n_different = frame["treatment"].nunique()

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lmlab.config import BUDGETS
+from lmlab.runs import protocols
 from lmlab.runs.replicates import FACTS, interval, student
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ def equal(frame: "pd.DataFrame", metric: str = "val/bpb", by: str = "model", hig
 
     families: {name: {mean, low, high, n, and the parameters, tokens, seconds of what was chosen}}. by: the key whose
     values are the families. winner: None where the interval of the difference holds zero; `sure` says whether there
-    was one. Only where two families or more have runs there; nothing for a single family.
+    was one. Only where two families or more have runs there; nothing for a single family. Raises ValueError where the
+    metric was measured under several protocols.
     """
     known = frame[frame[metric].notna() & frame["parameters"].gt(0) & frame["seconds"].gt(0)] if len(frame) else frame
     if by not in known or known[by].nunique() < 2:
         return []
+    protocols.check(known, metric)
     sign = -1.0 if higher else 1.0
     found = []
     for held in HELD[:2]:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lmlab.runs import protocols
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -83,10 +85,12 @@ def against_best(frame: "pd.DataFrame", metric: str = "val/bpb", level: float = 
 
     Pairs of one seed begin with the same draws of data, so that part of their chance cancels in the difference. An
     interval that holds 0 is no proof of a difference; none for fewer than two common seeds. The best comes first, 0.
+    Raises ValueError where the metric was measured under several protocols.
     """
     import pandas as pd
 
     order = replicates(frame, metric, level)
+    protocols.check(frame, metric)
     known = frame[frame[metric].notna()]
     seeds = {name: group.groupby("seed")[metric].mean() for name, group in known.groupby("treatment")}
     rows = []

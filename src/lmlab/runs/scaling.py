@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lmlab.runs import protocols
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -55,7 +57,8 @@ def scaling_law(
 ) -> Law:
     """Fitted to the best run of each size, as a table has them; replicates of it are all taken.
 
-    Intervals are by a bootstrap over residuals. Raises ValueError for fewer than four sizes: the law has three numbers.
+    Intervals are by a bootstrap over residuals. Raises ValueError for fewer than four sizes (the law has three
+    numbers), and where the metric was measured under several protocols.
     """
     x, y = frontier(frame, size, metric)
     if len(np.unique(x)) < 4:
@@ -75,6 +78,7 @@ def frontier(frame: "pd.DataFrame", size: str, metric: str) -> tuple[NDArray[np.
         if name not in frame:
             raise ValueError(f"{name} is no column of the table; it has {', '.join(frame.columns)}")
     known = frame[frame[metric].notna() & frame[size].notna()]
+    protocols.check(known, metric)
     taken = []
     for _, same in known.groupby(size):
         means = same.groupby("treatment")[metric].mean()

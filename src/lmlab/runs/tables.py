@@ -14,7 +14,7 @@ import yaml
 from lmlab.config import flatten, treatment
 from lmlab.data.cache import whole_file
 from lmlab.run_directory import RunDirectory, read_yaml
-from lmlab.runs import ledger
+from lmlab.runs import ledger, protocols
 from lmlab.seal import unseal
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
             told |= numbers(results)
         else:
             told |= so_far(directory)
+        if results is None or not results["splits"]:
+            # Its validations were under a protocol, too.
+            told |= decided_protocol(directory, known)
     except (ValueError, OSError) as error:
         return told | {"state": f"damaged: {error}"}
     except (KeyError, TypeError, AttributeError) as error:
@@ -116,19 +119,11 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
     return told | {"asked": differing_keys(flat)}
 
 
-def protocol_name(results: Mapping[str, Any]) -> str:
-    """What the run was measured under; numbers of two are not comparable. <unk> that count as a token are told."""
-    protocol = results.get("protocol") or {}
-    name = protocol.get("name", "recorded before protocols had names")
-    unknown = any(sums.get("unknown") for sums in results["splits"].values())
-    return f"{name} with <unk>" if unknown and protocol.get("unknown", "token") == "token" else name
-
-
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run that came to an end."""
     training = results["training"]
     told = {"state": training["stopped_because"], "parameters": results["model"]["parameters"]}
-    told["protocol"] = protocol_name(results)
+    told["protocol"] = protocols.of_results(results)
     told |= {k: training.get(k) for k in ("steps", "tokens", "seconds", "tokens_per_s")}
     for split, sums in results["splits"].items():
         told |= {f"{split}/{k}": sums[k] for k in ("bpb", "ppl", "nll")}
@@ -146,6 +141,20 @@ def so_far(directory: RunDirectory) -> dict[str, Any]:
         told["seconds"] = float(points[-1]["seconds"])
     validations = [{k: float(p[k]) for k in FOLLOWED} for p in points if p.get("val/loss")]
     return told | followed(validations)
+
+
+def decided_protocol(directory: RunDirectory, known: Sections) -> dict[str, str]:
+    """Of a run that was not measured at its end."""
+    try:
+        text = unseal((directory.path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    section = next((one for one in SECTION.split(text) if one.startswith("decided:")), "")
+    if section not in known:
+        known[section] = _section(section)
+    flat = known[section] or {}
+    protocol = {key: flat.get(f"decided.protocol.{key}") for key in ("name", "unknown")}
+    return {"protocol": protocols.name(protocol, flat.get("decided.val_unknown") or 0)} if protocol["name"] else {}
 
 
 def followed(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -2,14 +2,16 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lmlab.config import plain, targets
 from lmlab.run_directory import RunDirectory
+from lmlab.runs import protocols
 from lmlab.sweeps.asked import Asked, load
 from lmlab.sweeps.composer import Composer
-from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.ledger import Ledger, results_of
 from lmlab.sweeps.strategy import means, standing
 
 log = logging.getLogger("lmlab")
@@ -18,18 +20,33 @@ log = logging.getLogger("lmlab")
 NAMED = 8
 
 
-def finished(asked: Asked, ledger: Ledger) -> dict[int, list[float]]:
-    """{point: its means}, of the points whose replicates are all done."""
-    return {point: means(asked, trials) for point, trials in ledger.by_point().items() if standing(trials) == "done"}
+def finished(asked: Asked, ledger: Ledger) -> dict[str, dict[int, list[float]]]:
+    """{protocol: {point: its means}}, of the points whose replicates are all done.
+
+    Points are chosen among those of one protocol: numbers of two are not comparable. Where no objective is of an
+    evaluation, there is but one, ''.
+    """
+    measured = any(protocols.is_measured(one["metric"]) for one in asked.objective)
+    found: dict[str, dict[int, list[float]]] = {}
+    for point, trials in ledger.by_point().items():
+        if standing(trials) == "done":
+            protocol = results_of(trials[0]).get("protocol", protocols.UNNAMED) if measured else ""
+            found.setdefault(protocol, {})[point] = means(asked, trials)
+    return found
 
 
-def best(asked: Asked, ledger: Ledger) -> list[int]:
-    """The best point, the first of equal ones; with several objectives the Pareto front."""
+def best(asked: Asked, values: Mapping[int, list[float]]) -> list[int]:
+    """The best of these points, the first of equal ones; with several objectives the Pareto front."""
     signs = [-1.0 if one["direction"] == "maximize" else 1.0 for one in asked.objective]
-    told = {p: [s * v for s, v in zip(signs, values, strict=True)] for p, values in finished(asked, ledger).items()}
+    told = {p: [s * v for s, v in zip(signs, each, strict=True)] for p, each in values.items()}
     if len(signs) == 1:
         return [min(told, key=lambda p: (told[p], p))] if told else []
     return [p for p, v in told.items() if not any(_dominates(other, v) for other in told.values())]
+
+
+def winners(asked: Asked, ledger: Ledger) -> set[int]:
+    """Of each protocol."""
+    return {point for values in finished(asked, ledger).values() for point in best(asked, values)}
 
 
 def _dominates(a: list[float], b: list[float]) -> bool:
@@ -39,21 +56,23 @@ def _dominates(a: list[float], b: list[float]) -> bool:
 def winner(directory: Path) -> list[Path]:
     """The best point's runs, its replicates, of a sweep's directory; which point that is, is said.
 
-    Raises ValueError where no point has finished, and where several objectives leave more than one.
+    Raises ValueError where no point has finished, and where several objectives or protocols leave more than one.
     """
     asked = load(directory)
     with Ledger(directory / "ledger.sqlite") as ledger:
-        points, among = best(asked, ledger), len(finished(asked, ledger))
-        rows = [row for row in ledger.trials("done") if row["point"] in points]
-    if not points:
+        found, chosen = finished(asked, ledger), winners(asked, ledger)
+        rows = [row for row in ledger.trials("done") if row["point"] in chosen]
+    if not rows:
         raise ValueError(f"{directory} has no winner yet; lmlab sweep status={directory} shows how it stands")
-    found = [directory / row["run_dir"] for row in rows]
-    if len(points) > 1:
-        front = ", ".join(map(str, found[:NAMED])) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+    if len(found) > 1:
+        raise ValueError(f"{directory} has no winner: {protocols.incomparable(found)}")
+    paths = [directory / row["run_dir"] for row in rows]
+    if len(chosen) > 1:
+        front = ", ".join(map(str, paths[:NAMED])) + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
         raise ValueError(f"{directory} has several objectives and no one winner; name a run of its front: {front}")
-    told = " ".join(json.loads(rows[0]["overrides"]))
-    log.info("%s: its winner, the best of %d points: %s", directory, among, told or found[0].name)
-    return found
+    told, among = " ".join(json.loads(rows[0]["overrides"])), len(next(iter(found.values())))
+    log.info("%s: its winner, the best of %d points: %s", directory, among, told or paths[0].name)
+    return paths
 
 
 class Tidy:
@@ -69,13 +88,14 @@ class Tidy:
         if self.asked.keep == "all" or (counts["done"] == self.done and not last):
             return
         self.done = counts["done"]
-        rows, over = self.ledger.trials(), finished(self.asked, self.ledger)
-        winners = set(best(self.asked, self.ledger))
+        rows = self.ledger.trials()
+        over = {point for values in finished(self.asked, self.ledger).values() for point in values}
         given_up = last and self.asked.keep == "none"
         # Those of a point that has not finished may yet be the winner's.
         open_ = set() if given_up else {row["point"] for row in rows if row["point"] not in over}
         # The winner keeps its last one, too: it can be trained longer.
-        kept = {row["run_dir"] for row in rows if row["point"] in winners | open_}
+        chosen = winners(self.asked, self.ledger) | open_
+        kept = {row["run_dir"] for row in rows if row["point"] in chosen}
         for row in rows:
             ended = row["status"] == "done" or (given_up and row["status"] == "pruned")
             if ended and row["run_dir"] is not None and row["run_dir"] not in kept:
@@ -86,9 +106,9 @@ class Tidy:
     def finish(self) -> None:
         """Once nothing is left to do."""
         self.update(last=True)
-        winners = best(self.asked, self.ledger)
+        chosen = winners(self.asked, self.ledger)
         for row in self.ledger.trials("done"):
-            if row["point"] in winners:
+            if row["point"] in chosen:
                 complete(self.asked, row, self.directory / row["run_dir"])
 
 

@@ -6,8 +6,9 @@ Tables:
 - `trials(id, point, replicate, name, status, reason, overrides, seed, run_dir, attempts, takeovers, micro_batch_size,
   rung, step, total_steps, values_, code, host, pid, born, worker, started, heartbeat, finished, seconds)`: a run each.
   status is one of STATUSES; reason says why in words; overrides is a JSON list of all that was asked of `lmlab train`;
-  run_dir is relative to the sweep's directory; values_ is a JSON object of the finished run's numbers; rung counts
-  pruning's looks at it, and is null once it may run to its end; code is the exit status that its failure has.
+  run_dir is relative to the sweep's directory; values_ is a JSON object of the finished run's numbers and its
+  protocol; rung counts pruning's looks at it, and is null once it may run to its end; code is the exit status that its
+  failure has.
 - `reports(trial, step, value)`: what was measured at each validation, for pruning.
 - `workers(host, pid, born, started, heartbeat, ended, trials)`.
 - `meta(key, value)`.
@@ -99,11 +100,11 @@ def journal(path: Path) -> str:
     return "delete" if inside and max(inside, key=lambda m: len(m[1]))[2] in NETWORK else "wal"
 
 
-def results_of(row: Any) -> dict[str, float]:
-    """A finished trial's numbers. Raises ValueError where they are not what was written."""
+def results_of(row: Any) -> dict[str, Any]:
+    """A finished trial's numbers, and its `protocol`. Raises ValueError where they are not what was written."""
     try:
         told = json.loads(unseal(row["values_"]))
-        if not all(isinstance(value, int | float) for value in told.values()):
+        if not all(isinstance(value, str if name == "protocol" else int | float) for name, value in told.items()):
             raise ValueError("it holds more than numbers")
         return told
     except (ValueError, TypeError, AttributeError) as error:
@@ -238,10 +239,10 @@ class Ledger:
         names = ", ".join(f"{name} = ?" for name in values)
         self.connection.execute(f"UPDATE trials SET {names} WHERE id = ?", (*values.values(), number))
 
-    def finish(self, number: int, numbers: Mapping[str, float], steps: int) -> None:
-        """The trial is done, with these numbers."""
+    def finish(self, number: int, results: Mapping[str, Any], steps: int) -> None:
+        """The trial is done, with these numbers, under this protocol."""
         # With a checksum: SQLite would read a changed byte as another number.
-        told = seal(json.dumps(dict(numbers), indent=1))
+        told = seal(json.dumps(dict(results), indent=1))
         self.set(number, status="done", reason=None, values_=told, finished=time.time(), step=steps)
 
     def counts(self) -> dict[str, int]:

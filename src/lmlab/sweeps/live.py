@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lmlab.runs.protocols import incomparable
 from lmlab.sweeps.asked import Asked, load
 from lmlab.sweeps.ending import best, finished
 from lmlab.sweeps.ledger import Ledger, results_of
@@ -64,14 +65,23 @@ def counted(asked: Asked, ledger: Ledger) -> str:
     return ", ".join(f"{counts[s]} {s}" for s in ("done", "running", "waiting", "pruned", "failed") if counts[s])
 
 
-def leader(asked: Asked, ledger: Ledger) -> list[str]:
-    """The best points so far, a line each."""
-    values, points = finished(asked, ledger), {p["number"]: p for p in ledger.points()}
-    lines = []
-    for point in best(asked, ledger):
-        told = ", ".join(f"{o['metric']} {v:.4f}" for o, v in zip(asked.objective, values[point], strict=True))
-        lines.append(f"{told}  {' '.join(json.loads(points[point]['overrides']))}")
+def leaders(asked: Asked, ledger: Ledger) -> list[tuple[str, str]]:
+    """(what, which): the best points so far; of several protocols that none is the best of all, then those of each."""
+    found, points = finished(asked, ledger), {p["number"]: p for p in ledger.points()}
+    lines = [("no winner", incomparable(found) + misled(asked))] if len(found) > 1 else []
+    for protocol, values in found.items():
+        what = f"best under {protocol}" if len(found) > 1 else "best"
+        for point in best(asked, values):
+            told = ", ".join(f"{o['metric']} {v:.4f}" for o, v in zip(asked.objective, values[point], strict=True))
+            lines.append((what, f"{told}  {' '.join(json.loads(points[point]['overrides']))}"))
     return lines
+
+
+def misled(asked: Asked) -> str:
+    """What chose by numbers of all protocols while the sweep ran."""
+    found = [f"strategy={asked.strategy}"] * (asked.strategy not in ("grid", "list", "random"))
+    found += [f"pruning.rule={asked.pruning['rule']}"] * (asked.pruning["rule"] != "none")
+    return f" ({' and '.join(found)} compared them all the same)" if found else ""
 
 
 def trial_line(row: Any) -> str:
@@ -128,8 +138,8 @@ class View:
         print(f"{self.directory}: {counted(self.asked, self.ledger)}")
         if (told := paced(self.ledger)) is not None:
             print(told)
-        for line in leader(self.asked, self.ledger):
-            print(f"best: {line}")
+        for what, which in leaders(self.asked, self.ledger):
+            print(f"{what}: {which}")
 
 
 def panel(directory: Path, asked: Asked, ledger: Ledger) -> Any:
@@ -142,8 +152,8 @@ def panel(directory: Path, asked: Asked, ledger: Ledger) -> Any:
     table.add_row("time left", "not known yet" if left is None else str(timedelta(seconds=round(left))))
     if (told := paced(ledger)) is not None:
         table.add_row("overhead", told)
-    for line in leader(asked, ledger)[:5]:
-        table.add_row("best", line)
+    for what, which in leaders(asked, ledger)[:5]:
+        table.add_row(what, which)
     for row in ledger.trials("running"):
         of = f" of {row['total_steps']}" if row["total_steps"] else ""
         table.add_row(f"worker {row['worker']}", f"{' '.join(json.loads(row['overrides']))}  step {row['step']}{of}")

@@ -17,6 +17,7 @@ from lmlab.config import directory_name, literal, plain, short_setting, with_bud
 from lmlab.experiment import build_text, check_config, train
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import numbers
+from lmlab.runs.protocols import of_results
 from lmlab.sweeps.composer import Composer
 
 # Letters of a directory's readable part: file systems take 255 in all, terminals fewer.
@@ -69,8 +70,9 @@ def run(
         gc.collect()
 
 
-def values(results: Mapping[str, Any], directory: RunDirectory) -> dict[str, float]:
-    """A finished run's numbers, by the names that an objective has: its results', else the last that it logged.
+def values(results: Mapping[str, Any], directory: RunDirectory) -> dict[str, Any]:
+    """A finished run's numbers, by the names that an objective has: its results', else the last that it logged; and
+    the `protocol` that they are comparable under.
 
     measuring_seconds: what its validations and its evaluation took. None of test, which the winner's results gain after
     the ledger was told: one that is made again from the runs has to equal it.
@@ -81,7 +83,8 @@ def values(results: Mapping[str, Any], directory: RunDirectory) -> dict[str, flo
     told |= {name: v for name, v in numbers(results).items() if isinstance(v, int | float)}
     performance = results["training"].get("performance") or {}
     told["measuring_seconds"] = performance.get("validation_seconds", 0.0) + results.get("evaluation_seconds", 0.0)
-    return {n: v for n, v in told.items() if math.isfinite(v) and not n.startswith("test/")}
+    told = {n: v for n, v in told.items() if math.isfinite(v) and not n.startswith("test/")}
+    return told | {"protocol": of_results(results)}
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:

@@ -1,9 +1,8 @@
-// The page: each section from the data, or gone where there is nothing to say.
-const D = JSON.parse($("data").textContent);
+// The sections of one protocol, D, within its page: each from the data, or gone where there is nothing to say.
 const M = D.metric.name, SIGN = D.metric.higher ? -1 : 1, UNITS = { seconds: "s", "val/bpb": "bits per byte" };
 const titled = (name) => (UNITS[name] ? `${name} (${UNITS[name]})` : name);
-const body = (id) => document.querySelector(`#${id} .body`);
-const drop = (id) => $(id).remove();
+const body = (id) => page.querySelector(`#${id} .body`);
+const drop = (id) => page.querySelector(`#${id}`).remove();
 const G = D.groups, R = D.runs, P = D.params;
 G.forEach((group, rank) => { group.rank = rank + 1; group.runs.forEach((i) => (R[i].group = group)); });
 
@@ -33,14 +32,21 @@ const paramScale = (i, pad) =>
   P[i].number ? scale(G.map((g) => g.values[i]), { log: P[i].log, pad, exact: true }) : scale([], { words: words(i) });
 
 function head() {
-  $("title").textContent = document.title = `${D.title}: ${R.length} runs`;
+  const several = pages.length > 1, under = D.protocol && !several ? ` under ${D.protocol}` : "";
   const states = new Map();
   R.forEach((r) => { const s = r.state.split(":")[0]; states.set(s, (states.get(s) || 0) + 1); });
   const counted = [...states].sort((a, b) => b[1] - a[1]).map(([s, n]) => `${n} ${STATES[s] || s}`).join(", ");
   const replicated = G.some((g) => g.n > 1) ? `, ${G.length} configurations (runs that differ only in the seed are one)` : "";
-  $("counts").textContent = `${counted}${replicated}. Measured by ${M}, ${D.metric.higher ? "higher" : "lower"} is better. Made ${D.made}.`;
-  for (const section of document.querySelectorAll("section"))
-    $("contents").append(make("a", { href: "#" + section.id }, section.querySelector("h2").textContent));
+  $("counts").textContent = `${counted}${several ? "" : replicated}. Measured by ${M}${under}, ${D.metric.higher ? "higher" : "lower"} is better. Made ${D.made}.`;
+  const title = page.querySelector(".protocol"), links = make("div", {}, several ? `${D.protocol}: ` : "");
+  title.textContent = `Measured under ${D.protocol}`;
+  if (several) title.after(make("p", {}, `${D.members.length} runs${replicated}.`));
+  else title.remove();
+  for (const section of page.querySelectorAll("section")) {
+    if (nth) section.id += `-${nth + 1}`;
+    links.append(make("a", { href: "#" + section.id }, section.querySelector("h2").textContent));
+  }
+  $("contents").append(links);
 }
 const STATES = { budget: "trained to their budget", counted: "counted", max_time: "trained to their time" };
 
@@ -124,7 +130,7 @@ function leaderboard() {
 }
 
 function curves() {
-  const C = D.curves, have = R.map((_, i) => i).filter((i) => C.values[i] && C.values[i].length);
+  const C = D.curves, have = D.members.filter((i) => C.values[i] && C.values[i].length);
   if (!have.length) return drop("curves");
   const place = body("curves"), tools = make("div", { class: "tools" });
   place.append(tools);
@@ -344,7 +350,7 @@ function pareto() {
 }
 
 function failures() {
-  const bad = R.filter((r) => !r.group);
+  const bad = D.members.map((i) => R[i]).filter((r) => !r.group);
   if (!bad.length) return drop("failures");
   const columns = [{ name: "run", get: (r) => r.run, word: true }, { name: "state", get: (r) => r.state.split(":")[0], word: true },
     { name: "reason", get: (r) => r.reason || (r.state.includes(":") ? r.state.slice(r.state.indexOf(":") + 2) : ""), word: true, long: true },

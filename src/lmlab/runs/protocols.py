@@ -1,0 +1,62 @@
+"""Runs under several protocols: their numbers stand apart, and none of them is better than one of another."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNNAMED = "recorded before protocols had names"
+SPELLED = "evaluation.unknown=spelled"
+WINDOW = "evaluation=sliding evaluation.max_context=N"
+
+
+def name(protocol: Mapping[str, Any] | None, unknown: int) -> str:
+    """What numbers are comparable under. unknown: how many tokens of val are <unk>.
+
+    Where each costs a token, and nothing for the word that it stands for, they are counted: another vocabulary leaves
+    out other words.
+    """
+    told = protocol or {}
+    counted = f" with {unknown} <unk>" if unknown and told.get("unknown", "token") == "token" else ""
+    return told.get("name", UNNAMED) + counted
+
+
+def of_results(results: Mapping[str, Any]) -> str:
+    # Of val: test is scored for some runs alone.
+    sums = results["splits"].get("val") or {}
+    return name(results.get("protocol"), sums.get("unknown") or 0)
+
+
+def is_measured(column: str) -> bool:
+    """Whether its numbers are an evaluation's, which mean something under its protocol alone."""
+    return column.startswith(("val/", "test/")) or column == "train/eval_loss"
+
+
+def apart(frame: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
+    """{protocol: its runs}, in the table's order; runs that have none yet stand with the first."""
+    if "protocol" not in frame:
+        return {"": frame}
+    under = frame["protocol"].fillna("")
+    names = [one for one in under.unique() if one] or [""]
+    return {one: frame[under.isin([one, ""] if one == names[0] else [one])] for one in names}
+
+
+def check(frame: "pd.DataFrame", metric: str) -> None:
+    """Raise ValueError where the metric was measured under several protocols."""
+    found = apart(frame[frame[metric].notna()]) if is_measured(metric) else {}
+    if len(found) > 1:
+        raise ValueError(f"{metric}: {incomparable(found)}")
+
+
+def incomparable(names: Iterable[str]) -> str:
+    """One line on several protocols: which they are, and what makes them one."""
+    names = list(names)
+    told = [re.fullmatch(r"(.*?)( with \d+ <unk>)?", one).groups() for one in names]  # type: ignore[union-attr]
+    contexts, unknown = ({parts[i] for parts in told} for i in (0, 1))
+    ways = " ".join([WINDOW] * (len(contexts) > 1) + [SPELLED] * (len(unknown) > 1))
+    return (
+        f"{len(names)} protocols, whose numbers are not comparable: {', '.join(names)}; {ways} puts all under one, "
+        "given to lmlab train or sweep, or to lmlab compare A B for runs that are there"
+    )

@@ -1,0 +1,92 @@
+"""Runs under several protocols: their numbers stand apart, and nothing of one is better than something of another."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from lmlab.runs import against_best, equal, scaling_law, table
+from lmlab.runs.protocols import UNNAMED, apart, check, incomparable, is_measured, name, of_results
+
+FRAME = pd.DataFrame(
+    {
+        "run": list("abcd"),
+        "treatment": list("aabb"),
+        "model": ["LSTMLM", "LSTMLM", "TransformerLM", "TransformerLM"],
+        "protocol": ["carried-16", None, "sliding-32/16", "sliding-32/16"],
+        "seed": [0, 1, 0, 1],
+        "parameters": [1000] * 4,
+        "tokens": [100] * 4,
+        "seconds": [1.0, 2.0, 3.0, 4.0],
+        "val/bpb": [2.0, 2.1, 1.5, 1.6],
+    }
+)
+
+
+def test_a_protocol_s_runs_stand_together_and_runs_without_numbers_with_the_first():
+    found = apart(FRAME)
+    assert {one: rows["run"].tolist() for one, rows in found.items()} == {
+        "carried-16": ["a", "b"],
+        "sliding-32/16": ["c", "d"],
+    }
+    assert list(apart(FRAME.assign(protocol=None))) == [""]
+    assert list(apart(FRAME.drop(columns="protocol"))) == [""]
+
+
+def test_unk_that_cost_a_token_are_part_of_the_protocol_s_name():
+    """Two vocabularies leave out different words, so that neither numbers compare with the other's."""
+    told = {"name": "carried-16", "unknown": "token"}
+    assert [name(told, n) for n in (0, 7, 8)] == ["carried-16", "carried-16 with 7 <unk>", "carried-16 with 8 <unk>"]
+    assert name({"name": "carried-16-spelled", "unknown": "spelled"}, 7) == "carried-16-spelled"
+    assert name(None, 0) == UNNAMED
+
+
+def test_a_run_whose_test_was_scored_has_the_protocol_of_the_others():
+    splits = {"val": {"unknown": 7}, "test": {"unknown": 9}}
+    results = {"protocol": {"name": "carried-16", "unknown": "token"}, "splits": splits}
+    assert of_results(results) == of_results(results | {"splits": {"val": {"unknown": 7}}}) == "carried-16 with 7 <unk>"
+
+
+@pytest.mark.parametrize(
+    ("names", "ways"),
+    [
+        (["carried-16", "sliding-32/16"], "evaluation=sliding evaluation.max_context=N puts all under one"),
+        (["carried-16", "carried-16 with 7 <unk>"], "; evaluation.unknown=spelled puts all under one"),
+        (["carried-16 with 8 <unk>", "carried-16 with 7 <unk>"], "; evaluation.unknown=spelled puts all under one"),
+        (["carried-16", "sliding-32/16 with 7 <unk>"], "max_context=N evaluation.unknown=spelled puts all under one"),
+    ],
+)
+def test_one_line_says_which_they_are_and_what_makes_them_one(names: list[str], ways: str):
+    told = incomparable(names)
+    assert told.startswith(f"2 protocols, whose numbers are not comparable: {', '.join(names)}; ")
+    assert ways in told
+    assert "\n" not in told
+
+
+def test_only_an_evaluation_s_numbers_are_under_its_protocol():
+    assert [is_measured(column) for column in ("val/bpb", "test/ppl", "train/eval_loss", "seconds")] == [True] * 3 + [
+        False
+    ]
+    check(FRAME, "seconds")
+    check(FRAME[2:], "val/bpb")
+    with pytest.raises(ValueError, match="val/bpb: 2 protocols, whose numbers are not comparable: carried-16, sliding"):
+        check(FRAME, "val/bpb")
+
+
+@pytest.mark.parametrize("verdict", [against_best, equal, scaling_law])
+def test_no_verdict_is_given_across_protocols(verdict):
+    with pytest.raises(ValueError, match="2 protocols, whose numbers are not comparable"):
+        verdict(FRAME)
+
+
+def test_a_run_that_has_not_ended_has_the_protocol_that_it_is_measured_under(trained, tmp_path):
+    for family in ("lstm", "transformer"):
+        shutil.copytree(trained[family], tmp_path / family)
+        (tmp_path / family / "results.json").unlink()
+    assert table(tmp_path)["protocol"].tolist() == ["carried-16", "sliding-16/8"]
+    shutil.copytree(trained["lstm"], tmp_path / "pruned")
+    results = json.loads((trained["lstm"] / "results.json").read_text())
+    (tmp_path / "pruned/results.json").write_text(json.dumps(results | {"splits": {}}))
+    (tmp_path / "lstm/config.yaml").unlink()
+    assert table(tmp_path)["protocol"].tolist() == [None, "carried-16", "sliding-16/8"]

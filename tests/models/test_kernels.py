@@ -63,8 +63,8 @@ def test_auto_takes_the_paths_that_plain_leaves(everything):
     assert "_Shared" in trained(build("lstm"), "auto")[2]
     assert "_Products" in trained(build("transformer"), "auto")[2]
     squared = MLP("relu2", 4, 8, bias=True)
-    assert own_functions(squared(torch.randn(2, 4)).sum()) == {"_SquaredReLU"}
-    x = torch.randn(2, 4)
+    assert own_functions(squared(torch.randn(1, 2, 4)).sum()) == {"_SquaredReLU"}
+    x = torch.randn(1, 2, 4)
     with kernels.using("plain"):
         plain = squared(x)
         assert not own_functions(plain.sum())

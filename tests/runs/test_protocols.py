@@ -89,4 +89,4 @@ def test_a_run_that_has_not_ended_has_the_protocol_that_it_is_measured_under(tra
     results = json.loads((trained["lstm"] / "results.json").read_text())
     (tmp_path / "pruned/results.json").write_text(json.dumps(results | {"splits": {}}))
     (tmp_path / "lstm/config.yaml").unlink()
-    assert table(tmp_path)["protocol"].tolist() == [None, "carried-16", "sliding-16/8"]
+    assert table(tmp_path)["protocol"].fillna("").tolist() == ["", "carried-16", "sliding-16/8"]

@@ -22,6 +22,8 @@ class Dynamic:
     One row only, in the order of the text: else a token were predicted by what follows it.
     """
 
+    learns = True
+
     def __init__(
         self,
         rms: dict[str, Tensor],

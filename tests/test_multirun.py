@@ -30,6 +30,7 @@ def here(tmp_path, monkeypatch):
 
 def test_every_combination_is_a_run_of_its_own(here, capsys):
     command = ["train", "-m", *TINY, "corpus.train=text.txt", "corpus.test_share=0.1", "model=lstm,transformer"]
+    command += ["evaluation=sliding", "evaluation.max_context=8"]
     assert main([*command, "seed=1,2"]) == 0
     (sweep,) = (here / "outputs/sweeps").iterdir()
     names = sorted(path.name.rpartition("-")[0] for path in (sweep / "trials").iterdir())

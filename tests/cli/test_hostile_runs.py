@@ -147,7 +147,7 @@ def test_a_strangers_yaml_is_refused(text: str, copied, tmp_path, capsys):
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     assert str(copied) in refused(capsys, "generate", f"run_dir={copied}")
     assert not (tmp_path / "executed").exists()
-    assert time.perf_counter() - began < 20, "seconds"
+    assert time.perf_counter() - began < 60, "seconds"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kilobytes"
 
 

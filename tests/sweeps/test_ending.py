@@ -5,7 +5,6 @@ import re
 import shutil
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from tests.sweeps.conftest import TINY
@@ -183,9 +182,8 @@ BPB, SECONDS = ({"metric": name, "direction": "minimize"} for name in ("val/bpb"
 TOLD = [((2.0, 2.2), "carried-16"), ((1.9, 2.1), "carried-16"), ((1.5, 1.7), "sliding-32/16"), ((1.6, 1.8), None)]
 
 
-def asked(*objective: dict, strategy: str = "grid", rule: str = "none") -> SimpleNamespace:
-    told = {"objective": list(objective), "strategy": strategy, "pruning": {"rule": rule}}
-    return SimpleNamespace(**told, keep="best", test=False)
+def asked(*objective: dict, strategy: str = "grid", rule: str = "none") -> Asked:
+    return replace(ASKED, objective=list(objective), strategy=strategy, pruning={"rule": rule}, keep="best")
 
 
 @pytest.fixture

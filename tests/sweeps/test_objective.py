@@ -39,7 +39,7 @@ def test_all_that_a_run_tells_can_be_asked_for(trained):
     told = values(directory.results(), directory)
     assert {"optim/update_ratio", "val/bpb"} <= set(told)
     chosen_by = {name for name in told if not name.startswith("test/")}
-    assert chosen_by - {"step", "measuring_seconds"} <= set(objective.METRICS)
+    assert chosen_by - {"step", "measuring_seconds", "protocol"} <= set(objective.METRICS)
 
 
 def test_pruning_needs_one_that_validations_measure():

@@ -149,7 +149,9 @@ def decided_protocol(directory: RunDirectory, known: Sections) -> dict[str, str]
         text = unseal((directory.path / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    section = next((one for one in SECTION.split(text) if one.startswith("decided:")), "")
+    section = next((one for one in SECTION.split(text) if one.startswith("decided:")), None)
+    if section is None:
+        return {}
     if section not in known:
         known[section] = _section(section)
     flat = known[section] or {}

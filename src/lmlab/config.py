@@ -229,6 +229,13 @@ def directory_name(words: Iterable[str]) -> str:
     return re.sub(r"[^\w.,=+-]+", "-", "_".join(words))
 
 
+def run_name(config: Any, swept: Mapping[str, str]) -> str:
+    """corpus_tokenizer_model_seed, from the options' class names; then what else tells it from a sweep's other runs."""
+    names = [short_name(config[group]) for group in ("corpus", "tokenizer", "model")]
+    more = [short_setting(key, value) for key, value in swept.items() if key != "seed" and value not in names]
+    return directory_name([*names, f"seed{config.seed}", *more])
+
+
 def check_targets(node: Any, allow_targets: Iterable[str] = ()) -> None:
     """Refuse a stored node that names anything but the exact targets on the allow-list.
 

@@ -21,12 +21,10 @@ from lmlab.config import (
     cache_dir,
     check_targets,
     conf_dir,
-    directory_name,
     literal,
     parse_count,
     plain,
-    short_name,
-    short_setting,
+    run_name,
     targets,
     with_budget,
 )
@@ -373,13 +371,6 @@ def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) ->
 
         results = summarise(planned, directory, training)
     return results | {"run_dir": str(directory.path)}
-
-
-def run_name(config: DictConfig, swept: Mapping[str, str]) -> str:
-    """corpus_tokenizer_model_seed, from the options' class names; then what else tells it from a sweep's other runs."""
-    names = [short_name(config[group]) for group in ("corpus", "tokenizer", "model")]
-    more = [short_setting(key, value) for key, value in swept.items() if key != "seed" and value not in names]
-    return directory_name([*names, f"seed{config.seed}", *more])
 
 
 def range_test(stored: Mapping[str, Any], steps: int, allow_targets: Iterable[str]) -> dict[str, Any]:

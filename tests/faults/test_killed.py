@@ -111,6 +111,17 @@ def random_moments(workshop, *words: str, clean: Callable[[], None]) -> Iterator
         yield chosen.uniform(0, seconds)
 
 
+def kill_everywhere(workshop, *words: str, clean: Callable[[], None], check: Callable[[], None]) -> None:
+    """At any change of the disk and at random moments, `check` after each."""
+    for dead in workshop.at_each("kill", *words, clean=clean):
+        assert dead.status == KILLED, dead.err
+        check()
+    for after in random_moments(workshop, *words, clean=clean):
+        workshop.run(*words, after=after)
+        check()
+        clean()
+
+
 @pytest.mark.slow
 def test_preparing_killed_at_any_change_and_at_random_moments_starts_again(workshop):
     words, cache = ["prepare", *PLACES, "format=json", "cache_dir=killed_cache"], workshop.root / "killed_cache"
@@ -129,13 +140,7 @@ def test_preparing_killed_at_any_change_and_at_random_moments_starts_again(works
         for name in names:
             assert (store / name).read_bytes() == (whole / name).read_bytes(), name
 
-    for dead in workshop.at_each("kill", *words, clean=clean):
-        assert dead.status == KILLED, dead.err
-        assert_prepared()
-    for after in random_moments(workshop, *words, clean=clean):
-        workshop.run(*words, after=after)
-        assert_prepared()
-        clean()
+    kill_everywhere(workshop, *words, clean=clean, check=assert_prepared)
 
 
 @pytest.mark.slow
@@ -157,13 +162,7 @@ def test_evaluating_killed_at_any_change_and_at_random_moments_leaves_the_run_as
         assert workshop.run(*words).out == expected.out
         assert scores.read_bytes() == kept
 
-    for dead in workshop.at_each("kill", *words, clean=clean):
-        assert dead.status == KILLED, dead.err
-        assert_evaluated()
-    for after in random_moments(workshop, *words, clean=clean):
-        workshop.run(*words, after=after)
-        assert_evaluated()
-        clean()
+    kill_everywhere(workshop, *words, clean=clean, check=assert_evaluated)
     assert_same_run(workshop.root / "evaluated", whole)
 
 

@@ -40,7 +40,9 @@ def test_damaged_content_is_refused_by_name(saved, damage, tokenizer):
     damage(content)
     saved.write_text(json.dumps(content), encoding="utf-8")
     if tokenizer.kind == "pretrained" and damage is broken_vocabulary:
-        pytest.skip("ids of a foreign file may have gaps")
+        # Ids of a foreign file may have gaps.
+        assert load(saved).vocab_size == tokenizer.vocab_size
+        return
     with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
         load(saved)
 

@@ -90,6 +90,8 @@ def work(root: Path) -> None:
         child = os.fork()
         if child == 0:
             command(root, asked)
+        # Here and not in the child: a group that is killed at once has to be there.
+        os.setpgid(child, child)
         if asked["after"] is not None:
             time.sleep(asked["after"])
             os.killpg(child, signal.SIGKILL)
@@ -105,7 +107,6 @@ def command(root: Path, asked: dict[str, Any]) -> None:
     from lmlab.cli.ending import leave
     from lmlab.sweeps.crew import LocalCrew
 
-    os.setpgid(0, 0)
     for number, name in ((0, "/dev/null"), (1, root / "out"), (2, root / "err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     log = os.open(root / "changes", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)

@@ -21,6 +21,7 @@ from lmlab.errors import NotFinite, TrainingFailed, full_disk
 from lmlab.evaluation.protocol import batches
 from lmlab.instantiate import instantiate
 from lmlab.models import kernels, workspace
+from lmlab.run_directory import RunDirectory
 from lmlab.training import performance
 from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
 from lmlab.training.checkpoints import Resume, stopped_early, write
@@ -33,13 +34,13 @@ from lmlab.training.ranks import launched
 log = logging.getLogger("lmlab")
 
 
-def fit(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+def fit(plan: Any, directory: RunDirectory, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
     """Train to the plan's budget, on from a checkpoint where there is one. Returns results.json's `training`."""
     with launched(plan, directory.path):
         return run(plan, directory, checkpoint)
 
 
-def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+def run(plan: Any, directory: RunDirectory, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
     """What every rank does."""
     module = build_module(plan)
     data = TextDataModule(lambda: plan.store)
@@ -92,7 +93,7 @@ def run(plan: Any, directory: Any, checkpoint: dict[str, Any] | None) -> dict[st
     return summary(module, trainer, stop, meter)
 
 
-def kept(directory: Any) -> str:
+def kept(directory: RunDirectory) -> str:
     """What a failure leaves to go on from."""
     return f"{directory.last} is kept" if directory.last.exists() else "no checkpoint had been saved by then"
 
@@ -141,7 +142,7 @@ def limits(config: DictConfig) -> dict[str, int | None]:
     return {k: config.validation[k] for k in ("limit_tokens", "train_tokens")}
 
 
-def build_callbacks(plan: Any, directory: Any) -> list[Callback]:
+def build_callbacks(plan: Any, directory: RunDirectory) -> list[Callback]:
     """Each node with what it needs from the run; early stopping and averaging are Lightning's own."""
     nodes, tokenizer = plan.config.callbacks, plan.store.tokenizer
     facts = {"checkpoints": {"dirpath": directory.checkpoints}, "samples": {"tokenizer": tokenizer}}
@@ -238,7 +239,7 @@ def stopped_because(module: LMModule, trainer: Trainer | None, stop: GracefulSto
     return "callback"
 
 
-def fit_counts(plan: Any, directory: Any) -> dict[str, Any]:
+def fit_counts(plan: Any, directory: RunDirectory) -> dict[str, Any]:
     """Fit a model that only counts: one pass over the train split."""
     split = plan.store.split("train")
     began = time.perf_counter()

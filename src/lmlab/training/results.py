@@ -16,6 +16,7 @@ from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.floors import floors, floors_protocol
 from lmlab.evaluation.protocol import batches, unknown
 from lmlab.instantiate import instantiate
+from lmlab.run_directory import RunDirectory
 from lmlab.sizes import embedding_share
 from lmlab.training.checkpoints import read, weights
 
@@ -25,7 +26,7 @@ log = logging.getLogger("lmlab")
 N_SAMPLES = 3
 
 
-def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, Any]:
+def summarise(plan: Any, directory: RunDirectory, training: dict[str, Any]) -> dict[str, Any]:
     """Measure the best checkpoint on the whole of val and, once, on test; write HPARAMS and results.json."""
     checkpoint = read(directory.best)
     plan.model.load_state_dict(weights(checkpoint))
@@ -52,7 +53,7 @@ def summarise(plan: Any, directory: Any, training: dict[str, Any]) -> dict[str, 
     return results
 
 
-def _measure(plan: Any, directory: Any, results: dict[str, Any]) -> None:
+def _measure(plan: Any, directory: RunDirectory, results: dict[str, Any]) -> None:
     """Add to the results what the model does on each split, whether that can be trusted, what follows, and samples."""
     device, training, began = plan.decided["device"], results["training"], time.perf_counter()
     for split in measured_splits(plan, training["stopped_because"] == "interrupted"):
@@ -80,7 +81,7 @@ def _measure(plan: Any, directory: Any, results: dict[str, Any]) -> None:
     results["samples"] = samples(plan)
 
 
-def diagnosed(plan: Any, directory: Any, results: dict[str, Any]) -> Diagnosis:
+def diagnosed(plan: Any, directory: RunDirectory, results: dict[str, Any]) -> Diagnosis:
     """Whether the run was trained well enough, by its own curve."""
     points, totals = directory.points(), plan.store.split("train").totals
     train = {key: round(plan.config.train_share * totals[key]) for key in ("tokens", "bytes")}

@@ -66,6 +66,7 @@ ALLOWED_TARGETS = frozenset(
         "lmlab.data.corpora.TinyShakespeare",
         "lmlab.data.corpora.WikiText2",
         "lmlab.data.corpora.PennTreebank",
+        "lmlab.data.corpora.Enwik8",
         "lmlab.tokenizers.char.train",
         "lmlab.tokenizers.byte.train",
         "lmlab.tokenizers.word.train",

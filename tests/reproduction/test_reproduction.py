@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from lmlab.config import asked, compose, identity, plain
 from lmlab.evaluation.published import read
@@ -50,6 +51,20 @@ def test_the_steps_are_those_of_the_recipe_on_its_text(name):
         text.ids = np.zeros(TRAIN[config.corpus._target_.rpartition(".")[2]], np.uint16)
         batching = instantiate(config.batching)(split=text, start_id=0, seed=config.seed)
         assert target.steps == total_steps(config, batching)
+
+
+def test_t12_has_the_published_size_less_its_positions():
+    from lmlab.instantiate import instantiate
+    from lmlab.sizes import count_parameters
+
+    config = compose(["experiment=t12_enwik8"])
+    with torch.device("meta"):
+        model = instantiate(config.model)(vocab_size=257, token_counts=None)
+    # Of a layer: attention and feed-forward with their biases, two norms, and those of queries and keys.
+    layer = 4 * (512 * 512 + 512) + (512 * 2048 + 2048) + (2048 * 512 + 512) + 2 * 2 * 512 + 2 * 64
+    assert count_parameters(model) == 257 * 512 + 12 * layer + 2 * 512 == 37_962_752
+    # Theirs without the auxiliary heads, 41 M, learns 512 positions for each layer.
+    assert round((count_parameters(model) + 12 * 512 * 512) / 1e6) == 41
 
 
 def test_records_are_found_and_a_damaged_one_is_named(tmp_path):

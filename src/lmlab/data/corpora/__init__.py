@@ -3,13 +3,14 @@
 from lmlab.data.corpora.document import SPLITS, Corpus, Document
 from lmlab.data.corpora.files import Files
 from lmlab.data.corpora.hf import HuggingFace
-from lmlab.data.corpora.published import PennTreebank, TinyShakespeare, WikiText2
+from lmlab.data.corpora.published import Enwik8, PennTreebank, TinyShakespeare, WikiText2
 from lmlab.data.corpora.sotu import Sotu
 
 __all__ = [
     "SPLITS",
     "Corpus",
     "Document",
+    "Enwik8",
     "Files",
     "HuggingFace",
     "PennTreebank",

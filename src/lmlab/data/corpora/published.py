@@ -1,8 +1,10 @@
-"""Data sets with published numbers: tiny Shakespeare, WikiText-2, Penn Treebank; your copy, or fetched and verified."""
+"""Data sets with published numbers: tiny Shakespeare, WikiText-2, PTB, enwik8; your copy, or fetched and verified."""
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +15,8 @@ from lmlab.data.corpora.document import Document, check_split
 from lmlab.data.corpora.text import cut, decoded
 
 TIMEOUT_S = 20
+# Bytes that are decoded at once.
+BLOCK = 1 << 20
 
 
 class Published:
@@ -25,6 +29,7 @@ class Published:
 
     name: str
     url: str  # of the folder that holds the files
+    archive: ClassVar[str | None] = None  # the zip in that folder that holds them, where they do not lie there bare
     # split: (names that the file goes by, the first at the url; checksum: sha256, or git's blob id)
     files: ClassVar[dict[str, tuple[tuple[str, ...], str]]]
 
@@ -48,7 +53,10 @@ class Published:
             if (self._path / name).is_file():
                 return self._path / name
         what = "is no folder" if not self._path.is_dir() else f"has no {' or '.join(names)}"
-        raise FileNotFoundError(f"corpus.path={self._path} {what}; put {names[0]} there (from {self.url}/{names[0]})")
+        raise FileNotFoundError(f"corpus.path={self._path} {what}; put {names[0]} there (from {self._at(names[0])})")
+
+    def _at(self, name: str) -> str:
+        return f"{self.url}/{self.archive or name}"
 
     def _fetched(self, name: str, checksum: str) -> Path:
         path = cache_root() / "corpora" / self.name / name
@@ -56,7 +64,7 @@ class Published:
             return path
         from urllib.request import urlopen  # costs 50 ms: http, email, ssl
 
-        url = f"{self.url}/{name}"
+        url = self._at(name)
         try:
             with urlopen(url, timeout=TIMEOUT_S) as response:
                 content = response.read()
@@ -64,8 +72,10 @@ class Published:
             names = ", ".join(names[0] for names, _ in self.files.values())
             raise FileNotFoundError(
                 f"corpus={self.name} could not be fetched ({getattr(error, 'reason', error)}); "
-                f"put {names} from {self.url}/ into {path.parent}, or give corpus.path=FOLDER that holds them"
+                f"put {names} from {self._at('')} into {path.parent}, or give corpus.path=FOLDER that holds them"
             ) from None
+        if self.archive is not None:
+            content = _unpacked(content, name)
         if not _matches(content, checksum):
             raise ValueError(f"{url} is not the published text (checksum differs); give corpus.path= a good copy")
         with whole_file(path) as temporary:
@@ -93,14 +103,17 @@ class Published:
         yield Document(f"{self.name}/{split}", cut([self._text(split)]))
 
     def _text(self, split: str) -> str:
+        text = "".join(decoded([self._content(split)], str(self._paths[split])))
+        if not text:
+            raise ValueError(f"split {split} has no text: {self._paths[split]} is empty")
+        return text
+
+    def _content(self, split: str) -> bytes:
         path = self._paths[split]
         content = path.read_bytes()
         if self._path is None and not _matches(content, self.files[split][1]):
             raise ValueError(f"{path} is damaged (checksum differs); delete it, and it is fetched again")
-        text = "".join(decoded([content], str(path)))
-        if not text:
-            raise ValueError(f"split {split} has no text: {path} is empty")
-        return text
+        return content
 
 
 class TinyShakespeare(Published):
@@ -162,6 +175,55 @@ class PennTreebank(Published):
             "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
         ),
     }
+
+
+class Enwik8(Published):
+    """The first 10^8 bytes of the English Wikipedia's dump of 3 March 2006, as XML (Mahoney's compression benchmark).
+
+    Split by bytes as the field does since Mikolov et al. 2012: train the first 90 million, val and test 5 million each.
+    Both cuts lie between characters. A file of another size is refused.
+    """
+
+    name = "enwik8"
+    url = "https://mattmahoney.net/dc"
+    archive = "enwik8.zip"
+    # md5 a1fa5ffddb56f4953e226637dabbb36a and sha1 57b8363b814821dc9d47aa4d41f58733519076b2 on its own page,
+    # mattmahoney.net/dc/textdata.html; the sha256 is what those who fetched it agree on.
+    files: ClassVar = {"text": (("enwik8",), "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8")}
+    spans: ClassVar = {
+        "train": (0, 90_000_000),
+        "val": (90_000_000, 95_000_000),
+        "test": (95_000_000, 100_000_000),
+    }
+    splits = tuple(spans)
+
+    def documents(self, split: str) -> Iterator[Document]:
+        """Raises ValueError where the file is too short or too long, or a cut lies inside one of its characters."""
+        check_split(self, split)
+        content, path = self._content("text"), self._paths["text"]
+        size = self.spans["test"][1]
+        if len(content) != size:
+            raise ValueError(
+                f"{path} has {len(content):,} bytes, {self.name} has {size:,}; give the whole file, or read other text "
+                "with corpus=files"
+            )
+        start, end = self.spans[split]
+        for at in {start, end} - {0, size}:
+            if content[at] & 0xC0 == 0x80:  # in UTF-8 a byte that goes on with a character
+                raise ValueError(f"{path} is not {self.name}: splits meet at byte {at:,}, which is inside a character")
+        blocks = (content[at : min(at + BLOCK, end)] for at in range(start, end, BLOCK))
+        yield Document(f"{self.name}/{split}", cut(decoded(blocks, str(path))))
+
+
+def _unpacked(archive: bytes, name: str) -> bytes:
+    """A file out of a zip; nothing, which no checksum fits, where that is damaged or does not hold the file."""
+    from zipfile import BadZipFile, ZipFile
+
+    try:
+        with ZipFile(BytesIO(archive)) as opened:
+            return opened.read(name)
+    except (BadZipFile, KeyError, zlib.error):
+        return b""
 
 
 def _matches(content: bytes, checksum: str) -> bool:

@@ -28,6 +28,7 @@ ROOMS = {
     "schema": {"config", "instantiate"},
     "run_directory": {"config", "seal"},
     "sizes": {"models"},
+    "speed": {"config", "data", "decisions", "hardware", "models", "sizes"},
     "tokenizers": set(),
     "models": {"types"},
     "data": {"tokenizers", "types", "deferred", "seal"},

@@ -49,7 +49,14 @@ def test_compose_works_inside_a_job_of_hydras():
 
 def test_places_and_display_are_no_part_of_a_runs_identity():
     same = ["run_dir=x", "cache_dir=y", "logger=none", "trainer=cpu", "corpus=files", "corpus.train=a.txt"]
-    other = ["run_dir=z", "training.log_every=3", "kernels=plain", "corpus=files", "corpus.train=b.txt"]
+    other = [
+        "run_dir=z",
+        "training.log_every=3",
+        "kernels=plain",
+        "text_on_device=true",
+        "corpus=files",
+        "corpus.train=b.txt",
+    ]
     assert identity(asked(compose(same))) == identity(asked(compose(other)))
 
 

@@ -5,9 +5,18 @@ import logging
 import pytest
 import yaml
 
-from lmlab import decisions, hardware
+from lmlab import decisions, hardware, speed
 from lmlab.config import compose
-from lmlab.decisions import COMPILE_FROM, MARGIN, choose_compile, choose_precision, estimated_seconds, find_compiler
+from lmlab.decisions import (
+    COMPILE_FROM,
+    MARGIN,
+    check_graphs,
+    choose_compile,
+    choose_precision,
+    choose_text_on_device,
+    estimated_seconds,
+    find_compiler,
+)
 from lmlab.experiment import plan
 
 TINY = ["model=lstm", "model.d_model=8", "model.n_layers=1", "batching.batch_size=4", "batching.seq_len=16"]
@@ -62,6 +71,93 @@ def test_compiling_follows_hardware_and_length(device, recurrent, seconds, compi
 def test_compiling_that_was_asked_for_is_done():
     assert choose_compile(True, "cpu", True, 0.0, False) == (True, None)
     assert choose_compile(False, "cuda", False, 1e9, True) == (False, None)
+    assert choose_compile("graphs", "cuda", False, 0.0, True) == ("graphs", None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"device": "cpu"}, "compile=graphs is for NVIDIA GPUs and this run trains on cpu; use compile=true"),
+        ({"device": "mps"}, "trains on mps"),
+        ({"devices": 2}, "devices=2"),
+        ({"micro_batch_size": 8}, "training.micro_batch_size=8"),
+        ({"varies": "batching=documents"}, "steps of one shape, which batching=documents does not make"),
+    ],
+)
+def test_graphs_are_refused_where_they_cannot_be(changed, told):
+    fits = {"device": "cuda", "devices": 1, "micro_batch_size": None, "varies": None}
+    check_graphs(**fits)
+    with pytest.raises(ValueError, match=told) as refused:
+        check_graphs(**fits | changed)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "varies"),
+    [
+        (["batching=windows"], None),
+        (["batching=documents"], "batching=documents"),
+        (["batching=documents", "trainer=debug", "trainer.accelerator=cpu"], None),
+        (["batching=lanes"], None),
+        (["batching=lanes", "batching.random_lengths=true"], "batching.random_lengths=true"),
+        (["model/head=adaptive", "model.head.cutoffs=[40]", "model.tie_embeddings=false"], "model/head=adaptive"),
+    ],
+)
+def test_what_gives_steps_different_shapes_is_named(words, varies, text_file):
+    planned = plan(compose([*TINY, "corpus=files", f"corpus.train={text_file}", "precision=32", *words]))
+    assert speed._varies(planned.model, planned.batching) == varies
+
+
+def test_graphs_on_a_processor_are_refused_before_there_is_a_directory(small, tmp_path):
+    from lmlab.experiment import train
+
+    with pytest.raises(ValueError, match="compile=graphs is for NVIDIA GPUs"):
+        train(compose([*small["transformer"], f"run_dir={tmp_path / 'run'}", "compile=graphs"]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "needed", "free", "chosen", "told"),
+    [
+        ("auto", "cuda", 10_000_000, 100_000_000, True, "kept on the GPU (10.0 MB)"),
+        ("auto", "cuda", 10_000_001, 100_000_000, False, "over a tenth of the GPU's free memory"),
+        ("auto", "cuda", None, 100_000_000, False, None),
+        ("auto", "cpu", 10, None, False, None),
+        ("auto", "mps", 10, None, False, None),
+        (True, "cpu", 10, None, True, None),
+        (True, "cuda", 90_000_000, 100_000_000, True, None),
+        (False, "cuda", 10, 100_000_000, False, None),
+    ],
+)
+def test_the_text_is_kept_where_it_fits(asked, device, needed, free, chosen, told):
+    placed, why = choose_text_on_device(asked, device, needed, free)
+    assert placed is chosen
+    assert (why is None) == (told is None)
+    assert told is None or told in why
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "told"),
+    [
+        (100_000_001, 100_000_000, "the text takes 100.0 MB, and 100.0 MB of the device's memory are free"),
+        (None, None, "needs a batching with a method `to`"),
+    ],
+)
+def test_a_text_that_cannot_be_there_is_refused(needed, free, told):
+    with pytest.raises(ValueError, match=told):
+        choose_text_on_device(True, "cuda", needed, free)
+
+
+def test_a_gpu_is_given_the_text_by_itself_and_the_log_says_so(text_file, monkeypatch):
+    """With a GPU that is given, as far as the plan goes."""
+    monkeypatch.setattr(speed, "free_memory", lambda device: 10**9)
+    choose = speed.choose_text_on_device
+    monkeypatch.setattr(speed, "choose_text_on_device", lambda asked, device, *more: choose(asked, "cuda", *more))
+    overrides = [*TINY, "corpus=files", f"corpus.train={text_file}", "precision=32"]
+    planned = plan(compose(overrides))
+    assert planned.decided["text_on_device"] is True
+    assert "kept on the GPU" in planned.reasons["text_on_device"]
+    assert plan(compose([*overrides, "text_on_device=false"])).decided["text_on_device"] is False
 
 
 def test_a_compiler_is_looked_for_where_torch_looks(monkeypatch):

@@ -2,7 +2,7 @@
 
 import torch
 
-from lmlab.types import Batch, reset
+from lmlab.types import Batch, reset, send
 
 
 def test_a_batch_moves_but_for_what_the_processor_decides_by():
@@ -12,6 +12,19 @@ def test_a_batch_moves_but_for_what_the_processor_decides_by():
     assert {getattr(moved, name).device.type for name in ("inputs", "targets", "mask", "counts")} == {"meta"}
     assert moved.reset.device.type == "cpu"
     assert moved.reset.tolist() == [True, False]
+
+
+def test_what_is_sent_to_a_gpu_is_pinned(monkeypatch):
+    """A copy from other memory would be waited for."""
+    tokens = torch.zeros(2, 3, dtype=torch.long)
+    told = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: told.append("pinned") or t)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda t, device, non_blocking: told.append((device.type, non_blocking)) or t
+    )
+    for kind in ("cuda", "mps"):
+        send(tokens, torch.device(kind))
+    assert told == ["pinned", ("cuda", True), ("mps", True)]
 
 
 def test_all_targets_count_where_there_is_no_mask():

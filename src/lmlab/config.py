@@ -32,6 +32,7 @@ _NOT_IDENTITY = [
     "devices",
     "threads",
     "kernels",
+    "text_on_device",
     "profile",
     "floors",
     "test",

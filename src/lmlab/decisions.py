@@ -20,6 +20,8 @@ EMULATED = "{}, as asked: this machine has no units for bf16 and emulates it, up
 # Seconds of training from which compiling is worth its wait. On two cores a Transformer's step gained 10 to 14 % for 21
 # to 31 s of compiling, an LSTM's nothing (its kernels are fused already); on a GPU a third is usual.
 COMPILE_FROM = {"cpu": 600.0, "cuda": 120.0}
+# A text that takes no more than this of a GPU's free memory is kept there: model and batches need the rest.
+RESIDENT_SHARE = 0.1
 # Share of the measured peak that a step reaches, for an estimate of a run's time: between a quarter and a half here.
 USUAL_MFU = 0.3
 
@@ -56,10 +58,13 @@ def check_precision(precision: str, devices: int) -> None:
 
 def choose_compile(
     asked_compile: str | bool, device: str, recurrent: bool, seconds: float, compiler: bool
-) -> tuple[bool, str | None]:
-    """Whether to compile, and why; where the run is so long (`seconds`, estimated) that the wait pays."""
+) -> tuple[bool | str, str | None]:
+    """Whether to compile, and why; where the run is so long (`seconds`, estimated) that the wait pays.
+
+    `graphs` is a way of compiling that has to be asked for.
+    """
     if asked_compile != "auto":
-        return bool(asked_compile), None
+        return asked_compile if asked_compile == "graphs" else bool(asked_compile), None
     if device not in COMPILE_FROM:
         return False, f"not compiled: it is not tried on {device}"
     if device == "cpu" and recurrent:
@@ -69,6 +74,55 @@ def choose_compile(
     if not compiler:
         return False, "not compiled: there is no C++ compiler here"
     return True, f"compiled: about {seconds / 60:.0f} minutes of training repay the wait"
+
+
+def check_graphs(device: str, devices: int, micro_batch_size: int | None, varies: str | None) -> None:
+    """Refuse compile=graphs where it cannot be: a CUDA graph repeats the same kernels over the same memory.
+
+    varies: what gives steps different shapes, None where nothing does.
+    """
+    if device != "cuda":
+        raise ValueError(f"compile=graphs is for NVIDIA GPUs and this run trains on {device}; use compile=true")
+    if devices > 1:
+        raise ValueError(f"compile=graphs trains in one process, and devices={devices}; use compile=true")
+    if micro_batch_size is not None:
+        raise ValueError(
+            f"compile=graphs with training.micro_batch_size={micro_batch_size}: the second part of a batch would "
+            "overwrite the first one's gradients; use compile=true, or training.micro_batch_size=null"
+        )
+    if varies is not None:
+        raise ValueError(f"compile=graphs needs steps of one shape, which {varies} does not make; use compile=true")
+
+
+def choose_text_on_device(
+    asked_place: str | bool, device: str, needed: int | None, free: int | None
+) -> tuple[bool, str | None]:
+    """Whether batches are cut on the device, of a text that is kept there, and why. The batches are the same.
+
+    needed: the text's bytes, None where the batching cannot put it there. free: bytes of the device's memory, None
+    where that is the machine's own.
+    """
+    if asked_place is False:
+        return False, None
+    if needed is None:
+        if asked_place is True:
+            raise ValueError(
+                "text_on_device=true needs a batching with a method `to`, as ours have; use text_on_device=false"
+            )
+        return False, None
+    size = f"{needed / 1e6:,.1f} MB"
+    if asked_place is True:
+        if free is not None and needed > free:
+            raise ValueError(
+                f"text_on_device=true: the text takes {size}, and {free / 1e6:,.1f} MB of the device's memory are "
+                "free; use text_on_device=false"
+            )
+        return True, None
+    if device != "cuda":
+        return False, None
+    if needed > RESIDENT_SHARE * free:
+        return False, f"batches are cut in main memory: the text's {size} are over a tenth of the GPU's free memory"
+    return True, f"the text is kept on the GPU ({size}), and batches are cut there"
 
 
 def find_compiler(device: str) -> bool:

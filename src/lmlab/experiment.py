@@ -30,14 +30,10 @@ from lmlab.config import (
 )
 from lmlab.data.store import Store, prepare
 from lmlab.decisions import (
-    EMULATED,
     check_interval,
     check_pairing,
     check_precision,
-    choose_compile,
     choose_device,
-    choose_precision,
-    estimated_seconds,
     find_compiler,
     total_steps,
     trained_context,
@@ -45,12 +41,13 @@ from lmlab.decisions import (
 from lmlab.errors import TrainingFailed
 from lmlab.evaluation import published
 from lmlab.evaluation.protocol import unknown
-from lmlab.hardware import Machine, multiplies_bf16, threads
+from lmlab.hardware import threads
 from lmlab.initial import Initial, read_initial
 from lmlab.instantiate import find, instantiate
 from lmlab.models import kernels
 from lmlab.schema import check_keys, check_known, check_node
-from lmlab.sizes import count_parameters, flops_per_token, missed_size, solve_width
+from lmlab.sizes import count_parameters, missed_size, solve_width
+from lmlab.speed import choose_speed
 from lmlab.training import optim
 from lmlab.training.ranks import count as count_ranks
 
@@ -211,35 +208,6 @@ def train_part(store: Store, share: float) -> Any:
     if not 0 < share <= 1:
         raise ValueError(f"train_share={share} must be above 0 and at most 1")
     return split if share == 1 else split.tail(max(1, round(share * len(split))))
-
-
-def weights_may_be_held_twice(model: nn.Module, devices: int) -> bool:
-    """precision=bf16 needs a model that casts what it looks up, as ours do, and one process: see `check_precision`."""
-    return devices == 1 and type(model).__module__.startswith("lmlab.models.")
-
-
-def choose_speed(
-    config: DictConfig, model: nn.Module, batching: Any, steps: int, device: str, devices: int
-) -> tuple[dict[str, Any], dict[str, str | None]]:
-    """Precision and compilation by what was measured of this machine, and the reasons for what was left to us."""
-    machine = Machine(device, cache_dir(config.cache_dir))
-    autocast = not weights_may_be_held_twice(model, devices)
-    chosen, reasons, seconds = {}, {}, 0.0
-    chosen["precision"], reasons["precision"] = choose_precision(
-        config.precision, device, autocast, lambda: machine.bf16_gain(model.d_model, autocast)
-    )
-    halves = chosen["precision"].startswith("bf16")
-    if halves and config.precision != "auto" and device in ("cpu", "cuda") and not multiplies_bf16(device):
-        reasons["precision"] = EMULATED.format(chosen["precision"])
-    if config.compile == "auto":
-        rates = machine.products()
-        peak = rates.get("bf16", rates["fp32"]) if halves else rates["fp32"]
-        flops = flops_per_token(model, batching.seq_len) * batching.tokens_per_step * steps
-        seconds = estimated_seconds(flops, peak)
-    chosen["compile"], reasons["compile"] = choose_compile(
-        config.compile, device, model.recurrent, seconds, find_compiler(device)
-    )
-    return chosen, reasons
 
 
 def recorded(plan: Plan, format_number: int) -> dict[str, Any]:

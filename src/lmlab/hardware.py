@@ -204,6 +204,11 @@ def _name(device: str) -> str:
     return f"{device} {model or platform.processor() or platform.machine()}"
 
 
+def free_memory(device: str) -> int | None:
+    """Bytes of a GPU's memory that nobody uses; None of a device that shares the machine's."""
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else None
+
+
 def peak_memory(device: str) -> int:
     """The most bytes that this process has held so far: of the GPU's memory, else of the machine's."""
     if device == "cuda":

@@ -24,6 +24,7 @@ TYPES: dict[str, Any] = {
     "init_from": str | None,
     "precision": str | int,
     "compile": bool | str,
+    "text_on_device": bool | str,
     "devices": int,
     "threads": int | None,
     "kernels": str,
@@ -95,7 +96,8 @@ TYPES: dict[str, Any] = {
 }
 CHOICES: dict[str, tuple] = {
     "precision": ("auto", "32", "32-true", "bf16", "bf16-mixed"),
-    "compile": ("auto", "True", "False"),
+    "compile": ("auto", "True", "False", "graphs"),
+    "text_on_device": ("auto", "True", "False"),
     "kernels": ("auto", "plain"),
     "test": ("auto", "True", "False"),
     "split": ("train", "val", "test"),

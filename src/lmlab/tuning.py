@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmlab.config import as_yaml, cache_dir
 from lmlab.decisions import find_compiler
-from lmlab.experiment import Plan, plan, weights_may_be_held_twice
+from lmlab.experiment import Plan, plan
 from lmlab.hardware import Machine, multiplies_bf16, threads
 from lmlab.sizes import flops_per_token
+from lmlab.speed import weights_may_be_held_twice
 from lmlab.training.trial import Trial, attempt
 
 log = logging.getLogger("lmlab")

@@ -55,6 +55,12 @@ def reset(state: State, rows: Bool[Tensor, " B"]) -> State:
     return map_state(lambda t: t.masked_fill(rows.to(t.device).view(-1, *[1] * (t.ndim - 1)), 0), state)
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, which nobody waits for: a GPU takes from pinned memory alone while we go on."""
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows of text to predict.
@@ -65,6 +71,8 @@ class Batch:
     counts: (B, 3), bytes, characters and words of the source that each row's counted targets cover.
     starts: (B,), the place of each row's first target in its split; on the CPU. None where nobody will ask.
     charges: (B, T), nats that a target costs besides its own nll, whatever the model (letters of an <unk>); None: none.
+    lengths: (B,), how many targets count at the head of each row, where `mask` says no more; it stays on the CPU. None
+        where it does, and where there is no mask.
     lr_scale: multiplies the learning rate of this step (AWD-LSTM's random lengths).
     """
 
@@ -76,6 +84,7 @@ class Batch:
     lr_scale: float = 1.0
     starts: Int[Tensor, " B"] | None = None
     charges: NLL | None = None
+    lengths: Int[Tensor, " B"] | None = None
 
     def _map(self, f: Callable[[Tensor], Tensor], *names: str) -> "Batch":
         return replace(self, **{n: f(t) for n in names if (t := getattr(self, n)) is not None})
@@ -83,15 +92,15 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         if self.inputs.device == torch.device(device):
             return self
-        return self._map(
-            lambda t: t.to(device, non_blocking=non_blocking), "inputs", "targets", "mask", "counts", "charges"
-        )
+        device, names = torch.device(device), ("inputs", "targets", "mask", "counts", "charges")
+        return self._map(lambda t: send(t, device) if non_blocking else t.to(device), *names)
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows [start, stop): how ranks and micro-batches share one global batch."""
         if start == 0 and stop >= self.inputs.shape[0]:
             return self
-        return self._map(lambda t: t[start:stop], "inputs", "targets", "mask", "reset", "counts", "starts", "charges")
+        names = ("inputs", "targets", "mask", "reset", "counts", "starts", "charges", "lengths")
+        return self._map(lambda t: t[start:stop], *names)
 
     @property
     def counted(self) -> Mask:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmlab.data.datamodule import TextDataModule
 from lmlab.experiment import Plan
-from lmlab.training.fit import build_module, build_trainer, evaluation_batches, limits, quiet_lightning
+from lmlab.training.fit import build_module, build_trainer, connection, evaluation_batches, quiet_lightning
 from lmlab.training.module import LMModule
 from lmlab.types import Batch
 
@@ -101,7 +101,7 @@ def run(plan: Plan, reference: Loop, steps: int, segment: int) -> tuple[Trace, T
         plan.config.trainer.limit_val_batches = 0
     module = build_module(plan)
     data = TextDataModule(lambda: plan.store)
-    data.connect(plan.batching, lambda: module.step, steps, evaluation_batches(plan), **limits(plan.config))
+    data.connect(plan.batching, lambda: module.step, steps, evaluation_batches(plan), **connection(plan))
     data.prepare_data()
     build_trainer(plan, Path(), [both], 0).fit(module, datamodule=data)
     return both.ours, both.theirs

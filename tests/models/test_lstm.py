@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -35,6 +37,33 @@ AWD = {"n_layers": 3, "d_embed": 6, "d_hidden": 10, "d_model": 6, "locked": True
 def make(**changes) -> LSTMLM:
     torch.manual_seed(0)
     return LSTMLM(**PLAIN | changes)
+
+
+# In a process of its own: what is left whole stays so.
+BROKEN = """
+import sys, torch
+from lmlab.models.lstm import CELLS, leave_recurrence_whole
+
+weights = [torch.ones(*shape) for shape in ((2, 3), (2, 2), (2,), (2,))]
+
+def step(x, h):
+    return torch.rnn_tanh(2 * x, h, weights, True, 1, 0.0, True, False, False)[0].exp()
+
+def breaks():
+    torch._dynamo.reset()
+    return torch._dynamo.explain(step)(torch.ones(4, 1, 3), torch.zeros(1, 1, 2)).graph_break_count
+
+before = breaks()
+leave_recurrence_whole()
+print(before, breaks())
+"""
+
+
+def test_a_compiler_can_be_told_to_leave_the_recurrence_whole():
+    """And says nothing of it."""
+    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 1\n"
+    assert "Warning" not in done.stderr
 
 
 @pytest.fixture

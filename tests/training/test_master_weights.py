@@ -166,10 +166,26 @@ def test_several_processes_are_refused(train):
 
 
 def test_without_units_for_bf16_it_is_taken_as_asked_and_the_log_says_what_that_costs(train, monkeypatch, tmp_path):
-    from lmlab import experiment, hardware
+    from lmlab import hardware, speed
 
-    for module in (experiment, hardware):
+    for module in (speed, hardware):
         monkeypatch.setattr(module, "multiplies_bf16", lambda device: False)
     # Whether to compile is estimated from a peak, of which this machine has none in bf16.
     train("run", *TRANSFORMER, "precision=bf16", "compile=auto", "trainer.max_steps=1")
     assert "bf16, as asked: this machine has no units for bf16" in (tmp_path / "run/train.log").read_text()
+
+
+def test_recurrent_copies_on_a_gpu_lie_in_cudnns_order():
+    """Meta stands for a GPU. On a processor they are on their own, as aligned as they were."""
+    model = compose_model(["model=lstm", "model.n_layers=2"], V)
+    for device, pieces in (("meta", 1), ("cpu", 4)):
+        with MasterWeights(model.to_empty(device=device)).halved():
+            for layer in model.layers:
+                copies = list(layer.parameters())
+                assert [p.dtype for p in copies] == [torch.bfloat16] * 4
+                assert len({p.untyped_storage()._cdata for p in copies}) == pieces
+                if pieces == 1:
+                    assert [p.storage_offset() for p in copies] == [
+                        sum(q.numel() for q in copies[:i]) for i in range(4)
+                    ]
+                    assert [tuple(p.shape) for p in copies] == [tuple(p.shape) for p in layer._flat_weights]

@@ -32,6 +32,7 @@ KINDS = {
     "micro-batches": [*LSTM, "training.micro_batch_size=3"],
     "random lengths": [*LSTM, "batching.random_lengths=true"],
     "bf16 weights": [*TRANSFORMER, "precision=bf16", "model.dropout_masks=pool", "training.micro_batch_size=4"],
+    "text on the device": [*TRANSFORMER, "text_on_device=true"],
     "every few steps": [*LSTM, "callbacks.checkpoints.every_n_steps=2"],
 }
 SLOW = ("averaging", "micro-batches", "random lengths", "every few steps")

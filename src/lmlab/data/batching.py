@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from lmlab.data.resident import ResidentText
 from lmlab.data.store import Split
 from lmlab.types import Batch
 
@@ -82,6 +83,7 @@ def cut(
         counts=torch.from_numpy(np.stack(counts, 1)),
         starts=torch.from_numpy(np.asarray(starts)),
         charges=charges,
+        lengths=torch.from_numpy(np.asarray(lengths)) if skip is None else None,
     )
 
 
@@ -120,7 +122,10 @@ class _Rows:
     """What the three have in common: checked sizes, and epochs of equal length."""
 
     carries_state = False
+    # Whether the batches of all steps have one shape.
+    fixed_shape = True
     name: str
+    _text: ResidentText | None = None
 
     def __init__(self, split: Split, start_id: int, seed: int, batch_size: int, seq_len: int):
         for key, value in (("batch_size", batch_size), ("seq_len", seq_len)):
@@ -132,6 +137,16 @@ class _Rows:
             raise ValueError("the train split has no tokens; give corpus.train some text")
         self.split, self.start_id, self.seed = split, start_id, seed
         self.batch_size, self.seq_len = batch_size, seq_len
+
+    def to(self, device: torch.device) -> None:
+        """From now on batches are cut on `device`, and come from there."""
+        if self._text is None or self._text.device != torch.device(device):
+            self._text = ResidentText(self.split, device)
+
+    def _cut(self, starts: np.ndarray, width: int, **rows: np.ndarray) -> Batch:
+        if self._text is not None:
+            return self._text.cut(starts, width, self.start_id, **rows)
+        return cut(self.split, starts, width, self.start_id, **rows)
 
     def _random(self, *key: int) -> np.random.Generator:
         words = [self.seed, *key]
@@ -179,7 +194,7 @@ class Lanes(_Rows):
         self._need(batch_size * seq_len)
         if random_lengths and seq_len < SHORTEST:
             raise ValueError(f"batching.seq_len={seq_len} must be at least {SHORTEST} with random_lengths=true")
-        self.random_lengths = random_lengths
+        self.random_lengths, self.fixed_shape = random_lengths, not random_lengths
         self.lane_len = len(split) // batch_size
         if not random_lengths:
             self.lane_len -= self.lane_len % seq_len
@@ -207,7 +222,7 @@ class Lanes(_Rows):
         epoch = self.epoch_of(step)
         cuts, i = self._cuts(epoch if self.random_lengths else 0), step - self.epoch_start(epoch)
         length = int(cuts[i + 1] - cuts[i])
-        batch = cut(self.split, self._lanes + cuts[i], length, self.start_id)
+        batch = self._cut(self._lanes + cuts[i], length)
         reset = torch.full((self.batch_size,), i == 0)
         scale = length / self.seq_len if self.random_lengths else 1.0
         return Batch(batch.inputs, batch.targets, reset=reset, counts=batch.counts, lr_scale=scale)
@@ -291,7 +306,7 @@ class Windows(_Rows):
         else:
             epoch, i = divmod(step, self.steps_per_epoch)
             starts = self._permutation(epoch)[i * self.batch_size : (i + 1) * self.batch_size] * self.stride
-        return cut(self.split, starts, self.seq_len, self.start_id)
+        return self._cut(starts, self.seq_len)
 
     def describe(self) -> str:
         if self.order == "random":
@@ -310,6 +325,7 @@ class Documents(_Rows):
     permutation of (seed, epoch). An epoch's last rows are filled up with empty ones, all padding.
     """
 
+    fixed_shape = False
     name = "documents"
 
     def __init__(self, split: Split, start_id: int, seed: int, batch_size: int, seq_len: int, buckets: int):
@@ -336,9 +352,7 @@ class Documents(_Rows):
         rows = self._order(epoch)[i]
         lengths = np.where(rows < 0, 0, self.row_lengths[rows])
         width = int(self.row_widths[rows[rows >= 0]].max())
-        return cut(
-            self.split, self.row_starts[rows], width, self.start_id, lengths=lengths, begins=self.row_begins[rows]
-        )
+        return self._cut(self.row_starts[rows], width, lengths=lengths, begins=self.row_begins[rows])
 
     @property
     def tokens_per_step(self) -> int:

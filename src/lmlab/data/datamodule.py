@@ -45,11 +45,16 @@ class StepLoader:
 class RepeatedBatch:
     """The first training batch again and again: what can be learnt at all must learn this (trainer=debug)."""
 
+    fixed_shape = True
+
     def __init__(self, batching: Any):
         self._batching, self._batch = batching, batching.batch(0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batching, name)
+
+    def to(self, device: torch.device) -> None:
+        self._batch = self._batch.to(device)
 
     def batch(self, step: int) -> Batch:
         return self._batch
@@ -88,13 +93,16 @@ class TextDataModule(LightningDataModule):
         evaluation_batches: Callable[..., Iterator[Batch]],
         limit_tokens: int | None,
         train_tokens: int,
+        on_device: bool,
     ) -> None:
         """evaluation_batches(split, limit_tokens=, rank=, world_size=) yields a protocol's batches over a split.
 
         limit_tokens: how much of val is scored, null for all. train_tokens: the fixed slice of train beside it.
+        on_device: training batches are cut where the model is, of a text that is kept there.
         """
         self.batching, self.first_step, self.total_steps = batching, first_step, total_steps
         self.evaluation_batches, self.limit_tokens, self.train_tokens = evaluation_batches, limit_tokens, train_tokens
+        self.on_device = on_device
 
     def _ranks(self) -> dict[str, int]:
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
@@ -103,6 +111,8 @@ class TextDataModule(LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def train_dataloader(self) -> StepLoader:
+        if self.on_device:
+            self.batching.to(self.trainer.strategy.root_device)
         return StepLoader(self.batching, self.first_step, self.total_steps, **self._ranks())
 
     def val_dataloader(self) -> list[EvaluationLoader]:

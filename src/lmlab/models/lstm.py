@@ -1,5 +1,6 @@
 """Recurrent language models: LSTM, GRU and plain RNN, with AWD-LSTM's set of regularisers."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -148,6 +149,17 @@ class LSTMLM(nn.Module):
         with _kernel_precision(x.device.type):
             # has_biases, layers, dropout, train, bidirectional, batch_first
             return kernel(x, hx, weights, True, 1, 0.0, self.training, False, False)
+
+
+def leave_recurrence_whole() -> None:
+    """From now on compiled steps call the recurrent kernels as they are: a compiler takes them apart, one position
+    after the other, where cuDNN has one kernel for all."""
+    # It would tell its own developers of each.
+    warnings.filterwarnings(
+        "ignore", r"Dynamo does not know how to trace the builtin `torch\._VariableFunctionsClass\."
+    )
+    for _, kernel in CELLS.values():
+        torch._dynamo.disallow_in_graph(kernel)
 
 
 def _kernel_precision(kind: str) -> AbstractContextManager:

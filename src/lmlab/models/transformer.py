@@ -216,7 +216,8 @@ class TransformerLM(nn.Module):
             grown = min(self.band, needed + GROWTH)
             layers = tuple(tuple(F.pad(t, (0, 0, 0, grown - size)) for t in kv) for kv in layers)
             return count, count.clone(), recent, layers
-        if torch.compiler.is_compiling():
+        # With gradients nothing is written in place, and a GPU would be waited for at every step of training.
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and count.device.type != "cpu"):
             return state
         shared = not torch.equal(written, count)
         if shared and bool(((written > count + 1) & (written > self.band)).any()):

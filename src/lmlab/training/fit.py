@@ -21,6 +21,7 @@ from lmlab.errors import NotFinite, TrainingFailed, full_disk
 from lmlab.evaluation.protocol import batches
 from lmlab.instantiate import instantiate
 from lmlab.models import kernels, workspace
+from lmlab.models.lstm import leave_recurrence_whole
 from lmlab.run_directory import RunDirectory
 from lmlab.training import performance
 from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
@@ -32,6 +33,9 @@ from lmlab.training.profile import Profile
 from lmlab.training.ranks import launched
 
 log = logging.getLogger("lmlab")
+
+# What the log says of decided.compile.
+COMPILED = {False: "", True: ", compiled", "graphs": ", compiled to CUDA graphs"}
 
 
 def fit(plan: Any, directory: RunDirectory, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
@@ -45,7 +49,7 @@ def run(plan: Any, directory: RunDirectory, checkpoint: dict[str, Any] | None) -
     module = build_module(plan)
     data = TextDataModule(lambda: plan.store)
     data.prepare_data()
-    data.connect(plan.batching, lambda: module.step, plan.total_steps, evaluation_batches(plan), **limits(plan.config))
+    data.connect(plan.batching, lambda: module.step, plan.total_steps, evaluation_batches(plan), **connection(plan))
     announce(plan)
     if checkpoint is not None:
         restore(module, checkpoint, directory.last)
@@ -100,7 +104,7 @@ def kept(directory: RunDirectory) -> str:
 
 def announce(plan: Any) -> None:
     decided = plan.decided
-    where = f"{decided['device']}, precision {decided['precision']}" + (", compiled" if decided["compile"] else "")
+    where = f"{decided['device']}, precision {decided['precision']}" + COMPILED[decided["compile"]]
     where += f", {decided['devices']} processes" if decided["devices"] > 1 else ""
     where += ", plain kernels" if kernels.are_plain() else ""
     log.info("%s parameters, %s steps on %s", f"{decided['n_params']:,}", f"{plan.total_steps:,}", where)
@@ -112,6 +116,8 @@ def announce(plan: Any) -> None:
 
 def build_module(plan: Any) -> LMModule:
     config = plan.config
+    if plan.decided["compile"] and plan.decided["device"] == "cuda":
+        leave_recurrence_whole()
     return instantiate(config.training)(
         model=plan.model,
         make_optimizer=instantiate(config.optimizer),
@@ -138,8 +144,10 @@ def evaluation_batches(plan: Any) -> Any:
     return make
 
 
-def limits(config: DictConfig) -> dict[str, int | None]:
-    return {k: config.validation[k] for k in ("limit_tokens", "train_tokens")}
+def connection(plan: Any) -> dict[str, int | bool | None]:
+    """What else the data module is told: how much is validated, and where training batches are cut."""
+    limits = {k: plan.config.validation[k] for k in ("limit_tokens", "train_tokens")}
+    return limits | {"on_device": plan.decided["text_on_device"]}
 
 
 def build_callbacks(plan: Any, directory: RunDirectory) -> list[Callback]:

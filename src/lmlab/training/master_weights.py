@@ -21,7 +21,7 @@ class MasterWeights:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.bfloat16):
         tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        copies: dict[int, nn.Parameter] = {}
+        copies = _in_one_piece(model, dtype)
         # Where each parameter stands, a shared one more than once: module, name, master, copy.
         self._places: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
         for module in model.modules():
@@ -75,6 +75,20 @@ class MasterWeights:
             torch._foreach_copy_(*first)
         if more[0]:
             torch._foreach_add_(*more)
+
+
+def _in_one_piece(model: nn.Module, dtype: torch.dtype) -> dict[int, nn.Parameter]:
+    """Copies of the parameters of each recurrent layer on a GPU, by the id of what they copy: views of one buffer in
+    cuDNN's order, which else puts them together at every call, and warns."""
+    copies: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        if not isinstance(module, nn.RNNBase) or next(module.parameters()).device.type == "cpu":
+            continue
+        masters = list(module.parameters())
+        flat = torch.cat([p.detach().flatten() for p in masters]).to(dtype)
+        for p, part in zip(masters, flat.split([p.numel() for p in masters]), strict=True):
+            copies[id(p)] = nn.Parameter(part.view_as(p), requires_grad=p.requires_grad)
+    return copies
 
 
 def _put(module: nn.Module, name: str, p: nn.Parameter) -> None:

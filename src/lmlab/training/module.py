@@ -31,6 +31,7 @@ class LMModule(LightningModule):
     """Trains `model` on batches that are a pure function of (seed, step).
 
     Steps are counted here. Dropout is reseeded from (seed, step, rank), so a resumed run repeats an uninterrupted one.
+    compiled: `graphs` records a step's kernels once and repeats them as CUDA graphs; every step then has one shape.
     halved: forward and backward use bf16 copies of the weights (precision=bf16).
     make_optimizer: parameter groups -> optimizer. decay: which parameters decay, as in `optim.parameter_groups`.
     """
@@ -42,7 +43,7 @@ class LMModule(LightningModule):
         schedule: Schedule,
         seed: int,
         total_steps: int,
-        compiled: bool,
+        compiled: bool | str,
         halved: bool,
         monitor: str,
         evaluation_precision: str,
@@ -88,7 +89,9 @@ class LMModule(LightningModule):
         self._logged_at = 0.0
         # The first step (counted from 1) whose loss or gradient was not finite; 0: none. On the device.
         self._broken = torch.zeros((), dtype=torch.int64)
-        self._forward = torch.compile(self._nll) if compiled else self._nll
+        self.graphs = compiled == "graphs"
+        how = {"mode": "reduce-overhead", "dynamic": False} if self.graphs else {}
+        self._forward = torch.compile(self._nll, **how) if compiled else self._nll
 
     # Optimisation
 
@@ -103,6 +106,9 @@ class LMModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         step, trainer = self.step, self.trainer
+        if self.graphs:
+            # What the last step's graphs wrote may be overwritten: its gradients are used up, its state was copied.
+            torch.compiler.cudagraph_mark_step_begin()
         self._seed((self.seed * 1_000_003 + step) * 1_009 + self.global_rank)
         optimizer = trainer.optimizers[0]
         factor = self.schedule.factor(step) * batch.lr_scale
@@ -166,9 +172,13 @@ class LMModule(LightningModule):
             with nullcontext() if stop == n_rows else self._no_sync():
                 part, state = self._accumulate(batch.rows(start, stop), carried, n_targets, n_pairs)
             loss = part if loss is None else loss + part
-            after.append(detach(state) if carries else None)
+            after.append(self._carried(state) if carries else None)
         self.state = _join(after) if carries else None
         return loss
+
+    def _carried(self, state: State) -> State:
+        """What the next step goes on from: of a graph, whose next run writes to the same memory, a copy."""
+        return map_state(lambda t: t.detach().clone(), state) if self.graphs else detach(state)
 
     def _accumulate(self, batch: Batch, state: State, n_targets: float, n_pairs: float) -> tuple[Tensor, State]:
         """Add the gradient of this micro-batch's share of the loss; return that share and the state after it."""
@@ -195,7 +205,11 @@ class LMModule(LightningModule):
         if batch.mask is None:
             n_rows, length = batch.targets.shape
             return float(n_rows * length), float(max(n_rows * (length - 1), 1))
-        counts = torch.stack((batch.mask.sum(), _pairs(batch.mask).sum()))
+        if batch.lengths is not None and self.trainer.world_size == 1:
+            # Known without asking a GPU.
+            counts = torch.stack((batch.lengths.sum(), (batch.lengths - 1).clamp(min=0).sum()))
+        else:
+            counts = torch.stack((batch.mask.sum(), _pairs(batch.mask).sum()))
         if self.trainer.world_size > 1:
             counts = self._gather(counts).sum(0) / self.trainer.world_size
         n_targets, n_pairs = counts.tolist()

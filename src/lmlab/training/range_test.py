@@ -13,7 +13,7 @@ from omegaconf import open_dict
 
 from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import TrainingFailed
-from lmlab.training.fit import build_module, build_trainer, evaluation_batches, limits, quiet_lightning
+from lmlab.training.fit import build_module, build_trainer, connection, evaluation_batches, quiet_lightning
 from lmlab.training.schedule import Schedule
 from lmlab.training.trial import alone, signals_kept
 
@@ -53,7 +53,7 @@ def range_test(plan: Any, steps: int) -> dict[str, Any]:
     plan = dataclasses.replace(plan, schedule=Rising(steps, plan.batching.steps_per_epoch, 0))
     module, watch, data = build_module(plan), _Watch(), TextDataModule(lambda: plan.store)
     data.prepare_data()
-    data.connect(plan.batching, lambda: module.step, steps, evaluation_batches(plan), **limits(plan.config))
+    data.connect(plan.batching, lambda: module.step, steps, evaluation_batches(plan), **connection(plan))
     quiet_lightning()
     # A loss that is no number lies past the rates that matter.
     with signals_kept(), suppress(TrainingFailed):

@@ -16,7 +16,7 @@ from omegaconf import open_dict
 
 from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import TrainingFailed
-from lmlab.training.fit import build_module, build_trainer, evaluation_batches, limits, quiet_lightning
+from lmlab.training.fit import build_module, build_trainer, connection, evaluation_batches, quiet_lightning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def attempt(plan: Any, steps: int, seconds: float, warm_up: int, **changes: Any)
     module, timer = build_module(plan), _Timer(warm_up, seconds)
     data = TextDataModule(lambda: plan.store)
     data.prepare_data()
-    data.connect(plan.batching, lambda: module.step, plan.total_steps, evaluation_batches(plan), **limits(plan.config))
+    data.connect(plan.batching, lambda: module.step, plan.total_steps, evaluation_batches(plan), **connection(plan))
     quiet_lightning()
     fault = None
     with signals_kept():

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from . import (
+    cross_entropy,
     evaluating,
     generating,
     gpu,
@@ -37,6 +38,7 @@ ROWS: dict[str, Row] = {
         many_runs,
         parity,
         gpu,
+        cross_entropy,
     )
     for row in module.ROWS
 }

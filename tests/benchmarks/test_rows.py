@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from tests.benchmarks import evaluating, generating, gpu, overhead, preparing, throughput
+from tests.benchmarks import cross_entropy, evaluating, generating, gpu, overhead, preparing, throughput
 from tests.benchmarks.__main__ import ROWS
 from tests.benchmarks.harness import Settings, measure
 from tests.benchmarks.process import ROOT, environment
@@ -28,7 +28,7 @@ def test_the_row_runs(name, tmp_path):
         assert name == "many_runs" or any(m["peer"] for m in case["measures"])
 
 
-@pytest.mark.parametrize("module", ["time_to_loss", "preparing", "training", "gpu"])
+@pytest.mark.parametrize("module", ["time_to_loss", "preparing", "training", "gpu", "cross_entropy"])
 def test_a_peers_process_does_not_pay_for_lightning(module):
     """`isolated` imports the module that the peer's function is in, and counts that."""
     code = f"import sys, tests.benchmarks.{module}; print('lightning' in sys.modules)"
@@ -45,6 +45,7 @@ def test_a_peers_process_does_not_pay_for_lightning(module):
         (preparing.same, {"tokens": 9, "documents": 2}, {"tokens": 8, "documents": 2}),
         (overhead.same, {"steps": 2, "loss": [1.0, 1.0]}, {"steps": 2, "loss": [1.0, 1.001]}),
         (gpu.same_steps, {"steps": 2, "loss": 1.0}, {"steps": 2, "loss": 1.1}),
+        (cross_entropy.same, {"loss": 9.0, "gradient": 1.0}, {"loss": 9.0, "gradient": 1.1}),
     ],
     ids=lambda part: part.__module__.rpartition(".")[2] if callable(part) else "",
 )
@@ -52,6 +53,14 @@ def test_other_work_is_refused(same, ours, peer):
     same(ours, ours)
     with pytest.raises(AssertionError):
         same(ours, peer)
+
+
+def test_without_liger_kernel_its_row_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(cross_entropy.importlib.util, "find_spec", lambda name: None)
+    told = cross_entropy.cases(Settings(scratch=tmp_path, quick=True, device="cuda"))
+    assert next(told).name == "quick, whole"
+    with pytest.raises(ValueError, match="beside liger-kernel not measured: pip install liger-kernel"):
+        next(told)
 
 
 @pytest.mark.parametrize("exact", [True, False])

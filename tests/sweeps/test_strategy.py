@@ -64,6 +64,28 @@ def test_cmaes_refuses_by_name_what_it_would_draw_at_random(space, when, message
     strategy.check_space("tpe", parse(NUMBERS | space, when, {}))
 
 
+BPB, SECONDS = ({"metric": metric, "direction": "minimize"} for metric in ("val/bpb", "seconds"))
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "space", "points", "message"),
+    [
+        ("tpe", "none", ["optimizer.lr", "evaluation.lanes"], [], "strategy=tpe would .* val/bpb .* evaluation.lanes is"),
+        ("grid", "asha", ["evaluation"], [], "pruning.rule=asha would compare .* for evaluation is varied"),
+        ("list", "median", [], [["evaluation.lanes=2"], []], "pruning.rule=median .* evaluation.lanes is varied"),
+    ],
+)
+def test_protocols_that_the_space_varies_are_refused_by_whatever_compares_across_them(
+    name, rule, space, points, message
+):
+    with pytest.raises(ValueError, match=message):
+        strategy.check_protocols(name, rule, [BPB], space, points)
+    # Seconds are the same under each; nothing else compares before the end, which keeps protocols apart.
+    strategy.check_protocols(name, rule, [SECONDS], space, points)
+    strategy.check_protocols("random" if name == "tpe" else name, "none", [BPB], space, points)
+    strategy.check_protocols(name, rule, [BPB], ["optimizer.lr", "evaluations"], [["evaluation.lanes=2"]] * 2)
+
+
 def test_several_objectives_are_drawn_for(tmp_path):
     assert len(run(tmp_path / "l.sqlite", "tpe", 12, objectives=2)) == 12
 

@@ -134,6 +134,12 @@ def test_whatever_a_run_logs_can_be_the_objective(sweep, here, capsys):
         assert set(METRICS) - set(json.loads(ledger.trials("done")[0]["values_"])) <= {"perf/mfu", "perf/energy_j"}
 
 
+def test_a_search_over_protocols_is_refused_before_there_is_a_directory(sweep, here, capsys):
+    assert sweep("evaluation.lanes=2,4", "strategy=tpe", "trials=3") == 2
+    assert "keep protocols apart with strategy=grid, list or random" in capsys.readouterr().err
+    assert not (here / "s").exists()
+
+
 def test_a_sweep_over_protocols_ends_well_and_has_no_winner(sweep, here, capsys):
     assert sweep("evaluation.lanes=2,4", "trainer.max_steps=3") == 0
     told = capsys.readouterr().out

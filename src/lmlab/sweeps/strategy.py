@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # What each needs beyond Optuna itself.
 LIBRARIES = {"gp": "scipy", "cmaes": "cmaes"}
+# Those that draw the next point by what the finished ones gave.
+GUIDED = ("tpe", "gp", "cmaes")
 
 
 def check(strategy: str) -> None:
@@ -39,6 +41,31 @@ def check_space(strategy: str, parameters: Sequence[Parameter]) -> None:
             f"strategy=cmaes draws numbers that every point has: {'; '.join(told)}; write interval(...) or range(...), "
             "or take tpe, gp or random"
         )
+
+
+def check_protocols(
+    strategy: str, rule: str, objective: Sequence[Mapping[str, str]], space: Iterable[str], points: Iterable[list[str]]
+) -> None:
+    """Raises ValueError where the space itself has trials drawn or stopped by numbers of several protocols.
+
+    space: the keys that are varied. points: of strategy=list, each with its overrides.
+    """
+    from lmlab.runs.protocols import is_measured
+
+    choosing = [f"strategy={strategy}"] * (strategy in GUIDED) + [f"pruning.rule={rule}"] * (rule != "none")
+    metrics = [one["metric"] for one in objective if is_measured(one["metric"])]
+    listed = [tuple(one for one in point if _of_evaluation(one.partition("=")[0])) for point in points]
+    words = [one.partition("=")[0] for point in listed for one in point] if len(set(listed)) > 1 else []
+    varied = dict.fromkeys([*filter(_of_evaluation, space), *words])
+    if choosing and metrics and varied:
+        raise ValueError(
+            f"{' and '.join(choosing)} would compare {metrics[0]} across protocols, for {', '.join(varied)} is varied: "
+            "give it one value, or keep protocols apart with strategy=grid, list or random and pruning.rule=none"
+        )
+
+
+def _of_evaluation(key: str) -> bool:
+    return key.lstrip("+~").partition(".")[0] == "evaluation"
 
 
 def propose(asked: Asked, ledger: Ledger, rung: int | None = None) -> int | None:

@@ -93,10 +93,11 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
     parameters = parse(space, when, {key: o.partition("=")[2] for key, o in fixed.items()})
     points = [list(point) for point in options["points"]]
     check_space(options["strategy"], parameters, points, options["trials"], len(seeds))
+    objective, keys = choosing.read(options["objective"]), [p.key for p in parameters]
+    strategy.check_protocols(options["strategy"], options["pruning"]["rule"], objective, keys, points)
     config_dir = next((s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"), None)
     composer = Composer(config_dir)
     configs = composed(parameters, points, lambda point: config_of([*overrides, *point], seeds[0], composer))
-    objective = choosing.read(options["objective"])
     choosing.check_logged(objective, plain(configs[0]))
     name = OmegaConf.select(config, "hydra.runtime.choices.sweep") or _named(parameters)
     return Asked(

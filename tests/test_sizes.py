@@ -53,6 +53,30 @@ def test_where_no_width_is_within_one_percent_the_nearest_is_taken_and_said():
         solve_width(node, (sized(1) + sized(2)) // 2, build)
 
 
+def test_a_width_is_solved_for_once_for_all_trials_that_build_it_from_the_same():
+    node, built = plain(compose(TARGETS["transformer"]).model), []
+
+    def counted(one):
+        built.append(one)
+        return build(one)
+
+    first = solve_width(node, 250_000, counted, ("a text", VOCABULARY))
+    n_built, wanted = len(built), dict(first)
+    first["d_model"] = 0
+    assert solve_width(node, 250_000, counted, ("a text", VOCABULARY)) == wanted
+    assert len(built) == n_built
+    for asked, size, known in (
+        ({**node, "n_layers": 1}, 250_000, ("a text", VOCABULARY)),
+        (node, 260_000, ("a text", VOCABULARY)),
+        (node, 250_000, ("another text", VOCABULARY)),
+        (node, 250_000, None),
+        (node, 250_000, None),
+    ):
+        n_built = len(built)
+        solve_width(asked, size, counted, known)
+        assert len(built) > n_built
+
+
 @pytest.mark.parametrize("family", ["lstm", "transformer"])
 def test_a_size_below_the_vocabulary_is_refused(family: str):
     with pytest.raises(ValueError, match="n_params=500 is below"):

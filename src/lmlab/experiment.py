@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from omegaconf import DictConfig, OmegaConf
@@ -113,12 +112,6 @@ def build_model(node: Mapping[str, Any], vocab_size: int, token_counts: torch.Te
     return instantiate(node)(vocab_size=vocab_size, token_counts=token_counts)
 
 
-def token_counts(store: Store) -> torch.Tensor:
-    """How often each id occurs in the train split."""
-    ids = store.split("train").ids
-    return torch.from_numpy(np.bincount(ids, minlength=store.tokenizer.vocab_size))
-
-
 def plan(config: DictConfig) -> Plan:
     """Text, model, batches and schedule for a training config; no trainer yet."""
     config = with_budget(config)
@@ -147,12 +140,13 @@ def plan(config: DictConfig) -> Plan:
 
 def _sized_model(config: DictConfig, store: Store, initial: Initial | None) -> tuple[nn.Module, str | None]:
     """The model, and what is said where it misses the `n_params` asked for; a solved width enters the config."""
-    vocab_size, counts = store.tokenizer.vocab_size, token_counts(store)
+    vocab_size, counts = store.tokenizer.vocab_size, torch.from_numpy(store.token_counts())
     wanted = parse_count(config.get("n_params"), "n_params")
     if wanted is not None and initial is not None:
         raise ValueError(f"n_params={config.n_params} with init_from={config.init_from}: the weights fix the size")
     if wanted is not None:
-        config.model = solve_width(plain(config.model), wanted, lambda node: build_model(node, vocab_size, counts))
+        known = (*store.made, vocab_size)
+        config.model = solve_width(plain(config.model), wanted, lambda n: build_model(n, vocab_size, counts), known)
     torch.manual_seed(config.seed)
     model = build_model(config.model, vocab_size, counts)
     if initial is not None:

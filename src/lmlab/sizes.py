@@ -1,15 +1,33 @@
 """How large a model is, and which width makes it as large as asked."""
 
-from collections.abc import Callable, Mapping
+import copy
+import json
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lmlab.models.attention import Attention
 
 # Shares of n_params by which a solved width may miss it: unsaid, and at all.
 NEAR, FAR = 0.01, 0.1
+# {(a model's config, the size asked for, what else it was built from): the config with its width}. Once a process: of a
+# sweep's trials most ask for the same, and a Transformer's takes a quarter of a second.
+_solved: dict[tuple[str, int, Hashable], dict[str, Any]] = {}
+# What fills a tensor with first values.
+FILLS = {getattr(nn.init, f"{name}_") for name in ("normal", "uniform", "zeros", "ones", "constant", "trunc_normal")}
+FILLS |= {getattr(Tensor, f"{name}_") for name in ("normal", "uniform", "zero", "fill")}
+
+
+class _Unfilled(TorchFunctionMode):
+    """Within, tensors get no first values: where only shapes count, on the meta device, that took most of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # torch.nn.init hands its tensor over by name.
+        return (args or tuple(kwargs.values()))[0] if func in FILLS else func(*args, **kwargs)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -45,20 +63,34 @@ def flops_per_token(model: nn.Module, length: int) -> int:
 
 
 def solve_width(
-    node: Mapping[str, Any], n_params: int, build: Callable[[Mapping[str, Any]], nn.Module]
+    node: Mapping[str, Any],
+    n_params: int,
+    build: Callable[[Mapping[str, Any]], nn.Module],
+    known: Hashable = None,
 ) -> dict[str, Any]:
     """The model's config with the width whose size is nearest to `n_params`: within 1 % from 350 thousand on.
 
     A width that heads must divide moves in steps of 2 * n_heads; the feed-forward width then makes up the rest. A small
     model without one may end FAR off: one more of its width is that much. Raises ValueError when the vocabulary alone
-    exceeds the size, or no width comes within FAR.
+    exceeds the size, or no width comes within FAR. known: what `build` goes by beside the node, by which the answer is
+    remembered; None: it is not.
     """
+    key = (json.dumps(dict(node), sort_keys=True, default=str), n_params, known)
+    if key not in _solved:
+        found = _solve(node, n_params, build)
+        if known is None:
+            return found
+        _solved[key] = found
+    return copy.deepcopy(_solved[key])
+
+
+def _solve(node: Mapping[str, Any], n_params: int, build: Callable[[Mapping[str, Any]], nn.Module]) -> dict[str, Any]:
     if "d_model" not in node:
         raise ValueError(f"n_params={n_params:,}, but {node['_target_']} has no d_model to choose")
 
     def sized(**changes: int) -> tuple[dict[str, Any], int]:
         changed = {**node, **changes}
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return changed, count_parameters(build(changed))
 
     unit = 2 * node["n_heads"] if "n_heads" in node else 1

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -147,6 +148,25 @@ def test_a_store_is_made_once_and_opened_in_milliseconds(tmp_path):
     assert corpus.read == read
     assert again.tokenizer.kind == "byte"
     assert again.split("train").ids.tolist() == first.split("train").ids.tolist()
+
+
+def test_tokenizer_and_counts_are_read_once_a_process_and_anew_when_the_store_was_made_anew(tmp_path):
+    def opened(text):
+        return prepare(Texts(train=[text]), char, {}, tmp_path, progress=False)
+
+    path = opened("abba").path
+    first, again = Store(path), Store(path)
+    assert again.tokenizer is first.tokenizer
+    assert again.token_counts() is first.token_counts()
+    ids = np.asarray(first.split("train").ids)
+    assert first.token_counts().tolist() == [(ids == i).sum() for i in range(first.tokenizer.vocab_size)]
+    # The same place, other files.
+    other = opened("abcabc").path
+    shutil.rmtree(path)
+    other.rename(path)
+    anew = Store(path)
+    assert anew.tokenizer.vocab_size == first.tokenizer.vocab_size + 1
+    assert len(anew.token_counts()) == len(first.token_counts()) + 1
 
 
 def test_another_text_or_recipe_is_another_store(tmp_path):

@@ -35,6 +35,9 @@ MANIFEST, USED = "manifest.json", ".used"
 CHECK_UP_TO = 4 << 20
 # Files, with their time of change, that were read and found to be what was written, where that could not be noted.
 _unchanged: set[tuple[Path, int]] = set()
+# By `Store.made`, what this process has read of a store: each trial of a sweep opens the same one.
+_tokenizers: dict[tuple[Path, int], "Tokenizer"] = {}
+_token_counts: dict[tuple[Path, int], np.ndarray] = {}
 
 
 class DamagedStore(ValueError):
@@ -110,10 +113,24 @@ class Store:
         return self.path / "tokenizer.json"
 
     @cached_property
+    def made(self) -> tuple[Path, int]:
+        """The same for as long as the store is the same files: where it is, and when it was made."""
+        return self.path.resolve(), (self.path / MANIFEST).stat().st_mtime_ns
+
+    @cached_property
     def tokenizer(self) -> "Tokenizer":
         from lmlab import tokenizers
 
-        return tokenizers.load(self.tokenizer_path)
+        if self.made not in _tokenizers:
+            _tokenizers[self.made] = tokenizers.load(self.tokenizer_path)
+        return _tokenizers[self.made]
+
+    def token_counts(self) -> np.ndarray:
+        """(V,) int64, how often each id occurs in the train split. Not to be changed: it is shared."""
+        if self.made not in _token_counts:
+            ids = self.split("train").ids
+            _token_counts[self.made] = np.bincount(ids, minlength=self.tokenizer.vocab_size)
+        return _token_counts[self.made]
 
     def split(self, name: str) -> Split:
         if name not in self._entries:

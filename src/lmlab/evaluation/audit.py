@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 from lmlab.data.corpora import Corpus
-from lmlab.data.store import MANIFEST, Store
+from lmlab.data.store import Store
 from lmlab.evaluation import text_checks
 from lmlab.evaluation.checks import MODEL_CHECKS, Check, Probe
 from lmlab.evaluation.protocol import Protocol
 
 # Multiplications that the checks of the model may take at the end of a training: some 0.3 s of two cores.
 QUICK_WORK = 1e10
-# {(a store's path, when it was made): what was found}
+# {Store.made: what was found}
 _known: dict[tuple[Path, int], list[Check]] = {}
 
 
@@ -32,12 +32,11 @@ def quick(
 
 def _of_store(store: Store) -> list[Check]:
     """What a store alone tells. Once a process for each: a worker of a sweep trains on the same text many times."""
-    made = (store.path, (store.path / MANIFEST).stat().st_mtime_ns)
-    if made not in _known:
+    if store.made not in _known:
         given = "the tokenizer was not trained here" if store.tokenizer.kind in ("pretrained", "byte") else None
         checks = [text_checks.decoding(store, None), text_checks.vocabulary(store, None, given)]
-        _known[made] = [*checks, text_checks.tokens_overlap(store)]
-    return _known[made]
+        _known[store.made] = [*checks, text_checks.tokens_overlap(store)]
+    return _known[store.made]
 
 
 def full(

@@ -85,6 +85,20 @@ def test_conditions_and_a_fixed_list_make_the_points_that_they_say(sweep, here, 
 
 
 @pytest.mark.slow
+def test_a_key_with_a_condition_has_its_value_of_overrides_elsewhere(sweep, here, untrained):
+    (here / "conf/sweep").mkdir(parents=True)
+    (here / "conf/sweep/own.yaml").write_text(
+        "# @package hydra.sweeper\nspace:\n  model.cell: choice(lstm,gru)\n  optimizer.lr: choice(0.3)\n"
+        "when:\n  optimizer.lr: model.cell=lstm\noverrides: [optimizer.lr=0.2]\n"
+    )
+    assert sweep("sweep=own", "--config-dir=conf") == 0
+    assert [(c.model.cell, c.optimizer.lr) for c in untrained] == [("lstm", 0.3), ("gru", 0.2)]
+    untrained.clear()
+    # The command line's is everybody's.
+    assert sweep("sweep=own", "--config-dir=conf", "optimizer.lr=0.1", "sweep_dir=t") == 0
+    assert [(c.model.cell, c.optimizer.lr) for c in untrained] == [("lstm", 0.1), ("gru", 0.1)]
+
+
 def test_asha_stops_most_trials_and_what_is_promoted_ends_as_if_never_stopped(sweep, here):
     command = ["optimizer.lr=1e-3,1e-2,1e-1", "keep=all", "pruning.first=0.3333"]
     assert sweep(*command, "pruning.rule=asha") == 0

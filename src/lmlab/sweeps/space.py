@@ -59,9 +59,11 @@ class Parameter:
 def parse(space: Mapping[str, str], when: Mapping[str, Any], fixed: Mapping[str, str]) -> list[Parameter]:
     """The parameters, each after those that its conditions read.
 
-    fixed: keys that every trial has with one value: a condition may read them too. Raises ValueError.
+    fixed: keys that every trial has with one value: a condition may read them too. A key with a condition may stand
+    there as well, with its value where that does not hold. Raises ValueError.
     """
     parameters = {key: parameter(key, text) for key, text in space.items()}
+    fixed = {key: text for key, text in fixed.items() if key not in parameters}
     for key in when:
         if key not in parameters:
             raise ValueError(f"when.{key}: {key} is not varied, so that it needs no condition")

@@ -79,7 +79,9 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
     from lmlab.sweeps.trial import config_of, fingerprint
 
     fixed, varied = split([*options["overrides"], *arguments])
-    space = {key: text for key, text in options["space"].items() if key not in fixed} | varied
+    # The sweep's own override of a key with a condition is its value where that does not hold.
+    decided = fixed.keys() - (options["when"].keys() - split(arguments)[0].keys())
+    space = {key: text for key, text in options["space"].items() if key not in decided} | varied
     when = {key: told for key, told in options["when"].items() if key in space}
     seeds = seeds_of(space, fixed, options["replicates"])
     test = fixed.pop("test", "auto").partition("=")[2] not in ("false", "False")

@@ -70,7 +70,7 @@ BPB, SECONDS = ({"metric": metric, "direction": "minimize"} for metric in ("val/
 @pytest.mark.parametrize(
     ("name", "rule", "space", "points", "message"),
     [
-        ("tpe", "none", ["optimizer.lr", "evaluation.lanes"], [], "strategy=tpe would .* val/bpb .* evaluation.lanes is"),
+        ("tpe", "none", ["optimizer.lr", "evaluation.lanes"], [], "strategy=tpe would .* val/bpb .* evaluation.lanes"),
         ("grid", "asha", ["evaluation"], [], "pruning.rule=asha would compare .* for evaluation is varied"),
         ("list", "median", [], [["evaluation.lanes=2"], []], "pruning.rule=median .* evaluation.lanes is varied"),
     ],

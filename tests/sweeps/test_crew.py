@@ -73,7 +73,7 @@ def devices(path: Path, monkeypatch, workers: int | str, asked: Asked, status: i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["submitit_local", "joblib"])
+@pytest.mark.parametrize("launcher", ["submitit_local", "joblib", "ray"])
 def test_a_launcher_starts_the_workers(here, launcher):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher", reason="an extra of its own")
     code = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"

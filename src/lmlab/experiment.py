@@ -112,6 +112,14 @@ def build_model(node: Mapping[str, Any], vocab_size: int, token_counts: torch.Te
     return instantiate(node)(vocab_size=vocab_size, token_counts=token_counts)
 
 
+def protocol_without_text(config: DictConfig) -> Any:
+    """How a composed config's model is measured, before there is a vocabulary: it has no say in that."""
+    counts = torch.ones(4096, dtype=torch.int64)
+    with torch.device("meta"):
+        model = build_model(config.model, len(counts), counts)
+    return instantiate(config.evaluation)(model=model)
+
+
 def plan(config: DictConfig) -> Plan:
     """Text, model, batches and schedule for a training config; no trainer yet."""
     config = with_budget(config)

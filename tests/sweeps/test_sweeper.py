@@ -154,6 +154,25 @@ def test_a_search_over_protocols_is_refused_before_there_is_a_directory(sweep, h
     assert not (here / "s").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["strategy=tpe", "trials=1"], "strategy=tpe will compare all trials, but there are 2 protocols"),
+        (["pruning.rule=asha"], "pruning.rule=asha will compare all trials, but there are 2 protocols"),
+        (["strategy=random", "trials=1"], None),
+        (["pruning.rule=asha", "evaluation=sliding", "evaluation.max_context=16"], None),
+    ],
+)
+def test_families_that_are_measured_differently_are_named_before_anything_compares_them(
+    sweep, here, capsys, untrained, words, said
+):
+    assert sweep("model=lstm,transformer", "model.d_model=6", *words) == 0
+    told = capsys.readouterr().err
+    assert ("compare all trials" in told) == (said is not None)
+    if said:
+        assert f"{said}, whose numbers are not comparable: carried-16, sliding-16/8; evaluation=sliding" in told
+
+
 def test_a_sweep_over_protocols_ends_well_and_has_no_winner(sweep, here, capsys):
     assert sweep("evaluation.lanes=2,4", "trainer.max_steps=3") == 0
     told = capsys.readouterr().out

@@ -13,7 +13,7 @@ from lmlab.runs.protocols import incomparable
 from lmlab.sweeps.asked import Asked, load
 from lmlab.sweeps.ending import best, finished
 from lmlab.sweeps.ledger import Ledger, results_of
-from lmlab.sweeps.strategy import GUIDED
+from lmlab.sweeps.strategy import comparing
 
 # Seconds between looks at the ledger.
 EVERY = 1.0
@@ -80,8 +80,7 @@ def leaders(asked: Asked, ledger: Ledger) -> list[tuple[str, str]]:
 
 def misled(asked: Asked) -> str:
     """What chose by numbers of all protocols while the sweep ran."""
-    found = [f"strategy={asked.strategy}"] * (asked.strategy in GUIDED)
-    found += [f"pruning.rule={asked.pruning['rule']}"] * (asked.pruning["rule"] != "none")
+    found = comparing(asked.strategy, asked.pruning["rule"])
     return f" ({' and '.join(found)} compared them all the same)" if found else ""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from lmlab.runs.protocols import is_measured
 from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.ledger import Ledger, results_of
 from lmlab.sweeps.objective import REPORTED
@@ -43,6 +44,11 @@ def check_space(strategy: str, parameters: Sequence[Parameter]) -> None:
         )
 
 
+def comparing(strategy: str, rule: str) -> list[str]:
+    """What compares trials while a sweep runs, whatever protocol their numbers are of."""
+    return [f"strategy={strategy}"] * (strategy in GUIDED) + [f"pruning.rule={rule}"] * (rule != "none")
+
+
 def check_protocols(
     strategy: str, rule: str, objective: Sequence[Mapping[str, str]], space: Iterable[str], points: Iterable[list[str]]
 ) -> None:
@@ -50,9 +56,7 @@ def check_protocols(
 
     space: the keys that are varied. points: of strategy=list, each with its overrides.
     """
-    from lmlab.runs.protocols import is_measured
-
-    choosing = [f"strategy={strategy}"] * (strategy in GUIDED) + [f"pruning.rule={rule}"] * (rule != "none")
+    choosing = comparing(strategy, rule)
     metrics = [one["metric"] for one in objective if is_measured(one["metric"])]
     listed = [tuple(one for one in point if _of_evaluation(one.partition("=")[0])) for point in points]
     words = [one.partition("=")[0] for point in listed for one in point] if len(set(listed)) > 1 else []

@@ -13,6 +13,7 @@ from lmlab.config import plain, with_budget
 from lmlab.data.cache import locked
 from lmlab.errors import OUR_FAULT, USER_INPUT, TrainingFailed
 from lmlab.report import leave
+from lmlab.runs.protocols import incomparable, is_measured
 from lmlab.sweeps import asked as asking
 from lmlab.sweeps import objective as choosing
 from lmlab.sweeps import pruning, strategy
@@ -26,6 +27,9 @@ from lmlab.sweeps.space import Parameter, parse, samples
 from lmlab.sweeps.study import Mirror
 
 log = logging.getLogger("lmlab")
+
+# Points whose protocols are looked up before a sweep begins.
+FEW = 8
 
 
 def sweep(
@@ -99,8 +103,15 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
     strategy.check_protocols(options["strategy"], options["pruning"]["rule"], objective, keys, points)
     config_dir = next((s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"), None)
     composer = Composer(config_dir)
-    configs = composed(parameters, points, lambda point: config_of([*overrides, *point], seeds[0], composer))
+
+    def make(point: list[str]) -> DictConfig:
+        return config_of([*overrides, *point], seeds[0], composer)
+
+    configs = composed(parameters, points, make)
     choosing.check_logged(objective, plain(configs[0]))
+    by = strategy.comparing(options["strategy"], options["pruning"]["rule"])
+    if by and any(is_measured(one["metric"]) for one in objective):
+        warn_of_protocols(" and ".join(by), few(parameters, points), make)
     name = OmegaConf.select(config, "hydra.runtime.choices.sweep") or _named(parameters)
     return Asked(
         name=name,
@@ -139,6 +150,23 @@ def composed(
             return [config_of(asking.overrides(parameters, point)) for point in samples(parameters, last=True)]
         except ValueError:
             raise error from None
+
+
+def few(parameters: Sequence[Parameter], points: list[list[str]]) -> list[list[str]]:
+    """Overrides of some points, far apart."""
+    if not parameters:
+        return points[:FEW]
+    found = [asking.overrides(parameters, point) for last in (False, True) for point in samples(parameters, last)]
+    return found[:FEW]
+
+
+def warn_of_protocols(by: str, points: list[list[str]], make: Callable[[list[str]], DictConfig]) -> None:
+    """Say so at the start where these points are measured under several protocols, as models of two families may be."""
+    from lmlab.sweeps.trial import protocol_name
+
+    names = dict.fromkeys(filter(None, (protocol_name(make, point) for point in points)))
+    if len(names) > 1:
+        log.warning("%s will compare all trials, but there are %s", by, incomparable(names))
 
 
 def split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -4,6 +4,7 @@ import functools
 import gc
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,13 @@ from omegaconf import DictConfig
 
 from lmlab.config import asked as asked_config
 from lmlab.config import directory_name, literal, plain, short_setting, with_budget
-from lmlab.experiment import build_text, check_config, train
+from lmlab.experiment import build_text, check_config, protocol_without_text, train
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import numbers
 from lmlab.runs.protocols import of_results
 from lmlab.sweeps.composer import Composer
+
+log = logging.getLogger("lmlab")
 
 # Letters of a directory's readable part: file systems take 255 in all, terminals fewer.
 READABLE = 90
@@ -29,6 +32,19 @@ def config_of(overrides: Sequence[str], seed: int, composer: Composer) -> DictCo
     config = composer([*overrides, f"seed={seed}"])
     check_config(config)
     return config
+
+
+def protocol_name(make: Callable[[Sequence[str]], DictConfig], point: Sequence[str]) -> str | None:
+    """Of the evaluation at a point, told without its text; None where that cannot be, or the point cannot run.
+
+    make: a point's config.
+    """
+    try:
+        return protocol_without_text(make(point)).name
+    except Exception as error:
+        # Its trial says why.
+        log.debug("no protocol of %s: %s", point, error)
+        return None
 
 
 @functools.lru_cache(maxsize=64)

@@ -22,6 +22,7 @@ install_import_hook("lmlab", "numeric_tower.check")
 
 import pytest
 import torch
+from tests.warm import Warm
 
 torch.set_num_threads(1)
 
@@ -32,6 +33,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("LMLAB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         yield
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """In place of subprocess, where what is tested is not how a process begins."""
+    started = Warm()
+    yield started
+    started.close()
 
 
 TEXT = "the cat sat on the mat. the dog ate the cat's food, said it's good.\n" * 60 + "一二三四五\n" * 5

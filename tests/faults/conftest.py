@@ -1,10 +1,10 @@
 """Commands of half a second, and what the same command leaves when nothing goes wrong."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.faults.workshop import Workshop
+from tests.warm import Warm
 
 TEXT = "the cat sat on the mat. the dog ate the cat's food, said it's good.\n" * 30
 
@@ -34,12 +34,10 @@ SWEEP = ["optimizer.lr=1e-3,1e-2,3e-2", "model.d_model=4,8", "keep=all", "test=f
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def workshop(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     root = tmp_path_factory.mktemp("workshop")
     (root / "t.txt").write_text(TEXT)
-    shop = Workshop(root)
-    yield shop
-    shop.close()
+    return Workshop(root, warm)
 
 
 def sweep(name: str) -> list[str]:

@@ -18,6 +18,11 @@ TINY += ["model=lstm", "model.d_model=8", "model.n_layers=1", "batching=lanes", 
 TINY += ["batching.seq_len=16", "optimizer=adam", "trainer.max_steps=9", "trainer.val_check_interval=3"]
 TINY += ["precision=32", "threads=1", "compile=false", "callbacks.checkpoints.every_minutes=null"]
 
+# In processes of their own: `lmlab`, and the same with its one worker in its own process.
+COMMAND = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
+ALONE = "from lmlab.sweeps.crew import LocalCrew; from tests.sweeps.conftest import alone; LocalCrew.run = alone; "
+ALONE += COMMAND
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

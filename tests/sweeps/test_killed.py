@@ -5,27 +5,26 @@ import random
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from tests.sweeps.conftest import TINY
+from tests.sweeps.conftest import ALONE, COMMAND, TINY
+from tests.warm import Forked, Warm
 
 from lmlab.sweeps.ledger import Ledger, results_of
 from lmlab.training.checkpoints import read
 
-CODE = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
 STEPS = 80
 LONGER = [f"trainer.max_steps={STEPS}", "trainer.val_check_interval=20", "keep=all"]
 GRID = ["optimizer.lr=1e-3,3e-3,1e-2,3e-2", "model.d_model=4,6,8", "replicates=2", "workers=2", "strategy=grid"]
 DRAWN = ["optimizer.lr=tag(log,interval(1e-3,1e-1))", "model.d_model=int(interval(4,8))", "strategy=tpe", "trials=24"]
 
 
-def start(directory: str, words: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-c", CODE, "sweep", *TINY, *LONGER, *words, f"sweep_dir={directory}"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+def start(warm: Warm, directory: str, words: list[str]) -> Forked:
+    code = ALONE if "workers=1" in words else COMMAND
+    return warm.start([sys.executable, "-c", code, "sweep", *TINY, *LONGER, *words, f"sweep_dir={directory}"])
 
 
 def rows(directory: Path) -> list[dict]:
@@ -56,13 +55,12 @@ def table(directory: Path) -> list[tuple]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [GRID, [*DRAWN, "workers=1"]], ids=["grid on two workers", "tpe on one"])
-def test_killed_three_times_a_sweep_of_24_trials_ends_with_the_same_table(here, words):
-    whole = start("whole", words)
-    assert whole.wait(timeout=600) == 0
+def test_killed_three_times_a_sweep_of_24_trials_ends_with_the_same_table(here, warm, words):
+    assert start(warm, "whole", words).wait() == 0
     chosen, ended = random.Random(0), 0
     done: dict[str, list[int]] = {}
     for _ in range(3):
-        running = start("killed", words)
+        running = start(warm, "killed", words)
         # At random, somewhere in what is left: counted in trials, for machines are not always as fast.
         ended += chosen.randint(3, 6)
         while finished(here / "killed") < ended:
@@ -75,8 +73,7 @@ def test_killed_three_times_a_sweep_of_24_trials_ends_with_the_same_table(here, 
             path = here / "killed" / (row["run_dir"] or "none") / "checkpoints/last.ckpt"
             if row["status"] == "running" and path.exists():
                 done.setdefault(row["name"], []).append(read(path)["lmlab"]["step"])
-    again = start("killed", words)
-    assert again.wait(timeout=600) == 0
+    assert start(warm, "killed", words).wait() == 0
     assert len(table(here / "killed")) == 24
     assert table(here / "killed") == table(here / "whole")
     # Each went on from its last checkpoint, and none was begun a second time.

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from tests.sweeps.conftest import TINY
+from tests.sweeps.conftest import ALONE, COMMAND, TINY
 
 from lmlab.sweeps import trial as trials
 from lmlab.sweeps.ledger import Ledger
@@ -33,48 +32,48 @@ def same(ours, theirs) -> bool:
 
 
 @pytest.mark.slow
-def test_a_warm_trial_is_a_cold_one_to_the_last_bit(sweep, here):
+def test_a_warm_trial_is_a_cold_one_to_the_last_bit(sweep, here, warm):
     other = '["model=transformer","model.n_heads=2","batching=windows"]'
     # The third has its text, its tokenizer and its width from what the worker remembers.
     points = f'points=[{other},["optimizer=sgd","n_params=6k"],["n_params=6k"]]'
     assert sweep("strategy=list", "keep=all", points) == 0
-    warm = here / "s" / rows(here)[2]["run_dir"]
+    third = here / "s" / rows(here)[2]["run_dir"]
     words = json.loads(rows(here)[2]["overrides"])
-    code = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "train", *TINY, *words, "run_dir=cold", "test=false"]
-    done = subprocess.run([*command, "floors=false"], capture_output=True, text=True, timeout=500)
+    # A process that has trained nothing before.
+    command = [sys.executable, "-c", COMMAND, "train", *TINY, *words, "run_dir=cold", "test=false", "floors=false"]
+    done = warm.run(command, here)
     assert done.returncode == 0, done.stderr
     for name in ("best.ckpt", "last.ckpt"):
-        a, b = read(warm / "checkpoints" / name), read(here / "cold/checkpoints" / name)
+        a, b = read(third / "checkpoints" / name), read(here / "cold/checkpoints" / name)
         for checkpoint in (a, b):
             checkpoint.get("lmlab", {}).pop("seconds", None)
             checkpoint.pop("loops", None)
         # The sweep's callback is one more; it has no state.
         assert same(a, b)
-    a, b = (json.loads((path / "results.json").read_text()) for path in (warm, here / "cold"))
+    a, b = (json.loads((path / "results.json").read_text()) for path in (third, here / "cold"))
     assert a["splits"]["val"] == b["splits"]["val"]
     assert a["training"]["history"] == b["training"]["history"]
 
 
 @pytest.mark.slow
-def test_two_commands_on_one_directory_share_its_trials_and_train_none_twice(here):
+def test_two_commands_on_one_directory_share_its_trials_and_train_none_twice(here, warm):
     """As two machines do that see one directory: each command has a worker of its own."""
-    code = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = ["optimizer.lr=1e-3,2e-3,3e-3,4e-3", "replicates=2", "trainer.max_steps=600", "workers=1", "sweep_dir=s"]
-    command = [sys.executable, "-c", code, "sweep", *TINY, *words, "trainer.val_check_interval=300"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [one.communicate(timeout=500) for one in both]
-    assert [one.returncode for one in both] == [0, 0], told
+    words = ["optimizer.lr=1e-3,2e-3,3e-3,4e-3", "replicates=2", "trainer.max_steps=200", "workers=1", "sweep_dir=s"]
+    command = [sys.executable, "-c", ALONE, "sweep", *TINY, *words, "trainer.val_check_interval=100"]
+    outs = [here / name for name in ("one", "other")]
+    both = [warm.start(command, out=out, err=out.with_suffix(".err")) for out in outs]
+    assert [one.wait() for one in both] == [0, 0], [out.with_suffix(".err").read_text() for out in outs]
     found = rows(here)
     assert [row["status"] for row in found] == ["done"] * 8
     assert len({row["run_dir"] for row in found}) == 8
     assert len({row["pid"] for row in found}) == 2, "both have worked"
     for row in found:
         log = (here / "s" / row["run_dir"] / "train.log").read_text()
-        assert log.count("parameters, 600 steps") == 1
+        assert log.count("parameters, 200 steps") == 1
         assert "continuing" not in log
     # Both tell the same end of it; the winner's replicates were scored on test once.
-    assert told[0][0].splitlines()[-1] == told[1][0].splitlines()[-1]
+    one, other = (out.read_text().splitlines()[-1] for out in outs)
+    assert one == other
     scored = [p for p in (here / "s/trials").rglob("results.json") if "test" in json.loads(p.read_text())["splits"]]
     assert len(scored) == 2
 
@@ -130,12 +129,11 @@ def test_memory_that_runs_out_is_recognised_however_it_is_said():
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_replaced_and_its_trial_recorded(here):
+def test_a_worker_that_is_killed_is_replaced_and_its_trial_recorded(here, warm):
     """The process of the second trial is killed twice: told once to try again, it has failed then."""
-    code = "import sys; from lmlab.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = ["optimizer.lr=1e-2,1e-3,1e-1", "trainer.max_steps=3000", "trainer.val_check_interval=500", "retries=1"]
-    command = [sys.executable, "-c", code, "sweep", *TINY, "sweep_dir=s", "workers=1", *words]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    words = ["optimizer.lr=1e-2,1e-3,1e-1", "trainer.max_steps=600", "trainer.val_check_interval=100", "retries=1"]
+    command = [sys.executable, "-c", COMMAND, "sweep", *TINY, "sweep_dir=s", "workers=1", *words]
+    running = warm.start(command, out=here / "told")
     killed: set[int] = set()
     began = time.monotonic()
     while len(killed) < 2 and time.monotonic() - began < 100 and running.poll() is None:
@@ -146,8 +144,8 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_recorded(here):
             if row["status"] == "running" and row["point"] == 1 and row["run_dir"] and row["pid"] not in killed:
                 killed.add(row["pid"])
                 os.kill(row["pid"], signal.SIGKILL)
-    told = running.communicate(timeout=500)[1]
-    assert running.returncode == 3, told
+    status, told = running.wait(), (here / "told").read_text()
+    assert status == 3, told
     assert [row["status"] for row in rows(here)] == ["done", "failed", "done"]
     assert "killed by SIGKILL, as the system does when memory runs out" in rows(here)[1]["reason"]
     assert "1 of the 3 trials failed" in told

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ run()
 
 
 @pytest.mark.slow
-def test_sigkilled_and_moved_runs_end_as_runs_that_were_never_killed(train, command_line, tmp_path):
+def test_sigkilled_and_moved_runs_end_as_runs_that_were_never_killed(warm, train, command_line, tmp_path):
     kinds = {"lstm": LSTM, "transformer": TRANSFORMER}
     deaths = [
         {"lstm": ("validation_step", 14), "transformer": ("_backward", 17)},
@@ -136,10 +135,10 @@ def test_sigkilled_and_moved_runs_end_as_runs_that_were_never_killed(train, comm
             if attempt:
                 (tmp_path / f"{name}{attempt - 1}").rename(here)
             words = [sys.executable, "-c", DYING, hook, str(step), *command_line(*overrides, f"run_dir={here}")]
-            processes.append(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-        for process in processes:
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == (0 if attempt else -signal.SIGKILL), said
+            processes.append(warm.start(words, err=tmp_path / f"{name}{attempt}.err"))
+        for process, name in zip(processes, kinds, strict=True):
+            said = (tmp_path / f"{name}{attempt}.err").read_text
+            assert process.wait() == (0 if attempt else -signal.SIGKILL), said()
     for name, overrides in kinds.items():
         train(name, *overrides)
         assert_same_run(tmp_path / f"{name}1", tmp_path / name)

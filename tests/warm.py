@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 REPOSITORY = Path(__file__).parents[1]
-OWN = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")]), "CUDA_VISIBLE_DEVICES": ""}
+PLACES = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")])
+OWN = {"PYTHONPATH": PLACES, "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Warm:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from tests.evaluation.made_runs import speeches
+from tests.warm import PLACES
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
@@ -71,17 +73,51 @@ def test_every_notebook_has_its_line_in_the_readme(path):
     assert f"](notebooks/{path.name})" in (path.parents[1] / "README.md").read_text(encoding="utf-8")
 
 
+# Appended to what a notebook asks of a run, and of a sweep, as its first cell does here: its own words, made small.
+SMALL_RUN = ["model.d_model=48", "trainer.max_steps=20", "validation.limit_tokens=2000", "validation.train_tokens=2000"]
+SMALL_SWEEP = ["trainer.max_steps=20", "replicates=2", "validation.limit_tokens=500", "validation.train_tokens=500"]
+# Each width would be timed in both precisions.
+SMALL_SWEEP += ["precision=32", "compile=false", "threads=1"]
+PATCH = """
+import lmlab
+from lmlab.sweeps.crew import LocalCrew
+from tests.sweeps.conftest import alone
+
+LocalCrew.run = alone
+compose, sweep = lmlab.compose, lmlab.sweep
+lmlab.compose = lambda words: compose([*words, *{run}])
+lmlab.sweep = lambda words: sweep([*words, *{sweep}])
+"""
+# The one that is executed as it is.
+WHOLE = "01_first_run"
+
+
+def small(name: str, folder: Path) -> nbformat.NotebookNode:
+    """The cell that goes before a notebook's own. The tutorial and the speeches of `run_dir` keep their text."""
+    text = folder / "text.txt"
+    text.write_text(speeches(1990, 1999)[:100_000], encoding="utf-8")
+    shares = ["corpus.split_by=share", "corpus.val_share=0.03", "corpus.test_share=0.03"]
+    files = [] if name == "00_教程" else ["corpus=files", f"corpus.train={text}", *shares]
+    run = SMALL_RUN if name == "05_scoring_and_surprisal" else []
+    return nbformat.v4.new_code_cell(PATCH.format(run=run, sweep=[*SMALL_SWEEP, *files]))
+
+
 @pytest.mark.slow
 def test_a_notebook_makes_what_is_missing_and_reads_it(path, tmp_path, monkeypatch):
-    """As it is, from an empty directory: it trains what it shows, in less than two minutes."""
+    """From an empty directory: it trains what it shows, one as it is and the others at small sizes."""
     nbclient = pytest.importorskip("nbclient", reason="it is in lmlab[notebooks]")
     for key in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(key, str(tmp_path / key.lower()))
+    monkeypatch.setenv("PYTHONPATH", PLACES)
     notebook = read(path)
     cell = parameters(notebook)
     name = ast.parse(cell.source).body[0].targets[0].id
     cell.source = f"{name} = {str(tmp_path / 'made')!r}"
+    cells = code(notebook)
+    if path.stem != WHOLE:
+        notebook.cells.insert(0, small(path.stem, tmp_path))
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert (tmp_path / "made" / ("results.json" if name == "run_dir" else "trials.csv")).exists()
-    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]

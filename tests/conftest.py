@@ -25,6 +25,8 @@ import torch
 from tests.warm import Warm
 
 torch.set_num_threads(1)
+# Nobody here cuts the power, which is all that waiting for the disk is for: some 20 ms of each checkpoint.
+os.fsync = lambda descriptor: None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -95,6 +95,8 @@ def serve() -> None:
     import lmlab.training.fit  # noqa: F401
 
     torch.set_num_threads(1)
+    # As in tests/conftest.py.
+    os.fsync = lambda descriptor: None
     imported: dict[int, TextIO] = {}
     for line in sys.stdin:
         asked = json.loads(line)

@@ -76,8 +76,9 @@ def test_every_notebook_has_its_line_in_the_readme(path):
 # Appended to what a notebook asks of a run, and of a sweep, as its first cell does here: its own words, made small.
 SMALL_RUN = ["model.d_model=48", "trainer.max_steps=20", "validation.limit_tokens=2000", "validation.train_tokens=2000"]
 SMALL_SWEEP = ["trainer.max_steps=20", "replicates=2", "validation.limit_tokens=500", "validation.train_tokens=500"]
+SMALL_SWEEP += ["trainer.val_check_interval=4", "batching.batch_size=4", "threads=1"]
 # Each width would be timed in both precisions.
-SMALL_SWEEP += ["precision=32", "compile=false", "threads=1"]
+SMALL_SWEEP += ["precision=32", "compile=false"]
 PATCH = """
 import lmlab
 from lmlab.sweeps.crew import LocalCrew

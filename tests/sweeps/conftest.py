@@ -1,5 +1,6 @@
 """Sweeps of runs of a few steps: in this process, where a test does not ask for workers of their own."""
 
+import gc
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,12 @@ def alone(self: LocalCrew, ledger: Ledger, look: Callable[[], None]) -> bool:
     """In place of a crew's `run`: its one worker is this process."""
     from lmlab.sweeps.worker import Worker
 
-    interrupted = Worker(self.directory, "0").run() == INTERRUPTED
+    # What this process is full of, the collection after every trial need not look through.
+    gc.freeze()
+    try:
+        interrupted = Worker(self.directory, "0").run() == INTERRUPTED
+    finally:
+        gc.unfreeze()
     look()
     return interrupted
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.sweeps.conftest import alone
 
 import lmlab
 from lmlab import cli
+from lmlab.sweeps.crew import LocalCrew
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +51,8 @@ def workspace(tmp_path, monkeypatch):
     Path("texts/one.txt").write_text(SPEECH * 60, encoding="utf-8")
     Path("texts/two.md").write_text(SPEECH * 60, encoding="utf-8")
     Path("poems.txt").write_text(POEM * 120, encoding="utf-8")
+    # Each worker would import everything; tests/sweeps has workers that are processes of their own.
+    monkeypatch.setattr(LocalCrew, "run", alone)
     compose = lmlab.compose
     monkeypatch.setattr(lmlab, "compose", lambda overrides: compose([*overrides, *small(overrides)]), raising=False)
     return tmp_path

@@ -66,6 +66,10 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
 def sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """sweep(*words): the exit status of `lmlab sweep` on tiny runs, its one worker being this process."""
     from lmlab.cli import main
+    from lmlab.sweeps.study import Mirror
 
     monkeypatch.setattr(LocalCrew, "run", alone)
-    return lambda *words: main(["sweep", *TINY, "sweep_dir=s", *words])
+    # Optuna's copy takes longer than such trials: test_study has it, and the sweeps that are processes of their own.
+    monkeypatch.setattr(Mirror, "update", lambda self, ledger, last=False: self.lock.close() if last else None)
+    # Told how many workers, nobody composes the space's ends to estimate how many fit into memory.
+    return lambda *words: main(["sweep", *TINY, "workers=1", "sweep_dir=s", *words])

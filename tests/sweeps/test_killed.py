@@ -75,6 +75,7 @@ def test_killed_three_times_a_sweep_of_24_trials_ends_with_the_same_table(here, 
                 done.setdefault(row["name"], []).append(read(path)["lmlab"]["step"])
     assert start(warm, "killed", words).wait() == 0
     assert len(table(here / "killed")) == 24
+    assert (here / "killed/study.sqlite").stat().st_size > 0
     assert table(here / "killed") == table(here / "whole")
     # Each went on from its last checkpoint, and none was begun a second time.
     for row in rows(here / "killed"):

@@ -26,6 +26,9 @@ class Warm:
     """start([sys.executable, ...]) in place of subprocess.Popen: `-c CODE` and `-m MODULE` with their arguments."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.warm"],
             stdin=subprocess.PIPE,
@@ -56,9 +59,15 @@ class Warm:
         return subprocess.CompletedProcess(command, status, out.read_text(), err.read_text())
 
     def ask(self, asked: dict[str, Any]) -> Any:
-        self.process.stdin.write(json.dumps(asked) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        try:
+            self.process.stdin.write(json.dumps(asked) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+        except BaseException:
+            # Of a test that was interrupted, the next one must not read the answer.
+            self.close()
+            self.begin()
+            raise
 
     def close(self) -> None:
         # It waits for a command; to end by itself takes torch seconds.

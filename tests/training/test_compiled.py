@@ -15,9 +15,9 @@ from lmlab.models.cross_entropy import SMALL
 ROWS, LENGTH, WORDS = 8, 64, 5000
 # No dropout: compiled, its masks are drawn anew. Plain gradient descent: Adam would enlarge a difference of rounding.
 FAMILIES = {
-    "lstm": "model=lstm model.d_model=16 model.n_layers=1 model.dropout_in=0.0 model.dropout_between=0.0 "
+    "lstm": "model=lstm model.d_model=16 model.n_layers=2 model.dropout_in=0.0 model.dropout_between=0.0 "
     "model.dropout_out=0.0 batching=lanes training.ar=2.0 training.tar=1.0",
-    "transformer": f"model=transformer model.d_model=16 model.n_layers=1 model.n_heads=2 model.max_context={LENGTH} "
+    "transformer": f"model=transformer model.d_model=16 model.n_layers=2 model.n_heads=2 model.max_context={LENGTH} "
     "model.embed_ngram=2 batching=windows",
 }
 QUIET = (

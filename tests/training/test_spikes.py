@@ -158,7 +158,7 @@ def test_interrupted_between_validations_a_rollback_goes_where_it_would_have_gon
     assert same(ours["optimizer_states"], theirs["optimizer_states"])
 
 
-def test_spikes_are_asked_after_all_whose_state_they_keep(monkeypatch):
+def test_spikes_are_asked_after_all_whose_state_they_keep(monkeypatch, tmp_path):
     """However a person's own option orders its keys: averages are part of what is gone back to."""
     from lmlab.training import fit
 
@@ -174,7 +174,7 @@ def test_spikes_are_asked_after_all_whose_state_they_keep(monkeypatch):
         }
     )
     plan = SimpleNamespace(config=config, store=SimpleNamespace(tokenizer=None), watchers=())
-    fit.build_callbacks(plan, SimpleNamespace(checkpoints="c"))
+    fit.build_callbacks(plan, RunDirectory(tmp_path))
     assert built == ["averaging", "samples", "spikes", "checkpoints"]
 
 

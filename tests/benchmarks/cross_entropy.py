@@ -74,7 +74,11 @@ def losses(name: str, size: tuple[int, int, int, bool], device: str, times: int)
 
 
 def _held(device: str) -> int:
-    return 0 if device == "cpu" else torch.cuda.memory_allocated()
+    """Bytes that are there before; the peak counts from here."""
+    if device == "cpu":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
 
 
 def cases(settings: Settings) -> Iterator[Case]:

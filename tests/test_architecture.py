@@ -73,7 +73,8 @@ HEAVY = {
     "sklearn": ("report/importance.py",),
 }
 # Where configuration becomes objects.
-BUILDERS = ("experiment.py", "runs/run.py", "training/fit.py", "training/rehearsal.py", "training/results.py")
+BUILDERS = ("experiment.py", "runs/run.py")
+BUILDERS += tuple(f"training/{name}.py" for name in ("fit", "plan", "rehearsal", "results"))
 
 
 @cache

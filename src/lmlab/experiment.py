@@ -7,7 +7,6 @@ import functools
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,6 +47,7 @@ from lmlab.schema import check_keys, check_known, check_node
 from lmlab.sizes import count_parameters, missed_size, solve_width
 from lmlab.speed import choose_speed
 from lmlab.training import optim
+from lmlab.training.plan import Plan
 from lmlab.training.ranks import count as count_ranks
 
 log = logging.getLogger("lmlab")
@@ -55,32 +55,6 @@ log = logging.getLogger("lmlab")
 # What a config of `train` builds, in the order in which it is checked.
 NODES = ("corpus", "tokenizer", "batching", "model", "optimizer", "schedule", "evaluation")
 TRAINER_NODES = ("training", "trainer", "callbacks", "logger")
-
-
-@dataclass
-class Plan:
-    """Everything that is decided before the first step: what `dry_run` shows and `config.yaml` records.
-
-    reasons: why, for what was left to us; the log says it. watchers: callbacks beside the configured ones, as
-    functions that build them.
-    """
-
-    config: DictConfig
-    store: Store
-    model: nn.Module
-    batching: Any
-    protocol: Any
-    total_steps: int
-    schedule: Any
-    decided: dict[str, Any]
-    reasons: dict[str, str | None] = field(default_factory=dict)
-    watchers: Sequence[Callable[[], Any]] = ()
-
-    def part(self, split: str) -> Any:
-        """A split, with what the protocol charges for its <unk>."""
-        from lmlab.evaluation.spelling import charged
-
-        return charged(self.store, split, self.protocol, lambda: instantiate(self.config.corpus))
 
 
 def build_store(config: Mapping[str, Any], progress: bool = True) -> Store:
@@ -318,7 +292,9 @@ def _own_keys() -> tuple[str, ...]:
 
 
 def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) -> dict[str, Any]:
-    from lmlab.run_directory import FORMAT, environment, log_to
+    from lmlab.run_directory import FORMAT
+    from lmlab.run_directory.environment import environment
+    from lmlab.run_directory.train_log import log_to
     from lmlab.training.checkpoints import read
     from lmlab.training.fit import fit, fit_counts
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from lmlab.errors import TrainingFailed
 from lmlab.run_directory import RunDirectory
 from lmlab.training.checkpoints import read, weights
 from lmlab.training.module import LMModule
+from lmlab.training.plan import Plan
 from lmlab.training.spikes import Rollback, Skip
 
 SKIP = ["callbacks/spikes=skip", "callbacks.spikes.window=8"]
@@ -173,7 +174,7 @@ def test_spikes_are_asked_after_all_whose_state_they_keep(monkeypatch, tmp_path)
             "trainer": {},
         }
     )
-    plan = SimpleNamespace(config=config, store=SimpleNamespace(tokenizer=None), watchers=())
+    plan = Mock(spec=Plan, config=config, store=Mock(tokenizer=None), watchers=())
     fit.build_callbacks(plan, RunDirectory(tmp_path))
     assert built == ["averaging", "samples", "spikes", "checkpoints"]
 

@@ -89,7 +89,7 @@ def known_keys(verb: str) -> list[str]:
 def _keys_of(group: str, option: str) -> list[str]:
     import yaml
 
-    from lmlab.run_directory import Loader
+    from lmlab.run_directory.plain_yaml import Loader
 
     tree = yaml.load((conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8"), Loader) or {}
     return [k for k in tree if k != "defaults" and not k.startswith("_")]

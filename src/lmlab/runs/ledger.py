@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lmlab.run_directory import read_yaml
+from lmlab.run_directory.plain_yaml import read_yaml
 from lmlab.seal import unseal
 
 log = logging.getLogger("lmlab")

@@ -13,7 +13,8 @@ import yaml
 
 from lmlab.config import flatten, treatment
 from lmlab.data.cache import whole_file
-from lmlab.run_directory import RunDirectory, read_yaml
+from lmlab.run_directory import RunDirectory
+from lmlab.run_directory.plain_yaml import read_yaml
 from lmlab.runs import ledger, protocols
 from lmlab.seal import unseal
 

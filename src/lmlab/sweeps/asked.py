@@ -13,7 +13,7 @@ import yaml
 
 from lmlab.config import differences
 from lmlab.data.cache import whole_file
-from lmlab.run_directory import read_yaml
+from lmlab.run_directory.plain_yaml import read_yaml
 from lmlab.seal import seal, unseal
 from lmlab.sweeps import objective
 from lmlab.sweeps.space import Parameter, grid, overrides, parse

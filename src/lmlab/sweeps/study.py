@@ -6,6 +6,7 @@ yet be promoted; one that goes on in a later session is one more trial.
 
 import fcntl
 import logging
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ log = logging.getLogger("lmlab")
 
 # Seconds between copies: each takes some transactions.
 EVERY = 5.0
+
+
+class Unhurried(sqlite3.Connection):
+    """Leaves it to the system when the disk is written: Optuna commits hundreds of times, and a copy can be lost."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA synchronous=OFF")
 
 
 class Mirror:
@@ -76,9 +85,12 @@ class Mirror:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = optuna.storages.RDBStorage(
+                f"sqlite:///{self.path.resolve()}", engine_kwargs={"connect_args": {"factory": Unhurried}}
+            )
             study = optuna.create_study(
                 study_name=self.asked.name,
-                storage=f"sqlite:///{self.path.resolve()}",
+                storage=storage,
                 directions=[one["direction"] for one in self.asked.objective],
                 load_if_exists=True,
             )

@@ -29,6 +29,7 @@ from lmlab.training.checkpoints import Resume, stopped_early, write
 from lmlab.training.curves import Curves
 from lmlab.training.loop import StepLoop
 from lmlab.training.module import LMModule
+from lmlab.training.plan import Plan
 from lmlab.training.profile import Profile
 from lmlab.training.ranks import launched
 
@@ -38,13 +39,13 @@ log = logging.getLogger("lmlab")
 COMPILED = {False: "", True: ", compiled", "graphs": ", compiled to CUDA graphs"}
 
 
-def fit(plan: Any, directory: RunDirectory, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+def fit(plan: Plan, directory: RunDirectory, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
     """Train to the plan's budget, on from a checkpoint where there is one. Returns results.json's `training`."""
     with launched(plan, directory.path):
         return run(plan, directory, checkpoint)
 
 
-def run(plan: Any, directory: RunDirectory, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+def run(plan: Plan, directory: RunDirectory, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
     """What every rank does."""
     module = build_module(plan)
     data = TextDataModule(lambda: plan.store)
@@ -102,7 +103,7 @@ def kept(directory: RunDirectory) -> str:
     return f"{directory.last} is kept" if directory.last.exists() else "no checkpoint had been saved by then"
 
 
-def announce(plan: Any) -> None:
+def announce(plan: Plan) -> None:
     decided = plan.decided
     where = f"{decided['device']}, precision {decided['precision']}" + COMPILED[decided["compile"]]
     where += f", {decided['devices']} processes" if decided["devices"] > 1 else ""
@@ -114,7 +115,7 @@ def announce(plan: Any) -> None:
     log.info("schedule: %s", plan.schedule.describe())
 
 
-def build_module(plan: Any) -> LMModule:
+def build_module(plan: Plan) -> LMModule:
     config = plan.config
     if plan.decided["compile"] and plan.decided["device"] == "cuda":
         leave_recurrence_whole()
@@ -131,7 +132,7 @@ def build_module(plan: Any) -> LMModule:
     )
 
 
-def evaluation_batches(plan: Any) -> Any:
+def evaluation_batches(plan: Plan) -> Any:
     """(split, limit_tokens, rank, world_size) -> the protocol's batches over that split."""
 
     def make(split: str, **which: Any) -> Any:
@@ -144,13 +145,13 @@ def evaluation_batches(plan: Any) -> Any:
     return make
 
 
-def connection(plan: Any) -> dict[str, int | bool | None]:
+def connection(plan: Plan) -> dict[str, int | bool | None]:
     """What else the data module is told: how much is validated, and where training batches are cut."""
     limits = {k: plan.config.validation[k] for k in ("limit_tokens", "train_tokens")}
     return limits | {"on_device": plan.decided["text_on_device"]}
 
 
-def build_callbacks(plan: Any, directory: RunDirectory) -> list[Callback]:
+def build_callbacks(plan: Plan, directory: RunDirectory) -> list[Callback]:
     """Each node with what it needs from the run; early stopping and averaging are Lightning's own."""
     nodes, tokenizer = plan.config.callbacks, plan.store.tokenizer
     facts = {"checkpoints": {"dirpath": directory.checkpoints}, "samples": {"tokenizer": tokenizer}}
@@ -170,7 +171,7 @@ def build_callbacks(plan: Any, directory: RunDirectory) -> list[Callback]:
     return built
 
 
-def build_trainer(plan: Any, path: Path, callbacks: list[Callback], step: int) -> Trainer:
+def build_trainer(plan: Plan, path: Path, callbacks: list[Callback], step: int) -> Trainer:
     """Steps, batches, checkpoints and validation are counted by us; Lightning runs the loop, devices and precision."""
     config = plan.config
     options = {k: v for k, v in plain(config.trainer).items() if k not in ("overfit_batches", "max_epochs")}
@@ -247,7 +248,7 @@ def stopped_because(module: LMModule, trainer: Trainer | None, stop: GracefulSto
     return "callback"
 
 
-def fit_counts(plan: Any, directory: RunDirectory) -> dict[str, Any]:
+def fit_counts(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
     """Fit a model that only counts: one pass over the train split."""
     split = plan.store.split("train")
     began = time.perf_counter()

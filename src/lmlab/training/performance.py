@@ -12,13 +12,14 @@ from lmlab.config import cache_dir
 from lmlab.decisions import estimated_seconds
 from lmlab.hardware import Energy, Machine, peak_memory
 from lmlab.sizes import flops_per_token
+from lmlab.training.plan import Plan
 from lmlab.training.progress import Stopwatch
 
 # Runs that are longer are worth two seconds for a peak that others can be measured against.
 THOROUGH_FROM = 300.0
 
 
-def build(plan: Any) -> "Performance":
+def build(plan: Plan) -> "Performance":
     """The meter of this run, with its device's measured peak in the precision that it trains in."""
     decided, batching = plan.decided, plan.batching
     flops = flops_per_token(plan.model, batching.seq_len)

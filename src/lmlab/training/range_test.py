@@ -14,6 +14,7 @@ from omegaconf import open_dict
 from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import TrainingFailed
 from lmlab.training.fit import build_module, build_trainer, connection, evaluation_batches, quiet_lightning
+from lmlab.training.plan import Plan
 from lmlab.training.schedule import Schedule
 from lmlab.training.trial import alone, signals_kept
 
@@ -45,7 +46,7 @@ class _Watch(Callback):
             trainer.should_stop = True
 
 
-def range_test(plan: Any, steps: int) -> dict[str, Any]:
+def range_test(plan: Plan, steps: int) -> dict[str, Any]:
     """{used, suggested, breaks_at, verdict, rates, losses} of a plan's recipe; nothing is written."""
     plan = alone(plan, steps, {})
     with open_dict(plan.config):

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from lmlab.config import plain
 from lmlab.errors import DONE, OUR_FAULT, TRAINING_FAILED, TrainingFailed
+from lmlab.training.plan import Plan
 
 log = logging.getLogger("lmlab")
 
@@ -30,7 +31,7 @@ GRACE = 30.0
 
 
 @contextmanager
-def launched(plan: Any, run_dir: Path) -> Iterator[None]:
+def launched(plan: Plan, run_dir: Path) -> Iterator[None]:
     """Within, ranks 1, 2, ... of this run wait for, or train with, this process, which is rank 0."""
     world_size = plan.decided["devices"]
     if world_size == 1:

@@ -7,6 +7,7 @@ from typing import Any
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.hardware import peak_memory
 from lmlab.training.fit import evaluation_batches
+from lmlab.training.plan import Plan
 from lmlab.training.progress import clock
 from lmlab.training.results import measured_splits
 from lmlab.training.trial import attempt
@@ -15,7 +16,7 @@ from lmlab.training.trial import attempt
 STEPS, SECONDS = 20, 3.0
 
 
-def rehearse(plan: Any) -> dict[str, Any]:
+def rehearse(plan: Plan) -> dict[str, Any]:
     """Speed, time in all and peak memory; without batches (a model that counts) there is nothing to measure."""
     if plan.batching is None:
         return {}
@@ -33,7 +34,7 @@ def rehearse(plan: Any) -> dict[str, Any]:
     }
 
 
-def scored_tokens(plan: Any) -> int:
+def scored_tokens(plan: Plan) -> int:
     """Tokens that all validations and the final measurement score."""
     config = plan.config.validation
     val, train = len(plan.store.split("val")), len(plan.store.split("train"))
@@ -42,7 +43,7 @@ def scored_tokens(plan: Any) -> int:
     return checks * each + sum(len(plan.store.split(split)) for split in measured_splits(plan, interrupted=False))
 
 
-def _token_seconds(plan: Any) -> float:
+def _token_seconds(plan: Plan) -> float:
     """To score one token of val, from its first batches; the very first warms up."""
     times, scored = [time.perf_counter()], []
 

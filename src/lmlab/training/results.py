@@ -19,6 +19,7 @@ from lmlab.instantiate import instantiate
 from lmlab.run_directory import RunDirectory
 from lmlab.sizes import embedding_share
 from lmlab.training.checkpoints import read, weights
+from lmlab.training.plan import Plan
 
 log = logging.getLogger("lmlab")
 
@@ -26,7 +27,7 @@ log = logging.getLogger("lmlab")
 N_SAMPLES = 3
 
 
-def summarise(plan: Any, directory: RunDirectory, training: dict[str, Any]) -> dict[str, Any]:
+def summarise(plan: Plan, directory: RunDirectory, training: dict[str, Any]) -> dict[str, Any]:
     """Measure the best checkpoint on the whole of val and, once, on test; write HPARAMS and results.json."""
     checkpoint = read(directory.best)
     plan.model.load_state_dict(weights(checkpoint))
@@ -53,7 +54,7 @@ def summarise(plan: Any, directory: RunDirectory, training: dict[str, Any]) -> d
     return results
 
 
-def _measure(plan: Any, directory: RunDirectory, results: dict[str, Any]) -> None:
+def _measure(plan: Plan, directory: RunDirectory, results: dict[str, Any]) -> None:
     """Add to the results what the model does on each split, whether that can be trusted, what follows, and samples."""
     device, training, began = plan.decided["device"], results["training"], time.perf_counter()
     for split in measured_splits(plan, training["stopped_because"] == "interrupted"):
@@ -81,7 +82,7 @@ def _measure(plan: Any, directory: RunDirectory, results: dict[str, Any]) -> Non
     results["samples"] = samples(plan)
 
 
-def diagnosed(plan: Any, directory: RunDirectory, results: dict[str, Any]) -> Diagnosis:
+def diagnosed(plan: Plan, directory: RunDirectory, results: dict[str, Any]) -> Diagnosis:
     """Whether the run was trained well enough, by its own curve."""
     points, totals = directory.points(), plan.store.split("train").totals
     train = {key: round(plan.config.train_share * totals[key]) for key in ("tokens", "bytes")}
@@ -89,7 +90,7 @@ def diagnosed(plan: Any, directory: RunDirectory, results: dict[str, Any]) -> Di
     return diagnose(points, Facts.of(*known, points, None))
 
 
-def measured_splits(plan: Any, interrupted: bool) -> list[str]:
+def measured_splits(plan: Plan, interrupted: bool) -> list[str]:
     """val, and test when asked: by default not in a multirun, where it would be looked at for choosing.
 
     Never of an interrupted run: it is scored once, when the run is done.
@@ -101,7 +102,7 @@ def measured_splits(plan: Any, interrupted: bool) -> list[str]:
     return [s for s in ("val", "test") if s in plan.store.splits and (s == "val" or wanted)]
 
 
-def samples(plan: Any) -> list[str]:
+def samples(plan: Plan) -> list[str]:
     """What the best checkpoint writes, as `callbacks.samples` says; nothing where that is switched off."""
     node = plan.config.callbacks.samples
     if not node:
@@ -111,7 +112,7 @@ def samples(plan: Any) -> list[str]:
     return writer.write(plan.model, n=-(-N_SAMPLES // len(writer.prompts)) if writer.temperature else 1)
 
 
-def hyper_parameters(plan: Any) -> dict[str, Any]:
+def hyper_parameters(plan: Plan) -> dict[str, Any]:
     """What people compare runs by: the name of each option, and the sizes and rates below it that are not null."""
     config, decided = asked(plan.config), plan.decided
     # Without the seed: replicates are one trial of the page, of which it would show the first one's.

@@ -17,6 +17,7 @@ from omegaconf import open_dict
 from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import TrainingFailed
 from lmlab.training.fit import build_module, build_trainer, connection, evaluation_batches, quiet_lightning
+from lmlab.training.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Trial:
         return sorted(self.step_seconds)[len(self.step_seconds) // 2]
 
 
-def attempt(plan: Any, steps: int, seconds: float, warm_up: int, **changes: Any) -> Trial:
+def attempt(plan: Plan, steps: int, seconds: float, warm_up: int, **changes: Any) -> Trial:
     """Train a copy of the plan's model for at most `steps` steps or `seconds`, whichever ends first, after `warm_up`.
 
     The steps are the run's own: its module, batches, optimizer and trainer, without logger, checkpoints and
@@ -64,7 +65,7 @@ def attempt(plan: Any, steps: int, seconds: float, warm_up: int, **changes: Any)
     return Trial(timer.step_seconds or [float("inf")], timer.starting, loss, fault)
 
 
-def alone(plan: Any, steps: int, changes: dict[str, Any]) -> Any:
+def alone(plan: Plan, steps: int, changes: dict[str, Any]) -> Plan:
     """The plan for so many steps in this process, with nothing written."""
     config = copy.deepcopy(plan.config)
     with open_dict(config):

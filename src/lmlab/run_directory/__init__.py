@@ -2,26 +2,20 @@
 
 import csv
 import fcntl
-import functools
 import io
 import json
-import logging
 import os
-import platform
-import re
-import subprocess
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import xxhash
 import yaml
 
 from lmlab.config import BUDGETS, differences, flatten, identity
+from lmlab.run_directory.plain_yaml import read_yaml, write_yaml
+from lmlab.run_directory.train_log import failure
 from lmlab.seal import Broken, seal, unseal, unseal_lines
 
 # Raised when the layout of a run's directory changes.
@@ -29,36 +23,8 @@ FORMAT = 1
 
 # Bytes of YAML that are read, a thousand times what a run writes; more is no config, and takes minutes to parse.
 MOST_YAML = 4 << 20
-# Nodes within one another, some ten times what a config has.
-DEEPEST = 100
-# Bytes at the end of train.log in which its last message stands.
-LOG_TAIL = 8_000
 # Why a run stopped that may go on: results.json then says how far it came.
 UNFINISHED = ("interrupted", "pruned")
-
-log = logging.getLogger("lmlab")
-
-
-# The one in C: a table of a thousand runs is read in a second.
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe, and looks up a value's type once: a thousand runs say mostly the same."""
-
-    _resolved: ClassVar[dict[tuple, str]] = {}
-
-    def resolve(self, kind: type, value: Any, implicit: Any) -> str:
-        if kind is not yaml.ScalarNode or len(value) > 40:
-            return super().resolve(kind, value, implicit)
-        key = (value, implicit)
-        if (tag := self._resolved.get(key)) is None:
-            tag = self._resolved[key] = super().resolve(kind, value, implicit)
-        return tag
-
-
-class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
-    """Writes the same list twice rather than an alias of it."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
 
 
 class RunDirectory:
@@ -119,17 +85,7 @@ class RunDirectory:
 
     def failure(self) -> str | None:
         """The error with which train.log ends; None where it ends otherwise."""
-        path = self.path / "train.log"
-        if not path.is_file():
-            return None
-        try:
-            with path.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
-                end = file.read().decode("utf-8", "replace")
-        except OSError:
-            return None
-        last = re.split(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", end, flags=re.MULTILINE)[-1].strip()
-        return last if re.match(r"[A-Z]\w*(Error|Exception|Failed|NotFinite|Interrupt|Exit): ", last) else None
+        return failure(self.path / "train.log")
 
     def _read_yaml(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -152,7 +108,7 @@ class RunDirectory:
         return tree
 
     def write_yaml(self, name: str, tree: Mapping[str, Any]) -> None:
-        self.write_text(name, seal(yaml.dump(dict(tree), Dumper=Dumper, sort_keys=False, allow_unicode=True)))
+        self.write_text(name, seal(write_yaml(dict(tree))))
 
     def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
         self.write_text(name, seal(json.dumps(tree, indent=2, ensure_ascii=False) + "\n"))
@@ -233,30 +189,6 @@ def check_tokenizer(path: Path, decided: Mapping[str, Any]) -> None:
         )
 
 
-def read_yaml(text: str) -> Any:
-    """Raises yaml.YAMLError, also for aliases, for values that their tag does not fit, and for endless nesting."""
-    try:
-        check_events(text)
-        return yaml.load(text, Loader)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        # What PyYAML's constructors let through: `!!bool x`, a number of 5,000 digits.
-        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
-
-
-def check_events(text: str) -> None:
-    """Raise YAMLError for aliases, a few lines of which unfold to gigabytes, and for nesting that ends the process.
-
-    While parsing, an event at a time: the loader in C calls itself for each level, until the stack ends.
-    """
-    depth = 0
-    for event in yaml.parse(text, Loader):
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError("it has aliases, which no run writes")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
-
-
 def budget(value: Any) -> float:
     """A budget as a number that can be compared; none at all is without end."""
     if value is None or value == -1:
@@ -284,73 +216,3 @@ def fresh(root: str | os.PathLike, name: str) -> Path:
             continue
         return path
     raise FileExistsError(f"no free name for {stem} under {root}")
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Versions, commit and machine, for whoever asks later why a number differs."""
-    import torch
-
-    return {
-        "command": sys.argv,
-        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "git_commit": _commit(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} cpu",
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": _versions(),
-    }
-
-
-# What a process has loaded stays as it is: a worker of a sweep asks once.
-@functools.cache
-def _versions() -> dict[str, str]:
-    packages = ("lmlab", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "tokenizers", "numpy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-@functools.cache
-def _commit() -> str | None:
-    """The commit of the code that ran, with '+' where it had been changed; None outside a checkout."""
-
-    def git(*words: str) -> str:
-        command = ("git", "-C", str(Path(__file__).parent), *words)
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-class log_to:
-    """Our log goes to this file too, while the block runs."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
-        self.handler.setLevel(logging.DEBUG)
-        # A full disk is said by whatever else it stops, in one line: no traceback for each line of the log.
-        self.handler.handleError = lambda record: None  # type: ignore[method-assign]
-        log.addHandler(self.handler)
-        # In a notebook nobody has set it, and a file without lines would be left.
-        self.level = log.level
-        log.setLevel(logging.DEBUG)
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
-            # For the file alone: the terminal gets it as its one line.
-            log.debug("%s: %s", type(error).__name__, error)
-        log.removeHandler(self.handler)
-        with suppress(OSError):
-            self.handler.close()
-        log.setLevel(self.level)

@@ -1,0 +1,37 @@
+"""What is decided before the first step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from lmlab.data.store import Store
+from lmlab.instantiate import instantiate
+
+
+@dataclass
+class Plan:
+    """Everything that is decided before the first step: what `dry_run` shows and `config.yaml` records.
+
+    reasons: why, for what was left to us; the log says it. watchers: callbacks beside the configured ones, as
+    functions that build them.
+    """
+
+    config: DictConfig
+    store: Store
+    model: nn.Module
+    batching: Any
+    protocol: Any
+    total_steps: int
+    schedule: Any
+    decided: dict[str, Any]
+    reasons: dict[str, str | None] = field(default_factory=dict)
+    watchers: Sequence[Callable[[], Any]] = ()
+
+    def part(self, split: str) -> Any:
+        """A split, with what the protocol charges for its <unk>."""
+        from lmlab.evaluation.spelling import charged
+
+        return charged(self.store, split, self.protocol, lambda: instantiate(self.config.corpus))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from tests.sweeps.conftest import ALONE, COMMAND, TINY
 
 from lmlab.sweeps import trial as trials
-from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.ledger import SILENCE, Ledger
 from lmlab.training.checkpoints import read
 
 
@@ -76,6 +77,44 @@ def test_two_commands_on_one_directory_share_its_trials_and_train_none_twice(her
     assert one == other
     scored = [p for p in (here / "s/trials").rglob("results.json") if "test" in json.loads(p.read_text())["splits"]]
     assert len(scored) == 2
+
+
+@pytest.mark.slow
+def test_what_a_machine_that_died_was_training_goes_on_on_another_once_it_has_been_silent(here, warm):
+    """Two host names stand for two machines: neither sees the other's processes, only the ledger's signs of life."""
+    words = ["optimizer.lr=1e-3,2e-3,3e-3,4e-3", "trainer.max_steps=400", "workers=1"]
+    words.append("trainer.val_check_interval=20")
+    machines = {}
+    for name in ("one", "other"):
+        code = f"import socket; socket.gethostname = lambda: {name!r}; {ALONE}"
+        command = [sys.executable, "-c", code, "sweep", *TINY, *words, "sweep_dir=s"]
+        machines[name] = warm.start(command, out=here / name, err=here / f"{name}.err")
+
+    def of_other() -> list[dict]:
+        """What it has saved a checkpoint of."""
+        try:
+            found = [row for row in rows(here) if row["host"] == "other" and row["status"] == "running"]
+        except (FileNotFoundError, sqlite3.Error):
+            return []
+        return [r for r in found if r["run_dir"] and (here / "s" / r["run_dir"] / "checkpoints/last.ckpt").exists()]
+
+    while not of_other():
+        assert machines["other"].poll() is None, (here / "other.err").read_text()
+        time.sleep(0.02)
+    os.killpg(machines["other"].pid, signal.SIGKILL)
+    machines["other"].wait()
+    (lost,) = of_other()
+    # The other machine may be alive and slow: until it has been silent for long nobody takes its trial.
+    while not all(row["status"] == "done" for row in rows(here) if row["id"] != lost["id"]):
+        time.sleep(0.1)
+    time.sleep(1)
+    assert rows(here)[lost["id"] - 1]["host"] == "other"
+    with Ledger(here / "s/ledger.sqlite") as ledger:
+        ledger.set(lost["id"], heartbeat=time.time() - SILENCE)
+    assert machines["one"].wait() == 0, (here / "one.err").read_text()
+    assert [row["status"] for row in rows(here)] == ["done"] * 4
+    assert rows(here)[lost["id"] - 1]["host"] == "one"
+    assert "continuing after step" in (here / "s" / lost["run_dir"] / "train.log").read_text()
 
 
 def test_a_trial_that_raises_and_one_that_gives_nan_are_told_and_the_others_finish(sweep, here, capsys):

@@ -19,7 +19,7 @@ from lmlab.evaluation.adaptation import Adaptation, adapt
 from lmlab.evaluation.comparison import Side, check, compare
 from lmlab.evaluation.evaluate import evaluate, score_batch
 from lmlab.evaluation.mixture import best_weight, interpolate
-from lmlab.evaluation.protocol import Protocol, batches, unknown
+from lmlab.evaluation.protocol import ROWS, Protocol, at_once, batches, unknown
 from lmlab.evaluation.scores import Keeper, Scores
 from lmlab.metrics import Likelihood
 from lmlab.models import kernels
@@ -59,7 +59,7 @@ def measure(
     mix: another run over the same tokens, and the protocol that it reads them under.
     """
     plain = scored(run, place, protocol)
-    size = place.batch_size or run.batch_size
+    size = place.batch_size or run.batch_size or ROWS
     rows = partial(_tuning_rows, run, protocol, place)
     with kernels.using(run.kernels):
         adapted = adapt(wanted, run.model, protocol, rows, run.device, size) if _asks(wanted) else None
@@ -84,8 +84,8 @@ def _tuning_rows(run: "Run", protocol: Protocol, place: Place, split: str, token
     how = replace(protocol, limit_tokens=None)
     if split == "train":
         part, how = part.tail(tokens), replace(how, lanes=16)
-    size = place.batch_size or run.batch_size
-    more = {} if width is None else {"chunk": width}
+    size, more = place.batch_size or run.batch_size, {"at_once": at_once(run.model, run.device)}
+    more |= {} if width is None else {"chunk": width}
     return batches(part, how, run.tokenizer.start_id, size, limit_tokens=tokens, **more)
 
 
@@ -105,11 +105,10 @@ def scored(
         return Measured(recorded, found.likelihood(), found, {})
     part = run.part(place.split, place.corpus, protocol)
     size = place.batch_size or run.batch_size
-    read = partial(_pass, run, part, protocol, size)
     if adapted is None or adapted.samples is None:
-        keeper, likelihood = read(adapted)
+        keeper, likelihood = _pass(run, part, protocol, size, adapted)
     else:
-        keeper, likelihood = _averaged(read, adapted), None
+        keeper, likelihood = _averaged(partial(_pass, run, part, protocol, size or ROWS), adapted), None
     counts = np.bincount(run.store().split("train").ids, minlength=run.tokenizer.vocab_size)
     about |= {"unknown": unknown(part, run.tokenizer.unk_id, protocol)}
     scores = keeper.scores(counts, about)
@@ -117,10 +116,10 @@ def scored(
 
 
 def _pass(
-    run: "Run", part: Any, protocol: Protocol, batch_size: int, adapted: Adaptation | None, dropout: bool = False
+    run: "Run", part: Any, protocol: Protocol, batch_size: int | None, adapted: Adaptation | None, dropout: bool = False
 ) -> tuple[Keeper, Likelihood]:
-    keeper = Keeper(part, protocol)
-    rows = batches(part, protocol, run.tokenizer.start_id, batch_size)
+    keeper, fastest = Keeper(part, protocol), at_once(run.model, run.device)
+    rows = batches(part, protocol, run.tokenizer.start_id, batch_size, at_once=fastest)
     how = {"score": score_batch if adapted is None else adapted.score, "keep": keeper, "dropout": dropout}
     applied = nullcontext() if adapted is None else adapted.applied(run.model)
     with kernels.using(run.kernels), applied:

@@ -32,7 +32,7 @@ TYPES: dict[str, Any] = {
     "test": bool | str,
     "floors": bool,
     "dry_run": bool,
-    "validation.batch_size": int,
+    "validation.batch_size": int | None,
     "validation.limit_tokens": int | None,
     "validation.train_tokens": int,
     "batch_size": int | None,

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from lmlab.data.store import Split
-from lmlab.evaluation.protocol import Protocol, batches, resolve
+from lmlab.evaluation.protocol import Protocol, at_once, batches, resolve
 
 OPTIONS = sorted((Path(__file__).parents[2] / "conf/evaluation").glob("*.yaml"))
 START = 999
@@ -176,6 +176,22 @@ def test_contexts_do_not_depend_on_batch_size_or_chunk(policy):
     for size in range(1, 8):
         assert contexts(split, policy, size) == expected
         assert contexts(split, policy, 3, chunk=size) == expected
+    for tokens in (1, 4, 9, 100, None):
+        assert contexts(split, policy, None, at_once=tokens) == expected
+
+
+def test_windows_are_grouped_by_their_tokens_where_nobody_says_how_many():
+    sizes = [batch.inputs.shape for batch in batches(Text(3, 9, 2, 2), DOCUMENTS_SLIDING, START, None, at_once=10)]
+    # Windows of 5, 5, 5, 3, 2 and 2 tokens, the longest first; two of the longest have ten.
+    assert sizes == [(2, 5), (2, 5), (2, 2)]
+    (carried,) = {batch.inputs.shape[0] for batch in batches(Text(99), protocol("carried", lanes=9), START, None)}
+    assert carried == 9
+    layers = nn.Module()
+    layers.recurrent, layers.head = False, nn.Module()
+    layers.head.d_model = 256
+    assert (at_once(layers, "cpu"), at_once(layers, "cuda")) == (1024, 2**15)
+    layers.recurrent = True
+    assert at_once(layers, "cpu") is None
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=IDS)

@@ -19,6 +19,13 @@ PRECISIONS = ("32", "bf16-mixed")
 UNKNOWN = ("token", "spelled")
 # Tokens a row that carries its state reads at once: speed and memory, never a number.
 CHUNK = 128
+# Rows side by side where nobody says how many and each has a state: a product of one position's wants many.
+ROWS = 32
+# Numbers in the hidden vectors of the windows that a processor reads at once. More no longer fit its cache: 8,192
+# tokens of 256 numbers took a third longer than 1,024, and 128 of 64 twice as long as 2,048 (one core with AVX2).
+AT_ONCE = 2**18
+# Tokens of them that a GPU reads at once.
+AT_ONCE_ON_GPU = 2**15
 
 
 @dataclass(frozen=True)
@@ -169,22 +176,32 @@ def unknown(split: Split, unk_id: int | None, protocol: Protocol) -> int:
     return 0 if unk_id is None else int((np.asarray(split.ids[: protocol.limit_tokens]) == unk_id).sum())
 
 
+def at_once(model: nn.Module, device: torch.device | str) -> int | None:
+    """Tokens of windows that the device reads fastest side by side; None where it is rows that count."""
+    if torch.device(device).type != "cpu":
+        return AT_ONCE_ON_GPU
+    # A head that counts has no width, and reads nothing that is as wide.
+    return None if model.recurrent else AT_ONCE // getattr(model.head, "d_model", 64)
+
+
 def batches(
     split: Split,
     protocol: Protocol,
     start_id: int,
-    batch_size: int,
+    batch_size: int | None,
     limit_tokens: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     chunk: int = CHUNK,
+    at_once: int | None = None,
 ) -> Iterator[Batch]:
     """This rank's share of the split, every token scored exactly once whatever the batch size, ranks and chunk.
 
-    batch_size: lanes, windows or documents side by side. limit_tokens: score the first so many, no more than the
-    protocol's. chunk: tokens a carried row reads at once.
+    batch_size: lanes, windows or documents side by side; None takes ROWS, or of windows as many as have `at_once`
+    tokens. limit_tokens: score the first so many, no more than the protocol's. chunk: tokens a carried row reads at
+    once.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     n_tokens = min(n for n in (len(split), limit_tokens, protocol.limit_tokens) if n is not None)
     if not n_tokens:
@@ -205,8 +222,13 @@ def batches(
     # Longest first: neighbours differ little, so there is little padding. Stable, hence the same everywhere.
     order = np.argsort(-rows[1], kind="stable")
     order = order[rows[1][order] > 0][rank::world_size]
-    for i in range(0, len(order), batch_size):
-        group = [column[order[i : i + batch_size]] for column in rows]
+    done = 0
+    while done < len(order):
+        size = batch_size or ROWS
+        if batch_size is None and at_once is not None and protocol.stride is not None:
+            size = max(1, at_once // int(rows[1][order[done]]))
+        group = [column[order[done : done + size]] for column in rows]
+        done += size
         if protocol.stride is None:
             yield from _carry(split, start_id, chunk, *group)
         else:

@@ -127,8 +127,8 @@ class Run:
         return model.to(self.device).eval()
 
     @property
-    def batch_size(self) -> int:
-        """Lanes or texts that are measured at once where no other number is asked for: that of its validation."""
+    def batch_size(self) -> int | None:
+        """Lanes, windows or texts that are measured at once where no other number is asked for: as its validation."""
         return self.config["validation"]["batch_size"]
 
     @property
@@ -254,11 +254,11 @@ class Run:
         protocol: None for the run's own, else as `resolve` gives it. batch_size: None for that of its validation.
         """
         from lmlab.evaluation.evaluate import evaluate
-        from lmlab.evaluation.protocol import batches
+        from lmlab.evaluation.protocol import at_once, batches
 
         protocol = protocol or self.protocol
-        part = self.part(split, corpus, protocol)
-        rows = batches(part, protocol, self.tokenizer.start_id, batch_size or self.batch_size)
+        part, fastest = self.part(split, corpus, protocol), at_once(self.model, self.device)
+        rows = batches(part, protocol, self.tokenizer.start_id, batch_size or self.batch_size, at_once=fastest)
         with using(self.kernels):
             return evaluate(self.model, rows, protocol.precision, self.device)
 

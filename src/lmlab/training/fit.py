@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from lmlab.config import plain
 from lmlab.data.datamodule import TextDataModule
 from lmlab.errors import NotFinite, TrainingFailed, full_disk
-from lmlab.evaluation.protocol import batches
+from lmlab.evaluation.protocol import at_once, batches
 from lmlab.instantiate import instantiate
 from lmlab.models import kernels, workspace
 from lmlab.models.lstm import leave_recurrence_whole
@@ -140,6 +140,7 @@ def evaluation_batches(plan: Plan) -> Any:
         if split == "train" and which["limit_tokens"] is not None:
             # Its end: val comes next in the text, or is newer, so that the gap between them is mostly over-fitting.
             part = part.tail(which["limit_tokens"])
+        which["at_once"] = at_once(plan.model, plan.decided["device"])
         return batches(part, plan.protocol, start_id, plan.config.validation.batch_size, **which)
 
     return make

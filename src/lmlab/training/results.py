@@ -14,7 +14,7 @@ from lmlab.evaluation.curve import Facts
 from lmlab.evaluation.diagnosis import Diagnosis, diagnose
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.floors import floors, floors_protocol
-from lmlab.evaluation.protocol import batches, unknown
+from lmlab.evaluation.protocol import at_once, batches, unknown
 from lmlab.instantiate import instantiate
 from lmlab.run_directory import RunDirectory
 from lmlab.sizes import embedding_share
@@ -59,7 +59,8 @@ def _measure(plan: Plan, directory: RunDirectory, results: dict[str, Any]) -> No
     device, training, began = plan.decided["device"], results["training"], time.perf_counter()
     for split in measured_splits(plan, training["stopped_because"] == "interrupted"):
         part = plan.part(split)
-        rows = batches(part, plan.protocol, plan.store.tokenizer.start_id, plan.config.validation.batch_size)
+        size, fastest = plan.config.validation.batch_size, at_once(plan.model, device)
+        rows = batches(part, plan.protocol, plan.store.tokenizer.start_id, size, at_once=fastest)
         results["splits"][split] = evaluate(plan.model, rows, plan.protocol.precision, device).as_dict()
         results["splits"][split]["unknown"] = unknown(part, plan.store.tokenizer.unk_id, plan.protocol)
     results["evaluation_seconds"] = round(time.perf_counter() - began, 3)

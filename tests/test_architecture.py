@@ -51,7 +51,8 @@ ROOMS["runs"] = set(ROOMS)
 ROOMS["measurement"] = set(ROOMS)
 ROOMS["reproduction"] = set(ROOMS)
 ROOMS["report"] = {"config", "data", "run_directory", "runs"}
-ROOMS["sweeps"] = {"config", "data", "decisions", "run_directory", "sizes", "experiment", "runs", "report", *FOUNDATION}
+ROOMS["sweeps"] = {"config", "data", "decisions", "run_directory", "schema", "sizes", "experiment", "runs", "report"}
+ROOMS["sweeps"] |= FOUNDATION
 ROOMS["cli"] = set(ROOMS)
 # (file, room): why the arrow points up.
 EXCEPTIONS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lmlab.config import BUDGETS, parse_count
@@ -149,8 +149,21 @@ def choose_device(accelerator: str, key: str = "trainer.accelerator") -> str:
     return {"gpu": "cuda"}.get(accelerator, accelerator)
 
 
+def check_budget(config: Mapping[str, Any]) -> None:
+    """Refuse what has no end in steps, by which the schedule goes."""
+    keys = [key for key in BUDGETS if key != "trainer.max_time"]
+    if any(OmegaConf.select(config, key) not in (None, -1) for key in keys):
+        return
+    if time := config["trainer"].get("max_time"):
+        raise ValueError(
+            f"trainer.max_time={time} ends a run sooner, but its schedule needs an end in steps: give one of "
+            f"{', '.join(keys)} beside it"
+        )
+    raise ValueError(f"no budget: give one of {', '.join(keys)}")
+
+
 def total_steps(config: Mapping[str, Any], batching: Any) -> int:
-    """The first budget that is reached, in steps. Raises ValueError where there is none."""
+    """The first budget that is reached, in steps."""
     trainer = config["trainer"]
     budgets = []
     if trainer.get("max_steps") not in (None, -1):
@@ -162,11 +175,6 @@ def total_steps(config: Mapping[str, Any], batching: Any) -> int:
         budgets.append(whole + int(np.ceil((epochs - int(epochs)) * batching.steps_per_epoch)))
     if (tokens := parse_count(config.get("max_tokens"), "max_tokens")) is not None:
         budgets.append(-(-tokens // batching.tokens_per_step))
-    if not budgets:
-        raise ValueError(
-            f"no budget: give one of {', '.join(BUDGETS)}"
-            + (" (max_time alone leaves the schedule without a horizon)" if trainer.get("max_time") else "")
-        )
     if min(budgets) < 1:
         raise ValueError(f"a budget of {min(budgets)} steps trains nothing; ask for at least one")
     return min(budgets)

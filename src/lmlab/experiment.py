@@ -28,6 +28,7 @@ from lmlab.config import (
 )
 from lmlab.data.store import Store, prepare
 from lmlab.decisions import (
+    check_budget,
     check_interval,
     check_pairing,
     check_precision,
@@ -43,7 +44,7 @@ from lmlab.hardware import threads
 from lmlab.initial import Initial, read_initial
 from lmlab.instantiate import find, instantiate
 from lmlab.models import kernels
-from lmlab.schema import check_keys, check_known, check_node
+from lmlab.schema import check_keys, check_known, check_node, check_packages
 from lmlab.sizes import count_parameters, missed_size, solve_width
 from lmlab.speed import choose_speed
 from lmlab.training import optim
@@ -97,6 +98,7 @@ def protocol_without_text(config: DictConfig) -> Any:
 def plan(config: DictConfig) -> Plan:
     """Text, model, batches and schedule for a training config; no trainer yet."""
     config = with_budget(config)
+    check_budget(config)
     initial = read_initial(str(config.init_from), config.allow_targets) if config.init_from else None
     if initial is not None:
         # Weights mean something under their own tokenizer only.
@@ -276,6 +278,7 @@ def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:
 def check_config(config: DictConfig) -> None:
     """Every key's type, and every node against its constructor, before anything is read or written."""
     tree = plain(config)
+    check_packages(tree)
     check_known(tree, (*NODES, *TRAINER_NODES, *_own_keys()))
     check_keys(tree)
     published.read(tree.get("published"))

@@ -148,6 +148,13 @@ SIZES = (
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
+def check_packages(config: Mapping[str, Any]) -> None:
+    """Refuse an option whose file leaves its keys where nobody looks for them."""
+    for group, package in (("experiment", "_global_"), ("sweep", "hydra.sweeper")):
+        if isinstance(config.get(group), Mapping):
+            raise ValueError(f"{group}=...: its file must begin with the line: # @package {package}")
+
+
 def check_known(config: Mapping[str, Any], known: Iterable[str]) -> None:
     """Refuse keys that nobody reads, which +key=value adds."""
     known = list(known)
@@ -217,7 +224,8 @@ def check_node(node: Any, where: str) -> None:
                 continue
             near = suggest(key, [p for p in parameters if p != "self"])
             raise ValueError(f"{where}.{key} is no argument of {node['_target_']}{near}")
-        if key in hints and (ours or value is not None):
+        # What is ours to read may be more than Lightning takes, as half an epoch.
+        if key in hints and f"{where}.{key}" not in TYPES and (ours or value is not None):
             check_value(f"{where}.{key}", value, hints[key])
 
 

@@ -187,8 +187,7 @@ def test_windows_are_grouped_by_their_tokens_where_nobody_says_how_many():
     (carried,) = {batch.inputs.shape[0] for batch in batches(Text(99), protocol("carried", lanes=9), START, None)}
     assert carried == 9
     layers = nn.Module()
-    layers.recurrent, layers.head = False, nn.Module()
-    layers.head.d_model = 256
+    layers.recurrent, layers.d_model = False, 256
     assert (at_once(layers, "cpu"), at_once(layers, "cuda")) == (1024, 2**15)
     layers.recurrent = True
     assert at_once(layers, "cpu") is None

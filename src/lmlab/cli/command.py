@@ -45,6 +45,8 @@ def parse(verb: str, arguments: Sequence[str]) -> CommandLine:
     for argument in rest:
         name, equals, value = argument.partition("=")
         if not argument.startswith("-"):
+            if not equals and Path(argument).is_dir() and "run_dir" in plain(compose((), verb)):
+                raise ValueError(f"write run_dir={argument}: settings of lmlab {verb} are written key=value")
             overrides.append(quote(argument))
         elif name in SWITCHES and not equals:
             flags[name] = ""
@@ -54,6 +56,8 @@ def parse(verb: str, arguments: Sequence[str]) -> CommandLine:
                 raise ValueError(f"{name} needs a value, as in: lmlab {verb} {name} {_example(name)}")
         else:
             raise ValueError(f"no flag {name!r}{suggest(name, SWITCHES + VALUED)}; settings are written key=value")
+    if {"-m", "--multirun"} & flags.keys() and {"--cfg", "-c", "--info", "-i"} & flags.keys():
+        raise ValueError("-m trains and --cfg shows: give one of them")
     if verb != "train" and {"-m", "--multirun"} & flags.keys():
         raise ValueError(f"-m runs several trainings; lmlab {verb} takes one run at a time")
     line = CommandLine(flags, overrides)
@@ -84,7 +88,8 @@ def show_help(verb: str) -> None:
         for group, names in shown.items():
             print(f"  {group:{width}}{' '.join(names)}")
     several = "; -m runs every combination of comma-separated values" if verb == "train" else ""
-    print(f"\n--cfg job prints the whole composed config{several}")
+    whole = "what is asked of the sweeper; lmlab train --cfg job what of a trial" if verb == "sweep" else None
+    print(f"\n--cfg job prints {whole or 'the whole composed config'}{several}")
 
 
 def groups(verb: str) -> dict[str, list[str]]:
@@ -169,8 +174,11 @@ def read_lines(path: Path) -> list[str]:
         # Not splitlines(): it also cuts at form feeds and Unicode's line separators, which are text here.
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
+        from lmlab.data.corpora.text import likely_encoding
+
         raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start}); convert it with: iconv -f WINDOWS-1252 -t UTF-8 {path}"
+            f"{path} is not UTF-8 (byte {error.start}); convert it with: "
+            f"iconv -f {likely_encoding(error.object)} -t UTF-8 {path} > utf8.txt"
         ) from error
     if "\0" in "".join(lines):
         raise ValueError(f"{path} is a binary file; give one with a text on each line")

@@ -4,6 +4,9 @@ import re
 
 from lmlab.config import compose, conf_dir, flatten, plain, suggest
 
+# Groups whose options hold keys of other places.
+SPREAD = ("sweep", "experiment")
+
 
 def unwrap(error: BaseException) -> BaseException:
     """What went wrong inside a class that Hydra was building; the error itself where there was no such thing."""
@@ -33,7 +36,7 @@ def explain(error: BaseException, verb: str) -> str | None:
         return _unknown(match[1], verb)
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
         return f"{match[1]} exists already: write it without the +"
-    if match := re.search(r"Could not find '([^'/]+(?:/head)?)/([^'/]+)'", text):
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = match.groups()
         return f"no option {group}={option}{suggest(option, options(group))}; there are {', '.join(options(group))}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
@@ -62,8 +65,15 @@ def _constructor(text: str, inner: BaseException) -> str | None:
 
 def _unknown(key: str, verb: str) -> str:
     """No such key: the nearest right one, or the option that it belongs to."""
+    from omegaconf import OmegaConf
+
     group, _, leaf = key.partition(".")
-    owners = [o for o in options(group) if leaf and leaf in _keys_of(group, o)]
+    if leaf and (found := options(as_group := key.replace(".", "/"))):
+        return f"{key} is a group, not a key: {as_group}=OPTION, of {', '.join(found)}"
+    own = key.removeprefix("sweep.")
+    if verb == "train" and own.partition(".")[0] in OmegaConf.load(conf_dir() / "sweep.yaml"):
+        return f"no key {key!r}; of sweeps there is: lmlab sweep {own}=..., or with -m hydra.sweeper.{own}=..."
+    owners = [o for o in options(group) if leaf and group not in SPREAD and leaf in _keys_of(group, o)]
     if owners:
         return f"no key {key!r} in the {group} option chosen; {', '.join(f'{group}={o}' for o in owners)} has it"
     return f"no key {key!r}{suggest(key, known_keys(verb))}; lmlab {verb} --help shows them"
@@ -80,9 +90,10 @@ def known_keys(verb: str) -> list[str]:
     groups = [
         g for g in folders if g in composed or verb == "train" or (verb == "evaluate" and g in ("corpus", "evaluation"))
     ]
+    holding = [g for g in groups if g not in SPREAD]
     if verb in ("bench", "sweep"):
         return [*keys, *known_keys("train")]
-    known = keys + groups + [f"{g}.{k}" for g in groups for o in options(g) for k in _keys_of(g, o)]
+    known = keys + groups + [f"{g}.{k}" for g in holding for o in options(g) for k in _keys_of(g, o)]
     return list(dict.fromkeys(known))
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from lmlab.cli.command import parse, show_help
-from lmlab.config import conf_dir
+from lmlab.cli import quote
+from lmlab.cli.command import CommandLine, parse, show_help
+from lmlab.config import compose, conf_dir
 from lmlab.errors import DONE
 
 
@@ -32,10 +33,20 @@ def main(arguments: list[str]) -> int:
 
     words = [translate(word) for word in arguments]
     if line.shown:
-        # The sweep's own keys: a trial's are lmlab train's.
-        own = [word for word in words if word.startswith(("hydra.", "sweep="))]
-        return train(["--cfg", "hydra", "--package", "hydra.sweeper", *own])
+        return show(line, [word for word in arguments if quote(word) in line.overrides])
     return train(["--multirun", *words])
+
+
+def show(line: CommandLine, words: Sequence[str]) -> int:
+    """The sweep's own keys. A trial's are lmlab train's, and are looked at for mistakes alone."""
+    from lmlab.cli.train import main as train
+    from lmlab.sweeps.composer import parse as parsed
+
+    own = [word for word in words if word.startswith(("hydra.", "hydra/", "sweep=")) or translate(word) != word]
+    fixed = [quote(word) for word in words if word not in own]
+    compose([word for word in fixed if not parsed(word).is_sweep_override()], config_dir=line.config_dir)
+    options = ["--config-dir", line.config_dir] if line.config_dir else []
+    return train(["--cfg", "hydra", "--package", "hydra.sweeper", *options, *map(translate, own)])
 
 
 def translate(word: str) -> str:

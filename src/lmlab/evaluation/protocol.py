@@ -180,8 +180,7 @@ def at_once(model: nn.Module, device: torch.device | str) -> int | None:
     """Tokens of windows that the device reads fastest side by side; None where it is rows that count."""
     if torch.device(device).type != "cpu":
         return AT_ONCE_ON_GPU
-    # A head that counts has no width, and reads nothing that is as wide.
-    return None if model.recurrent else AT_ONCE // getattr(model.head, "d_model", 64)
+    return None if model.recurrent else AT_ONCE // model.d_model
 
 
 def batches(

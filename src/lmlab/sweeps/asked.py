@@ -137,6 +137,10 @@ def load(directory: str | os.PathLike) -> Asked:
 
 def check(asked: Mapping[str, Any]) -> None:
     """The keys of conf/sweep.yaml that only choose between words and sizes. Raises ValueError."""
+    for key, example in (("space", "optimizer.lr=1e-3,1e-2"), ("when", None), ("pruning", "pruning.rule=asha")):
+        if not isinstance(asked[key], Mapping):
+            hint = "" if example is None else f": write {example}"
+            raise ValueError(f"{key}={asked[key]} must be a mapping{hint}")
     for key, allowed in (("strategy", STRATEGIES), ("keep", KEEP), ("out_of_memory", ("fail", "halve"))):
         one_of(key, asked[key], allowed)
     one_of("pruning.rule", asked["pruning"]["rule"], RULES)

@@ -14,6 +14,7 @@ from lmlab.data.cache import locked
 from lmlab.errors import OUR_FAULT, USER_INPUT, TrainingFailed
 from lmlab.report import leave
 from lmlab.runs.protocols import incomparable, is_measured
+from lmlab.schema import check_packages
 from lmlab.sweeps import asked as asking
 from lmlab.sweeps import objective as choosing
 from lmlab.sweeps import pruning, strategy
@@ -40,6 +41,7 @@ def sweep(
     node: the keys of conf/sweep.yaml. arguments: the overrides of `lmlab train`. Raises ValueError where all that
     failed was asked wrongly, TrainingFailed where training failed, KeyboardInterrupt where somebody interrupted it.
     """
+    check_packages(config)
     options = plain(OmegaConf.create(dict(node)))
     asking.check(options)
     pruning.check(options["pruning"])

@@ -42,8 +42,20 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, done: int, path: s
         byte = error.object[error.start]
         raise ValueError(
             f"{path} is not UTF-8: byte 0x{byte:02x} at offset {done - held + error.start}; "
-            f"{_convert(path, 'WINDOWS-1252')} (or whatever its encoding is)"
+            f"{_convert(path, likely_encoding(error.object))} (or whatever its encoding is)"
         ) from None
+
+
+def likely_encoding(text: bytes) -> str:
+    """What text that is no UTF-8 may be: GB18030, as much of what is written in Chinese, else the usual Western one."""
+    try:
+        # Its last character may be cut off.
+        read = codecs.getincrementaldecoder("gb18030")("strict").decode(text)
+    except UnicodeDecodeError:
+        return "WINDOWS-1252"
+    # Two accented letters make a Chinese character, too, but not a third of a text.
+    chinese = sum("\u4e00" <= character <= "\u9fff" for character in read)
+    return "GB18030" if 3 * chinese > len(read) else "WINDOWS-1252"
 
 
 def _convert(path: str, encoding: str) -> str:
@@ -68,12 +80,16 @@ def lines(chunks: Iterable[str]) -> Iterator[str]:
 def separated(chunks: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
     """(document number from 1, text): a document ends with the separator, which stays its own, so that no byte is lost.
 
-    Repeated separators belong to the document before them.
+    Repeated separators belong to the document before them. Where the text's first line ends in "\\r\\n", as Windows
+    writes it, so do the separator's.
     """
-    number, rest = 1, ""
+    number, rest, unknown = 1, "", "\n" in separator
     for chunk in chunks:
         rest += chunk
         position = 0
+        if unknown and (end := rest.find("\n")) >= 0:
+            unknown = False
+            separator = separator.replace("\n", "\r\n") if rest[:end].endswith("\r") else separator
         while (found := rest.find(separator, position)) >= 0:
             end = found + len(separator)
             while rest.startswith(separator, end):

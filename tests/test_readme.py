@@ -88,6 +88,8 @@ def test_every_command_of_the_readme_works_in_its_order(workspace, monkeypatch, 
     for language, block in BLOCKS:
         if language == "python" and "import lmlab" in block:
             exec(compile(block, "README.md", "exec"), {})
+        if language == "python" and "class MyLM" in block:
+            Path("my_lm.py").write_text(block, encoding="utf-8")
         for command in block.splitlines() if language == "bash" else ():
             if command.strip():
                 status = run(command, monkeypatch)
@@ -96,10 +98,10 @@ def test_every_command_of_the_readme_works_in_its_order(workspace, monkeypatch, 
                 expected = 3 if command.startswith("lmlab audit") else 0
                 assert status == expected, f"{command}\n{said.out}\n{said.err}"
     made = {path.parent.name for path in Path("outputs").rglob("results.json")}
-    assert {"first", "mine", "poems", "small_gru", "from_python"} <= made
+    assert {"first", "mine", "poems", "small_gru", "from_python", "my_lm"} <= made
     assert {"fast", "profiled"} <= made
     assert {"counts", "second"} <= made
-    assert len(made) == 21, "four more of the multirun, four of the sweep, and two reproduced"
+    assert len(made) == 22, "four more of the multirun, four of the sweep, and two reproduced"
 
 
 def test_the_readme_has_commands_and_each_make_target_exists():

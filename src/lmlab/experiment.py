@@ -4,6 +4,7 @@ Lightning takes seconds to import, so it waits inside `train`.
 """
 
 import functools
+import inspect
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,6 +57,8 @@ log = logging.getLogger("lmlab")
 # What a config of `train` builds, in the order in which it is checked.
 NODES = ("corpus", "tokenizer", "batching", "model", "optimizer", "schedule", "evaluation")
 TRAINER_NODES = ("training", "trainer", "callbacks", "logger")
+# What everything else asks of a model, beside its `forward`.
+CONTRACT = ("vocab_size", "d_model", "recurrent", "max_context", "head")
 
 
 def build_store(config: Mapping[str, Any], progress: bool = True) -> Store:
@@ -83,8 +86,20 @@ def build_schedule(node: Mapping[str, Any], total_steps: int, steps_per_epoch: i
 
 
 def build_model(node: Mapping[str, Any], vocab_size: int, token_counts: torch.Tensor | None) -> nn.Module:
-    """A model with fresh weights from the global random generator."""
-    return instantiate(node)(vocab_size=vocab_size, token_counts=token_counts)
+    """A model with fresh weights from the global random generator. Raises ValueError where it is no model of ours."""
+    build = instantiate(node)
+    if not isinstance(build, functools.partial):
+        raise ValueError(f"the option of {node['_target_']} needs _partial_: true, for the vocabulary is known later")
+    try:
+        inspect.signature(build).bind(vocab_size=vocab_size, token_counts=token_counts)
+    except TypeError as error:
+        raise ValueError(f"{node['_target_']} does not fit its config: {error}") from error
+    model = build(vocab_size=vocab_size, token_counts=token_counts)
+    if missing := [name for name in CONTRACT if not hasattr(model, name)]:
+        raise ValueError(
+            f"{node['_target_']} has no {', '.join(missing)}: README.md says what a model needs (Extending)"
+        )
+    return model
 
 
 def protocol_without_text(config: DictConfig) -> Any:

@@ -302,6 +302,16 @@ def test_a_mistake_on_a_run_is_one_line(arguments: str, told: str, trained, caps
         ("runs root=/nope", "train a run first"),
         ("board root=/nope", "train a run first"),
         ("board port=99999", "port=99999"),
+        ("evaluate .", "write run_dir=."),
+        ("train -m replicates=2 optimizer.lr=1e-2,1e-3", "hydra.sweeper.replicates="),
+        ("train sweep.replicates=2", "lmlab sweep replicates="),
+        ("train callbacks.early_stopping=patience", "callbacks/early_stopping=OPTION, of patience"),
+        ("train callbacks/spikes=skp", "did you mean skip?"),
+        ("train trainer.max_time=00:00:10:00", "trainer.max_time=00:00:10:00 ends a run sooner"),
+        ("train -m --cfg job", "give one of them"),
+        ("sweep pruning=asha optimizer.lr=1e-3,1e-2", "write pruning.rule=asha"),
+        ("sweep space=lr", "space=lr must be a mapping"),
+        ("sweep --cfg job optimizer.lr=1e-3,1e-2 n_layer=3", "did you mean model.n_layers?"),
     ],
 )
 def test_a_mistake_without_a_run_is_one_line(arguments: str, told: str, capsys):

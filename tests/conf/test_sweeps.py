@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lmlab.config import conf_dir
-from lmlab.experiment import build_model
+from lmlab.experiment import build_model, check_config
 from lmlab.instantiate import instantiate
 from lmlab.sweeps import asked as asking
 from lmlab.sweeps import pruning
@@ -17,7 +17,11 @@ from lmlab.sweeps.trial import config_of
 READY = sorted(path.stem for path in (conf_dir() / "sweep").glob("*.yaml"))
 ISSUED = ("lr", "lstm_vs_transformer", "optuna_asha", "regularisation", "size", "tokenizer")
 # The command line's words that a sweep's comment offers, as far as they choose other branches of its conditions.
-BRANCHES = {"regularisation": [[], ["model=transformer", "batching=windows"]]}
+SMALL = ["corpus=files", "corpus.train=texts", "corpus.val_share=0.1", "corpus.test_share=0.1"]
+BRANCHES = {
+    "regularisation": [[], ["model=transformer", "batching=windows"], SMALL],
+    "tokenizer": [[], ["trainer.max_epochs=0.3", "trainer.max_steps=null"]],
+}
 
 
 def options(name: str) -> dict:
@@ -48,7 +52,7 @@ def test_its_first_points_compose_to_what_lmlab_train_takes(name: str, words: li
     parameters = parse(told["space"], told["when"], fixed)
     seen = set()
     for point in samples(parameters):
-        config_of([*every, *asking.overrides(parameters, point)], 0, Composer(None))
+        check_config(config_of([*every, *asking.overrides(parameters, point)], 0, Composer(None)))
         seen |= set(point)
     assert seen == {p.key for p in parameters}
 

@@ -32,6 +32,22 @@ def test_a_byte_that_is_no_utf8_is_named_with_its_offset(size):
         list(decoded(chunked(data, size), "a.txt"))
 
 
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ("第一回　甄士隐梦幻识通灵，贾雨村风尘怀闺秀。\n", "gb18030"),
+        ("明月几时有？He asked the sky.\n把酒问青天。", "gb18030"),
+        ("L'été dernier, nous étions à la plage; où êtes-vous allés?\n", "windows-1252"),
+        ("Größere Städte prägten früh schon das Gefühl für Weite.", "windows-1252"),
+    ],
+)
+def test_the_remedy_for_other_bytes_gives_the_text_back(content, encoding):
+    data = content.encode(encoding) * 20
+    with pytest.raises(ValueError, match="is not UTF-8") as raised:
+        list(decoded([data[:777]], "a.txt"))
+    assert data.decode(re.search(r"iconv -f (\S+)", str(raised.value))[1]) == content * 20
+
+
 def test_a_character_that_is_cut_off_at_the_end_is_named():
     with pytest.raises(ValueError, match="byte 0xe4 at offset 2"):
         list(decoded([b"ab\xe4\xb8"], "a.txt"))
@@ -49,6 +65,15 @@ def test_only_a_newline_ends_a_line(content, size):
     found = list(lines(chunked(content, size)))
     assert "".join(found) == content
     assert found == re.findall(r"[^\n]*\n|[^\n]+", content)
+
+
+@given(st.text(alphabet="ab\n"), st.integers(1, 4))
+def test_line_ends_of_windows_end_documents_as_others_do(content, size):
+    ours, theirs = (
+        [part.replace("\r", "") for _, part in separated(chunked(text, size), "\n\n")]
+        for text in (content, content.replace("\n", "\r\n"))
+    )
+    assert theirs == ours
 
 
 @given(st.text(alphabet="ab\n"), st.integers(1, 4), st.sampled_from(["\n\n", "\n", "ab"]))

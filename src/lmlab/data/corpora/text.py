@@ -53,9 +53,9 @@ def likely_encoding(text: bytes) -> str:
         read = codecs.getincrementaldecoder("gb18030")("strict").decode(text)
     except UnicodeDecodeError:
         return "WINDOWS-1252"
-    # Two accented letters make a Chinese character, too, but not a third of a text.
+    # An accented letter and its neighbour make a Chinese character, too, but not a tenth of a text.
     chinese = sum("\u4e00" <= character <= "\u9fff" for character in read)
-    return "GB18030" if 3 * chinese > len(read) else "WINDOWS-1252"
+    return "GB18030" if 10 * chinese > len(read) else "WINDOWS-1252"
 
 
 def _convert(path: str, encoding: str) -> str:
@@ -89,7 +89,7 @@ def separated(chunks: Iterable[str], separator: str) -> Iterator[tuple[int, str]
         position = 0
         if unknown and (end := rest.find("\n")) >= 0:
             unknown = False
-            separator = separator.replace("\n", "\r\n") if rest[:end].endswith("\r") else separator
+            separator = re.sub(r"(?<!\r)\n", "\r\n", separator) if rest[:end].endswith("\r") else separator
         while (found := rest.find(separator, position)) >= 0:
             end = found + len(separator)
             while rest.startswith(separator, end):

@@ -50,12 +50,12 @@ def likely_encoding(text: bytes) -> str:
     """What text that is no UTF-8 may be: GB18030, as much of what is written in Chinese, else the usual Western one."""
     try:
         # Its last character may be cut off.
-        read = codecs.getincrementaldecoder("gb18030")("strict").decode(text)
+        codecs.getincrementaldecoder("gb18030")("strict").decode(text)
     except UnicodeDecodeError:
         return "WINDOWS-1252"
-    # An accented letter and its neighbour make a Chinese character, too, but not a tenth of a text.
-    chinese = sum("\u4e00" <= character <= "\u9fff" for character in read)
-    return "GB18030" if 10 * chinese > len(read) else "WINDOWS-1252"
+    # The bytes of Chinese stand together; an accented letter stands among plain ones.
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", text)]
+    return "WINDOWS-1252" if 2 * runs.count(1) > len(runs) else "GB18030"
 
 
 def _convert(path: str, encoding: str) -> str:

@@ -230,7 +230,7 @@ def _planned(
         return dry_run(planned)
     if directory is None:
         directory = RunDirectory(fresh(config.runs_root, run_name(config, swept)))
-    check_continuation(planned, directory)
+    check_continuation(planned, directory, verdict)
     directory.claim()
     try:
         return _train(planned, directory, what, verdict)
@@ -245,8 +245,12 @@ def _planned(
         directory.release()
 
 
-def check_continuation(planned: Plan, directory: Any) -> None:
-    """Refuse to continue a run on other text, or to fewer steps than it was to have; keep the precision it has."""
+def check_continuation(planned: Plan, directory: Any, verdict: str) -> None:
+    """Refuse to continue a run on other text, to fewer steps than it was to have, or, where it has finished, without
+    its last checkpoint; keep the precision it has."""
+    # From step 0 it would replace results and a best checkpoint that are whole.
+    if verdict == "extend" and planned.batching is not None and not directory.last.exists():
+        raise ValueError(f"{directory.last} was removed; training longer needs it: name another run_dir")
     # Killed before config.yaml was written, it has decided nothing yet.
     if not (directory.path / "config.yaml").exists():
         return

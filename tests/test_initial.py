@@ -37,6 +37,19 @@ def test_the_tokenizer_is_the_other_runs(small, trained, tmp_path):
     assert ours.encode(text).ids.tolist() == theirs.encode(text).ids.tolist()
 
 
+def test_a_run_on_words_passes_its_words_on_to_other_text(small, tmp_path):
+    words = ["tokenizer=word", *(o for o in small["lstm"] if not o.startswith("tokenizer"))]
+    train(compose([f"run_dir={tmp_path / 'first'}", *words]))
+    (tmp_path / "t.txt").write_text("the dog sat on a log.\n" * 150 + "the cat ate the cat's food.\n" * 10)
+    other = [o for o in small["lstm"] if not o.startswith(("tokenizer", "model", "corpus.train"))]
+    other += [f"init_from={tmp_path / 'first'}", f"corpus.train={tmp_path / 't.txt'}"]
+    results = train(compose([f"run_dir={tmp_path / 'second'}", *other]))
+    first, second = (tmp_path / name / "tokenizer.json" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    # "cat's", of held-out text alone, was known before: it was not looked up there.
+    assert results["audit"]["checks"]["vocabulary"]["passed"] is None
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run"):
         read_initial(str(tmp_path))

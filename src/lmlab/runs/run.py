@@ -169,7 +169,10 @@ class Run:
         store, results = self.store(), self.results
         asked = (self.model, store, self.protocol, self.device, results["splits"] if results else {})
         with using(self.kernels):
-            return audit.quick(*asked) if quick else audit.full(*asked, *self.text(), shown=passages)
+            corpus, train_tokenizer = self.text()
+            if quick:
+                return audit.quick(*asked, trained_here=train_tokenizer is not None)
+            return audit.full(*asked, corpus, train_tokenizer, shown=passages)
 
     def diagnose(self, fractions: Iterable[str | os.PathLike] = ()) -> Any:
         """Whether it is trained well enough: `lmlab.evaluation.diagnosis`, of an unfinished or failed run, too.

@@ -58,10 +58,11 @@ NODES = ("corpus", "tokenizer", "batching", "model", "optimizer", "schedule", "e
 TRAINER_NODES = ("training", "trainer", "callbacks", "logger")
 
 
-def build_store(config: Mapping[str, Any], progress: bool = True) -> Store:
-    """The encoded corpus, made or opened."""
+def build_store(config: Mapping[str, Any], progress: bool = True, whole: bool = False) -> Store:
+    """The encoded corpus, made or opened. whole: with every byte of it checked, once a process."""
     corpus, train_tokenizer = build_text(config)
-    return prepare(corpus, train_tokenizer, tokenizer_recipe(config), cache_dir(config.get("cache_dir")), progress)
+    cache = cache_dir(config.get("cache_dir"))
+    return prepare(corpus, train_tokenizer, tokenizer_recipe(config), cache, progress, whole)
 
 
 def build_text(config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -95,8 +96,8 @@ def protocol_without_text(config: DictConfig) -> Any:
     return instantiate(config.evaluation)(model=model)
 
 
-def plan(config: DictConfig) -> Plan:
-    """Text, model, batches and schedule for a training config; no trainer yet."""
+def plan(config: DictConfig, whole: bool = False) -> Plan:
+    """Text, model, batches and schedule for a training config; no trainer yet. whole: as in `build_store`."""
     config = with_budget(config)
     check_budget(config)
     initial = read_initial(str(config.init_from), config.allow_targets) if config.init_from else None
@@ -104,7 +105,7 @@ def plan(config: DictConfig) -> Plan:
         # Weights mean something under their own tokenizer only.
         config.model, config.tokenizer = OmegaConf.create(initial.node), OmegaConf.create(initial.tokenizer)
         log.info("model and tokenizer as in %s", config.init_from)
-    store = build_store(config)
+    store = build_store(config, whole=whole)
     model, missed = _sized_model(config, store, initial)
     decided: dict[str, Any] = {
         "vocab_size": store.tokenizer.vocab_size,
@@ -224,7 +225,8 @@ def _planned(
 ) -> dict[str, Any]:
     from lmlab.run_directory import RunDirectory, fresh
 
-    planned = plan(config)
+    # Other processes of the run, if any, read what this one has checked.
+    planned = plan(config, whole=not config.dry_run)
     planned.watchers = watchers
     if config.dry_run:
         return dry_run(planned)

@@ -141,15 +141,27 @@ class Run:
         """The protocol that a node as in conf/evaluation means for this run's model."""
         return instantiate(evaluation)(model=self.model)
 
-    def store(self, corpus: Mapping[str, Any] | None = None) -> Any:
-        """The token store of the run's own text, or of another corpus under the run's tokenizer."""
-        from lmlab.data.store import DamagedStore, Store, prepare
+    def store(self, corpus: Mapping[str, Any] | None = None, whole: bool = False) -> Any:
+        """The token store of the run's own text, or of another corpus under the run's tokenizer.
+
+        whole: every byte of it is checked; what is found damaged is made again.
+        """
+        from lmlab.data.store import DamagedStore, Store, prepare, remove
 
         cache = cache_dir(self.config.get("cache_dir"))
         if corpus is None:
             try:
                 # The name alone: a stranger's config leads nowhere else.
-                return Store(cache / "stores" / Path(self.config["decided"]["store"]).name)
+                store = Store(cache / "stores" / Path(self.config["decided"]["store"]).name)
+                try:
+                    if whole:
+                        store.verify()
+                except DamagedStore as error:
+                    # Others, who look less closely, would go on using it.
+                    log.warning("%s", error)
+                    remove(store.path)
+                    raise
+                return store
             except (FileNotFoundError, DamagedStore):
                 log.info("the run's token store is not in %s; it is made again", cache)
         text = self.own_corpus() if corpus is None else self.corpus(corpus)
@@ -166,7 +178,7 @@ class Run:
         """Whether its numbers can be trusted: `lmlab.evaluation.audit`'s checks. passages: shown of each kind."""
         from lmlab.evaluation import audit
 
-        store, results = self.store(), self.results
+        store, results = self.store(whole=not quick), self.results
         asked = (self.model, store, self.protocol, self.device, results["splits"] if results else {})
         with using(self.kernels):
             corpus, train_tokenizer = self.text()

@@ -279,7 +279,7 @@ class LMModule(LightningModule):
         self.validations[VALIDATIONS[dataloader_idx]].update(charged(nll, batch), batch.mask, batch.counts)
 
     def measured_weights(self) -> AbstractContextManager:
-        """Within, the model has the weights that validation measures: an averaging optimizer's averages."""
+        """Within, the model has an averaging optimizer's averages, as validation has after a callback's."""
         averaged = getattr(self.trainer.optimizers[0], "averaged", None)
         return averaged() if averaged else nullcontext()
 

@@ -270,7 +270,10 @@ def check_continuation(planned: Plan, directory: Any, verdict: str) -> None:
 
 
 def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:
-    """What `auto` became when the run began holds to its end, on another machine too: else it were another run."""
+    """What `auto` became when the run began holds to its end, on another machine too: else it were another run.
+
+    Raises ValueError where it began with what several processes cannot do.
+    """
     for key in ("precision", "compile"):
         was, now = before.get(key), planned.decided.get(key)
         if planned.config[key] != "auto" or was in (None, now):
@@ -279,6 +282,15 @@ def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:
             continue
         planned.decided[key] = was
         planned.reasons[key] = f"{key} {was}, as this run began (here it would be {now})"
+    if planned.batching is not None:
+        devices = planned.decided["devices"]
+        try:
+            check_precision(planned.decided["precision"], devices)
+        except ValueError as error:
+            raise ValueError(
+                f"this run began with precision={planned.decided['precision']}, which holds to its end, and trains "
+                f"in one process: continue it with devices=1 (now {devices})"
+            ) from error
 
 
 def check_config(config: DictConfig) -> None:

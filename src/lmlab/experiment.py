@@ -106,9 +106,10 @@ def plan(config: DictConfig, whole: bool = False) -> Plan:
         config.model, config.tokenizer = OmegaConf.create(initial.node), OmegaConf.create(initial.tokenizer)
         log.info("model and tokenizer as in %s", config.init_from)
     store = build_store(config, whole=whole)
-    model, missed = _sized_model(config, store, initial)
+    rows = _rows(config, store, initial)
+    model, missed = _sized_model(config, store, initial, rows)
     decided: dict[str, Any] = {
-        "vocab_size": store.tokenizer.vocab_size,
+        "vocab_size": rows,
         "start_id": store.tokenizer.start_id,
         "store": store.path.name,
         "tokenizer": xxhash.xxh3_64_hexdigest(store.tokenizer.to_json().encode()),
@@ -123,9 +124,27 @@ def plan(config: DictConfig, whole: bool = False) -> Plan:
     return _trained_plan(config, store, model, decided, {"n_params": missed})
 
 
-def _sized_model(config: DictConfig, store: Store, initial: Initial | None) -> tuple[nn.Module, str | None]:
+def _rows(config: DictConfig, store: Store, initial: Initial | None) -> int:
+    """Ids that the model knows: the tokenizer's, or as many as the weights have that it starts from."""
+    tokens = store.tokenizer.vocab_size
+    if initial is None:
+        return tokens
+    if initial.vocab_size < tokens:
+        raise ValueError(
+            f"init_from={config.init_from}: its tokenizer has {tokens:,} tokens and its weights rows for "
+            f"{initial.vocab_size:,}: they are not of one model"
+        )
+    return initial.vocab_size
+
+
+def _sized_model(
+    config: DictConfig, store: Store, initial: Initial | None, vocab_size: int
+) -> tuple[nn.Module, str | None]:
     """The model, and what is said where it misses the `n_params` asked for; a solved width enters the config."""
-    vocab_size, counts = store.tokenizer.vocab_size, torch.from_numpy(store.token_counts())
+    counts = torch.from_numpy(store.token_counts())
+    if vocab_size > len(counts):
+        # Rows that no token has.
+        counts = torch.cat([counts, counts.new_zeros(vocab_size - len(counts))])
     wanted = parse_count(config.get("n_params"), "n_params")
     if wanted is not None and initial is not None:
         raise ValueError(f"n_params={config.n_params} with init_from={config.init_from}: the weights fix the size")

@@ -104,10 +104,11 @@ class Run:
         """The trained model, in evaluation mode. Raises ValueError where tokenizer or checkpoint do not fit."""
         from lmlab.training.checkpoints import read, weights
 
-        vocab_size = self.config["decided"]["vocab_size"]
-        if self.tokenizer.vocab_size != vocab_size:
+        vocab_size, tokens = self.config["decided"]["vocab_size"], self.tokenizer.vocab_size
+        # Weights from elsewhere may have rows that no token has.
+        if tokens != vocab_size and not (tokens < vocab_size and self.config.get("init_from")):
             raise ValueError(
-                f"{self.directory.tokenizer} has {self.tokenizer.vocab_size} tokens, the checkpoint {vocab_size}: "
+                f"{self.directory.tokenizer} has {tokens} tokens, the checkpoint {vocab_size}: "
                 "they are not of one run; put the run's own tokenizer.json back"
             )
         path = self.directory.checkpoints / f"{self.checkpoint}.ckpt"

@@ -197,6 +197,21 @@ def test_a_run_keeps_the_precision_that_it_began_with(small, tmp_path, monkeypat
     assert "as this run began" in log
 
 
+def test_a_run_that_began_in_bf16_on_one_device_is_continued_on_one(small, tmp_path, monkeypatch):
+    from lmlab.experiment import train
+    from lmlab.run_directory import RunDirectory
+
+    monkeypatch.setattr(hardware.Machine, "bf16_gain", lambda self, width, autocast: 2.0)
+    overrides = [*small["lstm"], f"run_dir={tmp_path / 'run'}"]
+    assert train(compose([*overrides, "trainer.max_steps=2"]))["training"]["steps"] == 2
+    before = RunDirectory(tmp_path / "run").config()["decided"]
+    assert before["precision"] == "bf16"
+    with pytest.raises(ValueError, match=r"began with precision=bf16.*continue it with devices=1 \(now 2\)"):
+        train(compose([*overrides, "trainer.max_steps=4", "devices=2"]))
+    assert RunDirectory(tmp_path / "run").config()["decided"] == before
+    assert train(compose([*overrides, "trainer.max_steps=4"]))["training"]["steps"] == 4
+
+
 def test_a_class_of_ones_own_is_not_given_weights_twice(text_file, monkeypatch):
     """It may not cast what it looks up."""
     from lmlab.models.lstm import LSTMLM

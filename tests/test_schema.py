@@ -75,12 +75,13 @@ def test_the_tables_know_only_keys_that_exist():
         assert f"{leaf}: " in stated or f'"{leaf}": ' in stated, key
 
 
-def test_budgets_must_train_something():
+def test_budgets_must_train_something_and_seeds_be_ones_that_torch_takes():
     for config, told in [
         ({"trainer": {"max_steps": 0}}, "max_steps=0"),
         ({"trainer": {"max_time": "soon"}}, "DD:HH:MM:SS"),
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"n_params": "-5"}, "n_params=-5"),
+        ({"seed": 2**64}, r"seed=18446744073709551616 must be below 2\*\*64"),
     ]:
         with pytest.raises(ValueError, match=told):
             check_keys(config)

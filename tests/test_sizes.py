@@ -98,6 +98,41 @@ def test_a_tied_matrix_counts_once():
     assert embedding_share(free) == pytest.approx(4800 / 5676)
 
 
+def test_only_tables_of_tokens_count_as_embeddings_of_a_small_vocabulary():
+    # 65 characters: layers have more rows than that, and so has the table of 128 learned positions.
+    words = "model.d_model=16 model.n_layers=1 model.n_heads=2 model.max_context=128 model.positions=learned"
+    node = plain(compose(["model=transformer", *words.split(), "model.embed_ngram=2"]).model)
+    model = build_model(node, 65, None)
+    # Tied, and the lag's table has a row for no token: 65 + 66 rows of 16.
+    assert embedding_share(model) == pytest.approx(131 * 16 / count_parameters(model))
+    # The default: its one table of tokens, of some 900 thousand parameters.
+    default = build_model(plain(compose(["model=transformer"]).model), 65, None)
+    assert embedding_share(default) == 65 * default.d_model / count_parameters(default)
+    assert embedding_share(default) < 0.02
+
+
+def test_a_mixture_multiplies_by_its_matrix_once_for_each_expert():
+    words = "model/head=mixture model.head.n_experts=15 model.head.d_latent=null model.d_model=3 model.n_layers=1"
+    model = build_model(plain(compose(["model=lstm", *words.split()]).model), 5, None)
+    # 96 in the layer; weights of 15 experts from 3: 45; their vectors, 3 x 45 and 45; 15 times 5 x 3 and 5.
+    assert flops_per_token(model, 16) == 6 * (96 + 45 + 180 + 300)
+    assert embedding_share(model) == pytest.approx(15 / count_parameters(model))
+
+
+def test_an_adaptive_head_multiplies_by_a_rare_clusters_matrices_rarely():
+    import torch
+
+    words = "model/head=adaptive model.head.cutoffs=[2,4] model.head.div_value=2 model.d_model=4 model.n_layers=1"
+    node = plain(compose(["model=lstm", *words.split(), "model.tie_embeddings=false"]).model)
+    # Ids by frequency: 3 and 0 (14 of 20 tokens); 1 and 4 (5); 2 (1).
+    model = build_model(node, 5, torch.tensor([6, 3, 1, 8, 2]))
+    # 4 x 4 x 4 twice and two biases of 16 in the layer: 160. The short list's 2 + 2 rows of 4 always: 16; the clusters'
+    # 4 x 2 + 2 x 2 for a quarter, 4 x 1 + 1 x 1 for a twentieth.
+    assert flops_per_token(model, 16) == 6 * (160 + 16) + round(6 * (12 / 4 + 5 / 20))
+    # 5 rows of 4 looked up; 4 x 4, 2 x 2 and 1 x 1 in the head.
+    assert embedding_share(model) == pytest.approx((20 + 16 + 4 + 1) / count_parameters(model))
+
+
 def test_operations_of_a_tiny_transformer_by_hand():
     words = "model.d_model=4 model.n_layers=2 model.n_heads=2 model.d_ff=8 model.mlp=gelu model.max_context=6"
     node = plain(compose(["model=transformer", *words.split()]).model)

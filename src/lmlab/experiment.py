@@ -61,10 +61,11 @@ TRAINER_NODES = ("training", "trainer", "callbacks", "logger")
 CONTRACT = ("vocab_size", "d_model", "recurrent", "max_context", "head")
 
 
-def build_store(config: Mapping[str, Any], progress: bool = True) -> Store:
-    """The encoded corpus, made or opened."""
+def build_store(config: Mapping[str, Any], progress: bool = True, whole: bool = False) -> Store:
+    """The encoded corpus, made or opened. whole: with every byte of it checked, once a process."""
     corpus, train_tokenizer = build_text(config)
-    return prepare(corpus, train_tokenizer, tokenizer_recipe(config), cache_dir(config.get("cache_dir")), progress)
+    cache = cache_dir(config.get("cache_dir"))
+    return prepare(corpus, train_tokenizer, tokenizer_recipe(config), cache, progress, whole)
 
 
 def build_text(config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -110,8 +111,8 @@ def protocol_without_text(config: DictConfig) -> Any:
     return instantiate(config.evaluation)(model=model)
 
 
-def plan(config: DictConfig) -> Plan:
-    """Text, model, batches and schedule for a training config; no trainer yet."""
+def plan(config: DictConfig, whole: bool = False) -> Plan:
+    """Text, model, batches and schedule for a training config; no trainer yet. whole: as in `build_store`."""
     config = with_budget(config)
     check_budget(config)
     initial = read_initial(str(config.init_from), config.allow_targets) if config.init_from else None
@@ -119,10 +120,11 @@ def plan(config: DictConfig) -> Plan:
         # Weights mean something under their own tokenizer only.
         config.model, config.tokenizer = OmegaConf.create(initial.node), OmegaConf.create(initial.tokenizer)
         log.info("model and tokenizer as in %s", config.init_from)
-    store = build_store(config)
-    model, missed = _sized_model(config, store, initial)
+    store = build_store(config, whole=whole)
+    rows = _rows(config, store, initial)
+    model, missed = _sized_model(config, store, initial, rows)
     decided: dict[str, Any] = {
-        "vocab_size": store.tokenizer.vocab_size,
+        "vocab_size": rows,
         "start_id": store.tokenizer.start_id,
         "store": store.path.name,
         "tokenizer": xxhash.xxh3_64_hexdigest(store.tokenizer.to_json().encode()),
@@ -137,9 +139,27 @@ def plan(config: DictConfig) -> Plan:
     return _trained_plan(config, store, model, decided, {"n_params": missed})
 
 
-def _sized_model(config: DictConfig, store: Store, initial: Initial | None) -> tuple[nn.Module, str | None]:
+def _rows(config: DictConfig, store: Store, initial: Initial | None) -> int:
+    """Ids that the model knows: the tokenizer's, or as many as the weights have that it starts from."""
+    tokens = store.tokenizer.vocab_size
+    if initial is None:
+        return tokens
+    if initial.vocab_size < tokens:
+        raise ValueError(
+            f"init_from={config.init_from}: its tokenizer has {tokens:,} tokens and its weights rows for "
+            f"{initial.vocab_size:,}: they are not of one model"
+        )
+    return initial.vocab_size
+
+
+def _sized_model(
+    config: DictConfig, store: Store, initial: Initial | None, vocab_size: int
+) -> tuple[nn.Module, str | None]:
     """The model, and what is said where it misses the `n_params` asked for; a solved width enters the config."""
-    vocab_size, counts = store.tokenizer.vocab_size, torch.from_numpy(store.token_counts())
+    counts = torch.from_numpy(store.token_counts())
+    if vocab_size > len(counts):
+        # Rows that no token has.
+        counts = torch.cat([counts, counts.new_zeros(vocab_size - len(counts))])
     wanted = parse_count(config.get("n_params"), "n_params")
     if wanted is not None and initial is not None:
         raise ValueError(f"n_params={config.n_params} with init_from={config.init_from}: the weights fix the size")
@@ -239,13 +259,14 @@ def _planned(
 ) -> dict[str, Any]:
     from lmlab.run_directory import RunDirectory, fresh
 
-    planned = plan(config)
+    # Other processes of the run, if any, read what this one has checked.
+    planned = plan(config, whole=not config.dry_run)
     planned.watchers = watchers
     if config.dry_run:
         return dry_run(planned)
     if directory is None:
         directory = RunDirectory(fresh(config.runs_root, run_name(config, swept)))
-    check_continuation(planned, directory)
+    check_continuation(planned, directory, verdict)
     directory.claim()
     try:
         return _train(planned, directory, what, verdict)
@@ -260,8 +281,12 @@ def _planned(
         directory.release()
 
 
-def check_continuation(planned: Plan, directory: Any) -> None:
-    """Refuse to continue a run on other text, or to fewer steps than it was to have; keep the precision it has."""
+def check_continuation(planned: Plan, directory: Any, verdict: str) -> None:
+    """Refuse to continue a run on other text, to fewer steps than it was to have, or, where it has finished, without
+    its last checkpoint; keep the precision it has."""
+    # From step 0 it would replace results and a best checkpoint that are whole.
+    if verdict == "extend" and planned.batching is not None and not directory.last.exists():
+        raise ValueError(f"{directory.last} was removed; training longer needs it: name another run_dir")
     # Killed before config.yaml was written, it has decided nothing yet.
     if not (directory.path / "config.yaml").exists():
         return
@@ -279,7 +304,10 @@ def check_continuation(planned: Plan, directory: Any) -> None:
 
 
 def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:
-    """What `auto` became when the run began holds to its end, on another machine too: else it were another run."""
+    """What `auto` became when the run began holds to its end, on another machine too: else it were another run.
+
+    Raises ValueError where it began with what several processes cannot do.
+    """
     for key in ("precision", "compile"):
         was, now = before.get(key), planned.decided.get(key)
         if planned.config[key] != "auto" or was in (None, now):
@@ -288,6 +316,15 @@ def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:
             continue
         planned.decided[key] = was
         planned.reasons[key] = f"{key} {was}, as this run began (here it would be {now})"
+    if planned.batching is not None:
+        devices = planned.decided["devices"]
+        try:
+            check_precision(planned.decided["precision"], devices)
+        except ValueError as error:
+            raise ValueError(
+                f"this run began with precision={planned.decided['precision']}, which holds to its end, and trains "
+                f"in one process: continue it with devices=1 (now {devices})"
+            ) from error
 
 
 def check_config(config: DictConfig) -> None:

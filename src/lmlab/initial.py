@@ -13,11 +13,15 @@ from lmlab.run_directory import RunDirectory, check_tokenizer
 
 @dataclass(frozen=True)
 class Initial:
-    """A model's config node, its weights, and the tokenizer's config node that they were made with."""
+    """A model's config node, its weights, and the tokenizer's config node that they were made with.
+
+    vocab_size: rows of its tables: at times more than the tokenizer has tokens, for the speed of round numbers.
+    """
 
     node: dict[str, Any]
     weights: Mapping[str, Tensor]
     tokenizer: dict[str, Any]
+    vocab_size: int
 
 
 def read_initial(source: str, allow_targets: Iterable[str] = ()) -> Initial:
@@ -39,7 +43,8 @@ def _from_run(path: str, allow_targets: Iterable[str]) -> Initial:
     check_targets(node, allow_targets)
     if directory.tokenizer.is_file():
         check_tokenizer(directory.tokenizer, config["decided"])
-    return Initial(literal(node), weights(read(directory.best)), _pretrained(directory.tokenizer))
+    rows = config["decided"]["vocab_size"]
+    return Initial(literal(node), weights(read(directory.best)), _pretrained(directory.tokenizer), rows)
 
 
 def _from_hugging_face(name: str) -> Initial:
@@ -50,7 +55,7 @@ def _from_hugging_face(name: str) -> Initial:
         raise ValueError(
             f"hf:{name} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(...)"
         )
-    return Initial(loaded.node, loaded.weights, _pretrained(loaded.tokenizer))
+    return Initial(loaded.node, loaded.weights, _pretrained(loaded.tokenizer), loaded.vocab_size)
 
 
 def _pretrained(path: Path | str) -> dict[str, Any]:

@@ -177,6 +177,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
         found, value = _lookup(config, key)
         if found and isinstance(value, int | float) and value < least:
             raise ValueError(f"{key}={value} must be at least {least}")
+    if config.get("seed") is not None and config["seed"] >= 2**64:
+        raise ValueError(f"seed={config['seed']} must be below 2**64, as torch's generators take it")
     for key in ("n_params", "max_tokens"):
         count = parse_count(config.get(key), key)
         if count is not None and count < 1:

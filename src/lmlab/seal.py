@@ -56,11 +56,25 @@ def unseal_lines(text: str) -> str:
         return text[: text.rfind("\n") + 1]
     found = []
     for n, line in enumerate([",".join(header.rsplit(",check:", 1)), *lines], 1):
-        cells, _, told = line.rpartition(",")
-        if told != f"{zlib.crc32(cells.encode('utf-8', 'surrogatepass')):08x}":
+        if not _is_sealed(line):
             raise Broken(f"the checksum of line {n} differs: it was changed since it was written")
-        found.append(cells)
+        found.append(line.rpartition(",")[0])
     return "\n".join([*found, ""])
+
+
+def _is_sealed(line: str) -> bool:
+    cells, _, told = line.rpartition(",")
+    return told == f"{zlib.crc32(cells.encode('utf-8', 'surrogatepass')):08x}"
+
+
+def intact_lines(text: str) -> list[list[str]]:
+    """The cells of such a table's header, and of the lines that are as they were written; [] without a whole header."""
+    header, *lines = text.split("\n")
+    columns, mark, told = header.rpartition(",check:")
+    if not mark or not _is_sealed(f"{columns},{told}"):
+        return []
+    found = [line.rpartition(",")[0].split(",") for line in lines if line and _is_sealed(line)]
+    return [columns.split(","), *(cells for cells in found if len(cells) == columns.count(",") + 1)]
 
 
 def digest(text: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmlab.models.attention import Attention
+from lmlab.models.head import Head
 
 # Shares of n_params by which a solved width may miss it: unsaid, and at all.
 NEAR, FAR = 0.01, 0.1
@@ -43,23 +44,29 @@ def missed_size(wanted: int, found: int, d_model: int) -> str | None:
 
 
 def embedding_share(model: nn.Module) -> float:
-    """Share of the parameters that stand in tables of V rows: embeddings and an output layer."""
-    tables = [p for p in model.parameters() if p.ndim == 2 and p.shape[0] >= model.vocab_size]
-    return sum(p.numel() for p in tables) / max(count_parameters(model), 1)
+    """Share of the parameters that stand in tables with a row for each token: embeddings and an output layer."""
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings >= model.vocab_size]
+    # Learned positions are rows of a context, which may be longer than a small vocabulary.
+    tables = [m.weight for m in embeddings if m is not getattr(model, "position_embed", None)]
+    tables += model.head.tables() if isinstance(model.head, Head) else []
+    # A tied matrix once.
+    return sum(p.numel() for p in {id(p): p for p in tables}.values()) / max(count_parameters(model), 1)
 
 
 def flops_per_token(model: nn.Module, length: int) -> int:
     """Floating-point operations to train on one token of a row of `length`: 6 N + 12 L H Q T.
 
     Chowdhery et al. 2022 (PaLM), appendix B. N: parameters without tables that are only looked up; a table that the
-    head shares is multiplied by, and counts. L H Q: layers, heads and their width, summed over the attention layers.
-    T: positions attended to, the causal half that is masked included; at most the window.
+    head shares is multiplied by, and counts; those of the head as often as it multiplies by them. L H Q: layers, heads
+    and their width, summed over the attention layers. T: positions attended to, the causal half that is masked
+    included; at most the window.
     """
-    head = {id(p) for p in model.head.parameters()}
-    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()} - head
-    multiplied = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+    head = {id(p): p for p in model.head.parameters()}
+    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    body = sum(p.numel() for p in model.parameters() if id(p) not in head and id(p) not in tables)
+    of_head = model.head.multiplied() if isinstance(model.head, Head) else sum(p.numel() for p in head.values())
     widths = sum(m.n_heads * m.d_head for m in model.modules() if isinstance(m, Attention))
-    return 6 * multiplied + 12 * widths * min(length, getattr(model, "band", length))
+    return round(6 * (body + of_head)) + 12 * widths * min(length, getattr(model, "band", length))
 
 
 def solve_width(

@@ -1,4 +1,7 @@
 import json
+import os
+
+import pytest
 
 from lmlab import cli
 
@@ -33,6 +36,29 @@ def test_an_honest_run_has_status_0(small, tmp_path, capsys):
     train(compose([f"run_dir={tmp_path / 'run'}", *overrides, f"corpus.train={text}"]))
     assert cli.main(["audit", f"run_dir={tmp_path / 'run'}"]) == 0
     assert "FAIL" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seen_by", ["audit", "train"])
+def test_a_flipped_bit_in_a_large_store_is_seen_and_made_again(seen_by, small, tmp_path, monkeypatch, capsys, caplog):
+    from lmlab.config import compose
+    from lmlab.experiment import train
+
+    overrides = [word for word in small["lstm"] if not word.startswith("cache_dir")] + [f"cache_dir={tmp_path}"]
+    train(compose([f"run_dir={tmp_path / 'run'}", *overrides]))
+    # As if the file were too large to be read at each opening, and this another process.
+    monkeypatch.setattr("lmlab.data.store.CHECK_UP_TO", 0)
+    monkeypatch.setattr("lmlab.data.store._whole", set())
+    (file,) = tmp_path.glob("stores/*/train.ids")
+    whole, told = file.read_bytes(), file.stat()
+    file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    os.utime(file, ns=(told.st_atime_ns, told.st_mtime_ns))
+    if seen_by == "audit":
+        assert cli.main(["audit", f"run_dir={tmp_path / 'run'}"]) == 3
+        assert "byte ledger" in capsys.readouterr().out
+    else:
+        train(compose([f"run_dir={tmp_path / 'other'}", *overrides]))
+    assert f"{file} was changed: its checksum differs" in caplog.text
+    assert [found.read_bytes() for found in tmp_path.glob("stores/*/train.ids")] == [whole]
 
 
 def test_bad_values_are_refused(trained, capsys):

@@ -246,6 +246,29 @@ def test_verify_reads_large_files_too(tmp_path, monkeypatch):
         Store(store.path).verify()
 
 
+def flip(file):
+    """One bit of its middle, as a disk does it: size and time of change stay."""
+    told, data = file.stat(), bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(told.st_atime_ns, told.st_mtime_ns))
+
+
+def test_a_flipped_bit_in_a_large_file_is_seen_where_every_byte_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmlab.data.store.CHECK_UP_TO", 0)
+    monkeypatch.setattr("lmlab.data.store._whole", whole := set())
+    corpus = Texts(train=POEMS)
+    store = prepare(corpus, byte, {}, tmp_path, progress=False)
+    before = store.split("train").ids.tolist()
+    whole.clear()  # another process
+    flip(store.path / "train.ids")
+    assert prepare(corpus, byte, {}, tmp_path, progress=False).split("train").ids.tolist() != before
+    again = prepare(corpus, byte, {}, tmp_path, progress=False, whole=True)
+    assert again.split("train").ids.tolist() == before
+    monkeypatch.setattr(Store, "verify", lambda _: pytest.fail("read twice by one process"))
+    prepare(corpus, byte, {}, tmp_path, progress=False, whole=True)
+
+
 def test_a_moved_store_that_is_read_only_is_read_once_a_process(tmp_path, monkeypatch):
     monkeypatch.setattr("lmlab.data.store.CHECK_UP_TO", 0)
     store, read = prepare(Texts(train=POEMS), byte, {}, tmp_path, progress=False), []

@@ -96,6 +96,7 @@ def test_out_and_back_changes_nothing():
         ({"window": 5}, "window=5 cannot be expressed"),
         ({"embed_ngram": 2}, "embed_ngram=2 cannot be expressed"),
         ({"bias": True}, "bias=true cannot be expressed as Qwen3"),
+        ({"head": {"_target_": "lmlab.models.head.LinearHead", "softcap": 30.0}}, "head.softcap=30.0 cannot be"),
     ],
 )
 def test_what_they_cannot_express_is_refused(changes, message):

@@ -65,6 +65,38 @@ def test_a_folder_and_the_names_beside_the_file(kinds, tmp_path):
     assert take(tmp_path, eos_token="<|endoftext|>").eos_id == 0
 
 
+def test_a_file_of_our_own_is_the_tokenizer_that_it_holds(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = take(tmp_path)
+    assert again.to_json() == tokenizer.to_json()
+    for name in ("kind", "eos_id", "start_id", "unk_id", "lossless", "specials"):
+        assert getattr(again, name) == getattr(tokenizer, name)
+    # Line breaks, a character and a word that none of them was trained on.
+    text = "the State\nof the \u2603\n\nzebras ."
+    assert again.encode(text).ids.tolist() == tokenizer.encode(text).ids.tolist()
+    assert again.decode(again.encode(text).ids) == tokenizer.decode(tokenizer.encode(text).ids)
+    assert [again.needs_eos(tail) for tail in ("a", "a\n", "")] == [tokenizer.needs_eos(t) for t in ("a", "a\n", "")]
+
+
+def test_a_words_file_keeps_line_breaks_and_unknown_words(kinds, tmp_path):
+    kinds["word"].save(tmp_path / "tokenizer.json")
+    words = take(tmp_path)
+    # By hand: words, a newline for <eos>, <unk> for what it does not know.
+    assert words.decode(words.encode("the best\nzebras of times").ids) == "the best\n<unk> of times"
+    assert not words.needs_eos("times\n")
+    with pytest.raises(ValueError, match=r"eos_token='<unk>', but .* is lmlab's own and has '<eos>' there"):
+        take(tmp_path, eos_token="<unk>")
+    assert take(tmp_path, eos_token="<eos>").kind == "word"
+
+
+def test_the_end_that_was_asked_for_stays_when_a_run_passes_it_on(tmp_path):
+    other = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[UNK]": 1, "</s>": 2}, unk_token="[UNK]"))
+    other.add_special_tokens(["</s>"])
+    other.save(str(tmp_path / "tokenizer.json"))
+    take(tmp_path, eos_token="a").save(tmp_path / "run" / "tokenizer.json")
+    assert take(tmp_path / "run").eos_id == 0
+
+
 def test_an_eos_that_nothing_names_is_asked_for(tmp_path):
     other = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     other.save(str(tmp_path / "tokenizer.json"))

@@ -37,6 +37,30 @@ def test_samples_are_written_at_every_validation_and_change_nothing(train, tmp_p
     assert len(projected.read_text().splitlines()) == 257
 
 
+@pytest.mark.parametrize("averaging", ["ema", "nt_asgd"])
+def test_samples_on_the_board_are_of_the_averages_that_validation_measures(averaging, train, tmp_path, monkeypatch):
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def write(self, model, n):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return [""]
+
+    options = {
+        "ema": ["callbacks/averaging=ema", "callbacks.averaging.decay=0.8"],
+        "nt_asgd": ["optimizer=nt_asgd", "optimizer.lr=8.0", "optimizer.nonmono=1", "schedule=constant"],
+    }[averaging]
+    monkeypatch.setattr("lmlab.training.callbacks.Samples.write", write)
+    told = train("run", *TINY, "trainer.max_steps=30", "logger=tensorboard", f"callbacks.samples={SAMPLES}", *options)
+    best = weights(read(tmp_path / "run/checkpoints/best.ckpt"))
+    ours = seen[told["training"]["best_step"] // 3 - 1]
+    assert best.keys() == ours.keys()
+    assert all(torch.equal(best[name], ours[name]) for name in best)
+    # And none of it stays: training goes on as without them.
+    train("without", *TINY, "trainer.max_steps=30", *options)
+    last, theirs = (weights(read(tmp_path / name / "checkpoints/last.ckpt")) for name in ("run", "without"))
+    assert all(torch.equal(last[name], theirs[name]) for name in theirs)
+
+
 def test_samples_that_are_not_wanted_at_validations_are_in_the_results_all_the_same(train, tmp_path):
     once = SAMPLES.replace("every_validation: true", "every_validation: false")
     told = train("once", *TINY, "logger=tensorboard", f"callbacks.samples={once}")

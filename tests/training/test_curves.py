@@ -87,11 +87,45 @@ def test_a_line_that_was_being_written_is_no_point(tmp_path):
     )
 
 
-@pytest.mark.parametrize("damage", ["", "step\nx\n", "nothing,of,ours\n1,2,3\n", "step,tokens\n1\n,,,\n"])
-def test_a_damaged_curve_does_not_keep_a_run_from_going_on(damage, tmp_path):
+def written(directory: RunDirectory) -> list[str]:
+    """Five points; the file's lines."""
+    curves = Curves(directory, None)
+    for step in range(1, 6):
+        curves.append(step, 10 * step, 0.5 * step, {"train/loss": 3.0 / step})
+    curves.close()
+    return directory.curves.read_text().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("other", [b"7", b"\n", b",", b'"', b"\xff"])
+def test_a_changed_byte_costs_a_run_that_goes_on_that_line_alone(other, tmp_path, caplog):
     directory = RunDirectory(tmp_path)
+    lines = written(directory)
+    whole = directory.curves.read_bytes()
+    # The first digit of the third point's loss.
+    at = len("".join(lines[:3])) + lines[3].index("1.500,1") + len("1.500,")
+    damaged = whole[:at] + other + whole[at + 1 :]
+    directory.curves.write_bytes(damaged)
+    curves = Curves(directory, 4)
+    curves.append(5, 50, 2.5, {"train/loss": 0.5})
+    curves.close()
+    assert [(p["step"], p["train/loss"]) for p in directory.points()] == [
+        ("1", "3"), ("2", "1.5"), ("4", "0.75"), ("5", "0.5")
+    ]  # fmt: skip
+    assert "is damaged (the checksum of line 4 differs" in caplog.text or other == b"\xff"
+    assert "4 of its " in caplog.text
+    assert (tmp_path / "curves.csv.damaged").read_bytes() == damaged
+
+
+@pytest.mark.parametrize("damage", ["", "step\nx\n", "nothing,of,ours\n1,2,3\n", "step,tokens\n1\n,,,\n", "header"])
+def test_a_curve_that_cannot_be_read_is_kept_beside_that_of_a_run_that_goes_on(damage, tmp_path, caplog):
+    directory = RunDirectory(tmp_path)
+    if damage == "header":
+        damage = "".join(written(directory)).replace("tokens", "tokans", 1)
     directory.curves.write_text(damage)
     curves = Curves(directory, 5)
     curves.append(6, 60, 1.0, {"train/loss": 1.0})
     curves.close()
-    assert directory.points()[-1]["step"] == "6"
+    assert [p["step"] for p in directory.points()] == ["6"]
+    if damage:
+        assert "0 of its " in caplog.text
+        assert (tmp_path / "curves.csv.damaged").read_text() == damage

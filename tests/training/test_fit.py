@@ -15,6 +15,7 @@ from lmlab.errors import TrainingFailed
 from lmlab.models import cross_entropy, kernels
 from lmlab.models.head import LinearHead
 from lmlab.run_directory import RunDirectory
+from lmlab.runs import prune
 from lmlab.training.checkpoints import read, weights
 from lmlab.training.module import LMModule
 
@@ -75,6 +76,16 @@ def test_a_larger_budget_continues_and_states_the_new_horizon(train, tmp_path, c
     assert "cosine over 14 steps" in caplog.text
     assert "cosine over 14 steps" in (tmp_path / "run/train.log").read_text()
     assert RunDirectory(tmp_path / "run").asked()["trainer"]["max_steps"] == 14
+
+
+def test_a_larger_budget_without_the_last_checkpoint_is_refused_and_nothing_changes(train, tmp_path):
+    train("run", *SHORT)
+    prune(tmp_path, "best", do_it=True)
+    before = stamps(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"last\.ckpt was removed; training longer needs it: name another run_dir"):
+        train("run", *SHORT, "trainer.max_steps=14")
+    assert stamps(tmp_path / "run") == before
+    assert train("run", *SHORT)["training"]["steps"] == 10
 
 
 def test_a_larger_budget_that_was_killed_before_it_was_measured_is_measured(train, monkeypatch):

@@ -38,6 +38,23 @@ def test_micro_batches_train_what_the_whole_batch_trains(overrides, train, tmp_p
         torch.testing.assert_close(trained(tmp_path, "cut")[name], value, atol=1e-6, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("seed", "first"),
+    # By hand: seed * 1,000,003 * 1,009, and of the last one 20,180,060,540,000,000,000 less 2**64.
+    [(0, 0), (3, 3_027_009_081), (17 * 10**9, 17_153_051_459 * 10**9), (2 * 10**10, 1_733_316_466_290_448_384)],
+)
+def test_any_seed_that_is_taken_trains_and_its_steps_have_seeds_of_their_own(seed, first, train, monkeypatch):
+    seeds, original = [], LMModule._seed
+
+    def noted(self, number):
+        seeds.append(number)
+        original(self, number)
+
+    monkeypatch.setattr(LMModule, "_seed", noted)
+    train("run", *LSTM, "trainer.max_steps=3", f"seed={seed}")
+    assert seeds == [first, first + 1_009, first + 2_018]
+
+
 def test_carried_state_goes_on_when_the_micro_batch_size_changes(train, tmp_path, monkeypatch):
     overrides = [*LSTM, *DRY, "optimizer.eps=1e-3", "callbacks.checkpoints.every_n_steps=1"]
     train("whole", *overrides)

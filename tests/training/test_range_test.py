@@ -1,10 +1,13 @@
 import math
+from unittest.mock import Mock
 
 import pytest
+from lightning import Trainer
 
 from lmlab import runs
 from lmlab.experiment import range_test
-from lmlab.training.range_test import DECADES, Rising, read
+from lmlab.training.module import LMModule
+from lmlab.training.range_test import DECADES, Rising, _Watch, read
 
 # From 1e-6 to 1, by tenths of a decade.
 RATES = [10 ** (-6 + i / 10) for i in range(61)]
@@ -37,6 +40,19 @@ def test_the_verdict_compares_the_used_rate_with_where_the_loss_breaks():
 
 def test_a_loss_that_never_breaks_is_said():
     assert read(RATES, [4 - 0.02 * i for i in range(61)], 1e-3)["verdict"] == "no rate that was tried broke it"
+
+
+def test_a_loss_far_above_the_first_ends_the_test_and_one_above_the_best_does_not():
+    watch, trainer = _Watch(), Mock(spec=Trainer, should_stop=False)
+    module = Mock(spec=LMModule, latest={"optim/lr": 1.0})
+
+    def stops(loss: float) -> bool:
+        module.latest["train/loss"] = loss
+        watch.on_train_batch_end(trainer, module)
+        return trainer.should_stop
+
+    # 1.3 times the first is 5.2; 2.9 is 1.45 times the best.
+    assert [stops(loss) for loss in (4.0, 2.0, 2.9, 5.1, 5.3)] == [False, False, False, False, True]
 
 
 def test_a_run_s_recipe_is_tried_and_nothing_is_written(trained):

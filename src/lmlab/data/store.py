@@ -31,13 +31,17 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 MANIFEST, USED = "manifest.json", ".used"
 # Files up to here are checked by content on opening, which takes about a millisecond; larger ones by size and time of
-# change, and by content where that time is another: some 0.3 s a gigabyte from memory, once.
+# change, and by content where that time is another or training begins: some 0.3 s a gigabyte from memory, once.
 CHECK_UP_TO = 4 << 20
+# Bytes that a slow disk reads in some seconds.
+TELL_FROM = 1 << 30
 # Files, with their time of change, that were read and found to be what was written, where that could not be noted.
 _unchanged: set[tuple[Path, int]] = set()
 # By `Store.made`, what this process has read of a store: each trial of a sweep opens the same one.
 _tokenizers: dict[tuple[Path, int], "Tokenizer"] = {}
 _token_counts: dict[tuple[Path, int], np.ndarray] = {}
+# By `Store.made`, the stores of which this process has read every byte, or has written it.
+_whole: set[tuple[Path, int]] = set()
 
 
 class DamagedStore(ValueError):
@@ -142,6 +146,7 @@ class Store:
     def verify(self) -> None:
         """Check every file's content; raises DamagedStore. Reads the whole store."""
         _check(self.path, whole=True)
+        _whole.add(self.made)
 
 
 def prepare(
@@ -150,19 +155,21 @@ def prepare(
     recipe: dict[str, Any],
     cache_dir: Path,
     progress: bool,
+    whole: bool = False,
 ) -> Store:
     """The store of a corpus under a tokenizer: opened if there is one, else made, once, whoever else asks for it.
 
     train_tokenizer(documents=texts) gives the tokenizer; texts, of the train split, may be read more than once.
     recipe: plain data that tells this tokenizer from others; with the corpus's fingerprint it is the store's key.
+    whole: one that is there has every byte checked, once a process.
     A damaged store is made again, and said so. After an error (a full disk: OSError) nothing is left behind.
     """
     key = xxhash.xxh3_128_hexdigest(json.dumps([FORMAT, corpus.fingerprint(), recipe], sort_keys=True).encode())
     path = Path(cache_dir) / "stores" / f"{corpus.name}-{key[:16]}"
-    if store := _open(path):
+    if store := _open(path, whole):
         return store
     with locked(path.with_name(f".{path.name}.lock"), f"waiting for another process that prepares {path}") as alone:
-        if store := _open(path):
+        if store := _open(path, whole):
             return store
         if alone:
             _sweep(path)
@@ -177,12 +184,17 @@ def prepare(
             shutil.rmtree(folder, ignore_errors=True)
     store = Store(path)
     store.tokenizer = tokenizer
+    _whole.add(store.made)
     return store
 
 
-def _open(path: Path) -> Store | None:
+def _open(path: Path, whole: bool) -> Store | None:
     try:
         store = Store(path)
+        if whole and store.made not in _whole:
+            if (size := sum(file.stat().st_size for file in path.iterdir())) > TELL_FROM:
+                log.info("reading the %.1f GB of %s through, once", size / 1e9, path)
+            store.verify()
     except FileNotFoundError:
         return None
     except DamagedStore as error:

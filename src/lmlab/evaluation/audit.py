@@ -15,28 +15,33 @@ from lmlab.evaluation.protocol import Protocol
 
 # Multiplications that the checks of the model may take at the end of a training: some 0.3 s of two cores.
 QUICK_WORK = 1e10
-# {Store.made: what was found}
-_known: dict[tuple[Path, int], list[Check]] = {}
+# {Store.made, and whether its tokenizer comes from its text: what was found}
+_known: dict[tuple[Path, int, bool], list[Check]] = {}
 
 
 def quick(
-    model: nn.Module, store: Store, protocol: Protocol, device: str, measured: Mapping[str, Mapping[str, float]]
+    model: nn.Module,
+    store: Store,
+    protocol: Protocol,
+    device: str,
+    measured: Mapping[str, Mapping[str, float]],
+    trained_here: bool,
 ) -> list[Check]:
     """What can be asked in less than a second: of little text, and without reading the source again.
 
-    measured: {split: sums} as results.json has them.
+    measured: {split: sums} as results.json has them. trained_here: whether the tokenizer comes from this text.
     """
     checks = _of_model(model, store, protocol, device, QUICK_WORK)
-    return [*checks, text_checks.ledger(store, _whole(measured, protocol), None), *_of_store(store)]
+    return [*checks, text_checks.ledger(store, _whole(measured, protocol), None), *_of_store(store, trained_here)]
 
 
-def _of_store(store: Store) -> list[Check]:
+def _of_store(store: Store, trained_here: bool) -> list[Check]:
     """What a store alone tells. Once a process for each: a worker of a sweep trains on the same text many times."""
-    if store.made not in _known:
-        given = "the tokenizer was not trained here" if store.tokenizer.kind in ("pretrained", "byte") else None
+    if (key := (*store.made, trained_here)) not in _known:
+        given = None if trained_here and store.tokenizer.kind != "byte" else "the tokenizer was not trained here"
         checks = [text_checks.decoding(store, None), text_checks.vocabulary(store, None, given)]
-        _known[store.made] = [*checks, text_checks.tokens_overlap(store)]
-    return _known[store.made]
+        _known[key] = [*checks, text_checks.tokens_overlap(store)]
+    return _known[key]
 
 
 def full(

@@ -37,6 +37,9 @@ def to_llama(config: dict, state: dict[str, Tensor]) -> tuple[dict, dict[str, Te
         raise ValueError(
             "a head with a bias cannot be expressed as Llama or Qwen3: train with model/head=linear_no_bias"
         )
+    # A config without the head's node has the one that is named above.
+    if (softcap := (config.get("head") or {}).get("softcap")) is not None:
+        raise ValueError(f"head.softcap={softcap} cannot be expressed as Llama or Qwen3, whose logits have no cap")
     n_kv_heads = config["n_kv_heads"] or config["n_heads"]
     d_head = config["d_head"] or config["d_model"] // config["n_heads"]
     theirs = {

@@ -46,6 +46,14 @@ class Head(nn.Module):
     def nll_of(self, dropped: Hidden, targets: Tokens) -> NLL:
         raise NotImplementedError
 
+    def tables(self) -> list[nn.Parameter]:
+        """The matrices that have rows for entries of the vocabulary; a shared one, too."""
+        return [p for p in self.parameters() if p.ndim == 2 and p.shape[0] >= self.vocab_size]
+
+    def multiplied(self) -> float:
+        """Parameters that the nll of one target multiplies by, each as often as it does: a mean over the text."""
+        return sum(p.numel() for p in self.parameters())
+
 
 class LinearHead(Head):
     """softmax(W h + b).
@@ -78,6 +86,9 @@ class LinearHead(Head):
     def multiply(self, projected: Tensor) -> Tensor:
         """What the head's matrix makes of vectors of its width."""
         return linear(projected, self.weight, self.bias)
+
+    def tables(self) -> list[nn.Parameter]:
+        return [self.weight]
 
     def nll_of(self, dropped: Hidden, targets: Tokens) -> NLL:
         h = self.project(dropped).flatten(0, 1)
@@ -125,8 +136,12 @@ class AdaptiveHead(Head):
             raise ValueError(f"cutoffs={cutoffs} must increase, above 0 and below vocab_size={vocab_size}")
         self.cutoffs = [*cutoffs, vocab_size]
         rank = torch.empty(vocab_size, dtype=torch.long)
-        rank[torch.argsort(token_counts.cpu(), descending=True, stable=True)] = torch.arange(vocab_size)
+        ranked = torch.argsort(token_counts.cpu(), descending=True, stable=True)
+        rank[ranked] = torch.arange(vocab_size)
         self.register_buffer("rank", rank)
+        # Of the text's tokens, the share that each cluster holds: the others do not multiply by its matrices.
+        held = [part.sum().item() for part in token_counts.cpu()[ranked].tensor_split(cutoffs)]
+        self.shares = [n / max(sum(held), 1) for n in held[1:]]
         self.short = nn.Linear(d_model, cutoffs[0] + len(cutoffs), bias=False)
         self.clusters = nn.ModuleList()
         for i, (start, stop) in enumerate(zip(self.cutoffs, self.cutoffs[1:], strict=False)):
@@ -146,6 +161,16 @@ class AdaptiveHead(Head):
             for i, cluster in enumerate(self.clusters)
         ]
         return torch.cat([short[..., :n], *tails], -1)[..., self.rank]
+
+    def tables(self) -> list[nn.Parameter]:
+        return [self.short.weight, *(wide.weight for _, wide in self.clusters)]
+
+    def multiplied(self) -> float:
+        clusters = (
+            share * (a.weight.numel() + b.weight.numel())
+            for share, (a, b) in zip(self.shares, self.clusters, strict=True)
+        )
+        return self.short.weight.numel() + sum(clusters)
 
     def log_probs(self, hidden: Hidden) -> Logits:
         return self.logits(hidden)
@@ -196,6 +221,12 @@ class MixtureHead(Head):
         self.drop_latent = LockedDropout(check_rate("dropout_latent", dropout_latent))
         self.weight, _ = _output_matrix(d_latent, vocab_size, embedding)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def tables(self) -> list[nn.Parameter]:
+        return [self.weight]
+
+    def multiplied(self) -> float:
+        return super().multiplied() + (self.n_experts - 1) * (self.weight.numel() + self.bias.numel())
 
     def _experts(self, dropped: Hidden) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B T K L"]]:
         """Log of the weights and the experts' vectors."""

@@ -104,10 +104,11 @@ class Run:
         """The trained model, in evaluation mode. Raises ValueError where tokenizer or checkpoint do not fit."""
         from lmlab.training.checkpoints import read, weights
 
-        vocab_size = self.config["decided"]["vocab_size"]
-        if self.tokenizer.vocab_size != vocab_size:
+        vocab_size, tokens = self.config["decided"]["vocab_size"], self.tokenizer.vocab_size
+        # Weights from elsewhere may have rows that no token has.
+        if tokens != vocab_size and not (tokens < vocab_size and self.config.get("init_from")):
             raise ValueError(
-                f"{self.directory.tokenizer} has {self.tokenizer.vocab_size} tokens, the checkpoint {vocab_size}: "
+                f"{self.directory.tokenizer} has {tokens} tokens, the checkpoint {vocab_size}: "
                 "they are not of one run; put the run's own tokenizer.json back"
             )
         path = self.directory.checkpoints / f"{self.checkpoint}.ckpt"
@@ -141,15 +142,27 @@ class Run:
         """The protocol that a node as in conf/evaluation means for this run's model."""
         return instantiate(evaluation)(model=self.model)
 
-    def store(self, corpus: Mapping[str, Any] | None = None) -> Any:
-        """The token store of the run's own text, or of another corpus under the run's tokenizer."""
-        from lmlab.data.store import DamagedStore, Store, prepare
+    def store(self, corpus: Mapping[str, Any] | None = None, whole: bool = False) -> Any:
+        """The token store of the run's own text, or of another corpus under the run's tokenizer.
+
+        whole: every byte of it is checked; what is found damaged is made again.
+        """
+        from lmlab.data.store import DamagedStore, Store, prepare, remove
 
         cache = cache_dir(self.config.get("cache_dir"))
         if corpus is None:
             try:
                 # The name alone: a stranger's config leads nowhere else.
-                return Store(cache / "stores" / Path(self.config["decided"]["store"]).name)
+                store = Store(cache / "stores" / Path(self.config["decided"]["store"]).name)
+                try:
+                    if whole:
+                        store.verify()
+                except DamagedStore as error:
+                    # Others, who look less closely, would go on using it.
+                    log.warning("%s", error)
+                    remove(store.path)
+                    raise
+                return store
             except (FileNotFoundError, DamagedStore):
                 log.info("the run's token store is not in %s; it is made again", cache)
         text = self.own_corpus() if corpus is None else self.corpus(corpus)
@@ -166,10 +179,13 @@ class Run:
         """Whether its numbers can be trusted: `lmlab.evaluation.audit`'s checks. passages: shown of each kind."""
         from lmlab.evaluation import audit
 
-        store, results = self.store(), self.results
+        store, results = self.store(whole=not quick), self.results
         asked = (self.model, store, self.protocol, self.device, results["splits"] if results else {})
         with using(self.kernels):
-            return audit.quick(*asked) if quick else audit.full(*asked, *self.text(), shown=passages)
+            corpus, train_tokenizer = self.text()
+            if quick:
+                return audit.quick(*asked, trained_here=train_tokenizer is not None)
+            return audit.full(*asked, corpus, train_tokenizer, shown=passages)
 
     def diagnose(self, fractions: Iterable[str | os.PathLike] = ()) -> Any:
         """Whether it is trained well enough: `lmlab.evaluation.diagnosis`, of an unfinished or failed run, too.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 import tokenizers
-from lmlab.tokenizers import bytelevel, document
+from lmlab.tokenizers import Tokenizer, bytelevel, document, load
 from lmlab.tokenizers.subwords import Subwords
 from lmlab.tokenizers.vocabulary import REPLACEMENT
 
@@ -62,8 +62,8 @@ class PretrainedTokenizer(Subwords):
 
 def train(
     documents: Iterable[str], source: str, revision: str | None, eos_token: str | None, bos_token: str | None
-) -> PretrainedTokenizer:
-    """Read `source`; the documents are not looked at.
+) -> Tokenizer:
+    """Read `source`; the documents are not looked at. A file that we wrote gives the kind that it holds.
 
     source: a tokenizer.json, a folder with one, or a Hugging Face name; `revision` is a branch, tag or commit of that.
     eos_token, bos_token: null takes what the tokenizer's own files say.
@@ -71,7 +71,8 @@ def train(
     path = Path(source).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.is_file():
-        return adopt(file, eos_token, bos_token)
+        _, note = document.read(file)
+        return adopt(file, eos_token, bos_token) if note is None else _own(file, eos_token, bos_token)
     if not path.is_dir() and (source.endswith(".json") or source[:1] in "./~" or source.count("/") > 1):
         raise FileNotFoundError(
             f"no tokenizer at {source}: give tokenizer.source the path of a tokenizer.json, or a Hugging Face name"
@@ -80,8 +81,19 @@ def train(
     return _adopt(content, source, eos_token or named["eos"], bos_token or named["bos"])
 
 
+def _own(file: Path, eos_token: str | None, bos_token: str | None) -> Tokenizer:
+    """A tokenizer that lmlab has saved, as it was: read as somebody else's it would split or decode otherwise."""
+    tokenizer = load(file)
+    for key, name, own in (("eos_token", eos_token, tokenizer.eos_id), ("bos_token", bos_token, tokenizer.start_id)):
+        if name is not None and tokenizer.specials.get(name) != own:
+            raise ValueError(
+                f"{key}={name!r}, but {file} is lmlab's own and has {tokenizer.token(own)!r} there: set {key}=null"
+            )
+    return tokenizer
+
+
 def adopt(file: Path, eos_token: str | None = None, bos_token: str | None = None) -> PretrainedTokenizer:
-    """A tokenizer.json of any origin; the files that Hugging Face lays beside it name its <eos> and <bos>."""
+    """A tokenizer.json that another tool wrote; the files that Hugging Face lays beside it name its <eos> and <bos>."""
     content, _ = document.read(file)
     named = _named_beside(file)
     return _adopt(content, str(file), eos_token or named.get("eos"), bos_token or named.get("bos"))

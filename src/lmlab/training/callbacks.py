@@ -3,12 +3,13 @@
 import logging
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
@@ -50,7 +51,7 @@ class Samples(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.every_validation or trainer.sanity_checking or not trainer.is_global_zero or not boards(trainer):
             return
-        with pl_module.measured_weights():
+        with _as_validated(trainer, pl_module):
             texts = self.write(pl_module.model, n=1)
         for board in boards(trainer):
             board.add_text("samples", "\n\n---\n\n".join(map(as_markdown, texts)), pl_module.step)
@@ -68,6 +69,20 @@ class Samples(Callback):
             seed=0,
         )
         return [p + sample.text for p, samples in zip(self.prompts, written, strict=True) for sample in samples]
+
+
+@contextmanager
+def _as_validated(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Within, the model has the weights that validation measured, an averaging callback's too."""
+    averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]
+    for callback in averaging:
+        callback.on_validation_epoch_start(trainer, pl_module)
+    try:
+        with pl_module.measured_weights():
+            yield
+    finally:
+        for callback in averaging:
+            callback.on_validation_epoch_end(trainer, pl_module)
 
 
 def as_markdown(text: str) -> str:

@@ -22,7 +22,7 @@ FORMAT = 1
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint, as tensors and plain data. Raises FileNotFoundError, or ValueError where it is damaged."""
     require(path)
-    remedy = "delete it, and the same lmlab train starts this run again from step 0"
+    remedy = "delete it, and the same lmlab train starts this run again from step 0 (a finished one: name another)"
     if path.name == "best.ckpt":
         remedy = "take checkpoint=last, or train anew under another run_dir"
     try:

@@ -1,11 +1,15 @@
 """curves.csv in a run's directory: every point that was logged, in a file of which a thousand are read in a second."""
 
 import contextlib
+import logging
+import os
 from collections.abc import Mapping
 from typing import IO
 
 from lmlab.run_directory import RunDirectory
-from lmlab.seal import seal_line
+from lmlab.seal import intact_lines, seal_line
+
+log = logging.getLogger("lmlab")
 
 # Of each point, before its metrics. Seconds of training: validating, saving and sampling are not counted.
 COLUMNS = ("step", "tokens", "seconds")
@@ -53,11 +57,21 @@ class Curves:
 
         try:
             points = [point for point in self.directory.points() if stays(point)]
-        except (ValueError, TypeError, KeyError):
-            # Damaged by somebody: the run goes on, its curve from here.
-            return []
+        except (ValueError, TypeError, KeyError) as error:
+            points = [point for point in self._rescued(error) if stays(point)]
         self.columns += [name for point in points[:1] for name in point if name not in self.columns]
         return points
+
+    def _rescued(self, error: Exception) -> list[dict[str, str]]:
+        """The points that are as they were written, of a file that is not; that is laid aside."""
+        file = self.directory.curves
+        text = file.read_text(encoding="utf-8", errors="replace")
+        columns, *rows = intact_lines(text) or [[]]
+        aside = file.with_name(f"{file.name}.damaged")
+        os.replace(file, aside)
+        n = max(text.count("\n") - 1, 0)
+        log.warning("%s; %d of its %d lines are whole and stay; %s is as it was", error, len(rows), n, aside.name)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _rewrite(self, points: list[dict[str, str]]) -> None:
         """Whole or not at all, then open for more."""

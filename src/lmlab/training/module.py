@@ -109,7 +109,8 @@ class LMModule(LightningModule):
         if self.graphs:
             # What the last step's graphs wrote may be overwritten: its gradients are used up, its state was copied.
             torch.compiler.cudagraph_mark_step_begin()
-        self._seed((self.seed * 1_000_003 + step) * 1_009 + self.global_rank)
+        # torch takes 64 bits, which seeds from some 1.8e10 on exceed.
+        self._seed(((self.seed * 1_000_003 + step) * 1_009 + self.global_rank) % 2**64)
         optimizer = trainer.optimizers[0]
         factor = self.schedule.factor(step) * batch.lr_scale
         for group in optimizer.param_groups:
@@ -279,7 +280,7 @@ class LMModule(LightningModule):
         self.validations[VALIDATIONS[dataloader_idx]].update(charged(nll, batch), batch.mask, batch.counts)
 
     def measured_weights(self) -> AbstractContextManager:
-        """Within, the model has the weights that validation measures: an averaging optimizer's averages."""
+        """Within, the model has an averaging optimizer's averages, as validation has after a callback's."""
         averaged = getattr(self.trainer.optimizers[0], "averaged", None)
         return averaged() if averaged else nullcontext()
 

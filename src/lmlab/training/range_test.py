@@ -18,7 +18,8 @@ from lmlab.training.plan import Plan
 from lmlab.training.schedule import Schedule
 from lmlab.training.trial import alone, signals_kept
 
-# From a thousandth of the recipe's rate to a thousand times as much; a loss so far above the best ends it.
+# From a thousandth of the recipe's rate to a thousand times as much; a loss so far above the first one ends it.
+# Held against the best, a hard batch would end a test that has learnt much.
 DECADES, BROKEN = 3, 1.3
 # Of the moving average over steps. The rate at the lowest loss is where it begins to break; a tenth of it is the usual
 # choice (fastai's lr_find, `minimum`).
@@ -42,7 +43,7 @@ class _Watch(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.rates.append(pl_module.latest["optim/lr"])
         self.losses.append(pl_module.latest["train/loss"])
-        if self.losses[-1] > BROKEN * max(self.losses[0], min(self.losses)):
+        if self.losses[-1] > BROKEN * self.losses[0]:
             trainer.should_stop = True
 
 

@@ -65,7 +65,8 @@ def _measure(plan: Plan, directory: RunDirectory, results: dict[str, Any]) -> No
         results["splits"][split]["unknown"] = unknown(part, plan.store.tokenizer.unk_id, plan.protocol)
     results["evaluation_seconds"] = round(time.perf_counter() - began, 3)
     began = time.perf_counter()
-    checks = audit.quick(plan.model, plan.store, plan.protocol, device, results["splits"])
+    trained_here = "source" not in plan.config.tokenizer
+    checks = audit.quick(plan.model, plan.store, plan.protocol, device, results["splits"], trained_here)
     results["audit"] = audit.record(checks, began)
     log.log(logging.INFO if results["audit"]["passed"] else logging.WARNING, "%s", audit.verdict(checks))
     if plan.config.floors:

@@ -67,6 +67,11 @@ def test_at_equal_seconds_each_family_has_what_it_reaches_by_then(told):
     assert rows[3]["families"]["b"]["mean"] == pytest.approx(2.7)
 
 
+def test_what_a_sweep_measures_beside_does_not_make_every_run_a_kind_of_its_own(told):
+    measured = [one | {"perf/memory_gb": 1 + n / 10, "own/score": float(n)} for n, one in enumerate(RUNS)]
+    assert equal(pd.DataFrame(measured)) == told
+
+
 def test_what_a_run_reaches_lies_between_the_shorter_and_the_longer_one():
     line = [(10.0, 3.0), (40.0, 2.6)]
     assert reached(line, 5) is None

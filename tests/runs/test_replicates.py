@@ -7,7 +7,7 @@ import pytest
 
 from lmlab.config import asked, compose, treatment
 from lmlab.runs import replicates
-from lmlab.runs.replicates import interval, student
+from lmlab.runs.replicates import interval, student, varied
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,12 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row():
     assert found["optimizer.lr"].tolist() == [0.2, 0.1]
     with pytest.raises(ValueError, match="metric=val/ppl is no column"):
         replicates(frame, "val/ppl")
+
+
+def test_what_a_sweep_chooses_by_is_measured_and_no_key_in_which_runs_differ():
+    measured = ["val/bpb", "test/ppl", "perf/memory_gb", "train/loss", "own/score.ema", "seconds"]
+    keys = ["optimizer.lr", "callbacks.averaging", "n_params", "corpus.weights.news/2020"]
+    assert varied(pd.DataFrame({column: [1.0, 2.0] for column in ["run", *measured, *keys]})) == keys
 
 
 def test_a_treatment_is_all_but_the_seed():

@@ -14,9 +14,14 @@ NUMBERS = ("parameters", "steps", "tokens", "seconds", "tokens_per_s", "megabyte
 FACTS = ("run", "state", "reason", "seed", "treatment", *NUMBERS)
 
 
+def is_key(column: str) -> bool:
+    """Whether it is a config's: what is measured has a slash (perf/memory_gb), a key none before its first dot."""
+    return column not in FACTS and "/" not in column.partition(".")[0]
+
+
 def varied(frame: "pd.DataFrame") -> list[str]:
     """The keys in which the runs of a table differ; the seed is none."""
-    keys = [c for c in frame if c not in FACTS and not c.startswith(("val/", "test/")) and c != "model"]
+    keys = [c for c in frame if is_key(c) and c != "model"]
     # Columns of every table: keys only where they tell runs apart.
     keys = [c for c in keys if c != "protocol" or frame[c].nunique() > 1]
     if "model" in frame and frame["model"].nunique() > 1:

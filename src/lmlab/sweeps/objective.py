@@ -48,7 +48,10 @@ def read(asked: Any) -> list[dict[str, str]]:
 
 
 def check_logged(objective: Sequence[Mapping[str, str]], config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a metric that no run of this config logs. Callbacks of the user's own may log anything."""
+    """Raises ValueError for a metric that no run of this config logs.
+
+    Callbacks of the user's own may log anything that tables can tell from a key.
+    """
     logging = {group: config.get(group) for group in ("callbacks", "training")}
     own = [t for t in targets(logging) if t.partition(".")[0] not in ("lmlab", "lightning")]
     for one in objective:
@@ -58,6 +61,10 @@ def check_logged(objective: Sequence[Mapping[str, str]], config: Mapping[str, An
         if not own:
             raise ValueError(
                 f"objective: metric={metric}: no run logs it{suggest(metric, METRICS)}; there are {', '.join(METRICS)}"
+            )
+        if "/" not in metric:
+            raise ValueError(
+                f"objective: metric={metric}: log it as own/{metric}: a name without a group is a config's key"
             )
         if one["direction"] is None:
             raise ValueError(

@@ -79,6 +79,18 @@ def test_the_leaderboard_is_the_table_s(many, told):
     assert told["samples"][0].startswith("</script>")
 
 
+def test_a_run_trained_twice_is_one_replicate(tmp_path):
+    make(tmp_path, 2, replicates=2)
+    for path in sorted(tmp_path.iterdir()):
+        shutil.copytree(path, tmp_path / f"again_{path.name}")
+    (group,) = alone(tmp_path)["groups"]
+    assert (group["n"], len(group["runs"])) == (2, 4)
+    first, second = (run["score"] for run in alone(tmp_path)["runs"][2:])
+    assert group["mean"] == pytest.approx((first + second) / 2)
+    # t(0.95, 1) = 12.706; the standard error of two is half of what they differ by.
+    assert group["high"] - group["mean"] == pytest.approx(12.7062 * abs(first - second) / 2, rel=1e-5)
+
+
 def test_what_made_the_numbers_is_what_matters(told):
     """lr moves them by up to 0.7, the width by 0.12, dropout not at all."""
     shares = dict(told["importance"]["values"])

@@ -90,6 +90,12 @@ def test_replicates_that_overlap_decide_nothing():
     assert all(row["sure"] for row in held(rows, "tokens"))
 
 
+def test_runs_trained_twice_make_no_verdict_surer(told):
+    again = equal(pd.DataFrame([*RUNS, *RUNS]))
+    assert again == told
+    assert not any(row["sure"] for row in again)
+
+
 def test_the_interval_of_a_difference_is_welch_s():
     """Variances 2 and 8 of two values each: errors 1 and 4, df 25 / 17 rounded down to 1, t = 12.706."""
     assert welch([0.0, 2.0], [0.0, 4.0]) == pytest.approx(12.7062 * math.sqrt(5), rel=1e-4)

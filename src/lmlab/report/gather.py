@@ -16,7 +16,7 @@ from lmlab.report.parameters import Parameter, parameters
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import protocols
 from lmlab.runs.ledger import objectives
-from lmlab.runs.replicates import interval
+from lmlab.runs.replicates import by_seed, interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,8 +90,9 @@ def treatments(frame: "pd.DataFrame", metric: str, sign: int, varied: list[Param
     """Runs that differ in the seed alone taken together, best first: n, mean, interval, sizes, varied values."""
     found = []
     for _, group in frame[frame[metric].notna()].groupby("treatment", sort=False):
-        mean, low, high = interval(group[metric].tolist())
-        told = {"n": len(group), "mean": mean, "low": low, "high": high, "runs": group.index.tolist()}
+        values = by_seed(group, metric)
+        mean, low, high = interval(values)
+        told = {"n": len(values), "mean": mean, "low": low, "high": high, "runs": group.index.tolist()}
         told |= {name: float(group[name].mean()) for name in SIZES if name in group}
         if metric != "val/ppl" and "val/ppl" in group:
             told["val/ppl"] = float(group["val/ppl"].mean())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmlab.config import BUDGETS
 from lmlab.runs import protocols
-from lmlab.runs.replicates import interval, is_key, student
+from lmlab.runs.replicates import by_seed, interval, is_key, student
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ def levels(frame: "pd.DataFrame", held: str) -> list[tuple[float, "pd.DataFrame"
 
 def best(frame: "pd.DataFrame", metric: str, sign: float) -> dict[str, Any]:
     """The treatment with the best mean."""
-    told = [summary(group, group[metric].tolist()) for _, group in frame.groupby("treatment", sort=False)]
+    told = [summary(group, by_seed(group, metric)) for _, group in frame.groupby("treatment", sort=False)]
     return min(told, key=lambda one: sign * one["mean"])
 
 

@@ -94,7 +94,7 @@ def test_a_run_trained_twice_is_one_replicate(tmp_path):
 def test_what_made_the_numbers_is_what_matters(told):
     """lr moves them by up to 0.7, the width by 0.12, dropout not at all."""
     shares = dict(told["importance"]["values"])
-    assert sum(shares.values()) == pytest.approx(1)
+    assert sum(shares.values()) + told["importance"]["together"] == pytest.approx(1)
     assert shares["optimizer.lr"] > 0.6
     assert next(p for p in told["params"] if p["name"] == "optimizer.lr")["log"]
 

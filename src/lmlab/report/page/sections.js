@@ -234,22 +234,22 @@ function parallel() {
 }
 
 function importance() {
-  const { values, note } = D.importance;
+  const { values, together, note } = D.importance, bars = [...values, ["together (interactions)", together]];
   if (!values.length && !P.length) return drop("importance");
   const place = body("importance");
   if (values.length) {
-    figure(place, 22 + 26 * values.length, "importance of the parameters", (ctx, width) => {
+    figure(place, 22 + 26 * bars.length, "importance of the parameters", (ctx, width) => {
       const left = Math.min(240, width * 0.4);
-      values.forEach(([name, part], k) => {
+      bars.forEach(([name, part], k) => {
         const y = 12 + 26 * k;
         ctx.fillStyle = colour("text"); ctx.textBaseline = "middle"; ctx.textAlign = "right";
         ctx.fillText(fitted(ctx, name, left - 12), left - 8, y + 8);
-        ctx.fillStyle = colour("best"); ctx.fillRect(left, y, Math.max(1, part * (width - left - 60)), 16);
+        ctx.fillStyle = colour(k < values.length ? "best" : "soft"); ctx.fillRect(left, y, Math.max(1, part * (width - left - 60)), 16);
         ctx.fillStyle = colour("text"); ctx.textAlign = "left";
         ctx.fillText(`${Math.round(part * 100)} %`, left + part * (width - left - 60) + 6, y + 8);
       });
     });
-    place.append(make("figcaption", {}, `Share of the variance of ${M} that each explains by itself (fANOVA, Hutter et al. 2014), among these ${G.length} configurations: within the ranges that were tried.`));
+    place.append(make("figcaption", {}, `Share of the variance of ${M} that each explains by itself, and that only several together do (fANOVA, Hutter et al. 2014; a few hundredths of it are the forest's own error), among these ${G.length} configurations: within the ranges that were tried.`));
   }
   if (note) place.append(make("p", { class: "soft" }, note));
 }

@@ -45,7 +45,7 @@ def sweep(
     options = plain(OmegaConf.create(dict(node)))
     asking.check(options)
     pruning.check(options["pruning"])
-    strategy.check(options["strategy"])
+    strategy.check(options["strategy"], options["pruning"]["rule"])
     asked = settle(options, arguments, config)
     directory = Path(options["sweep_dir"] or default_directory(asked, config))
     n_points = asked.n_points

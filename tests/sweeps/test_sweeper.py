@@ -225,6 +225,11 @@ def test_a_trial_without_the_objective_fails_and_says_what_there_is(sweep, here,
         (["model.n_layers=tag(log,range(1,9,2))"], "tag(log,...) is of intervals"),
         (["optimizer.lr=interval(0,1)"], "strategy=grid needs values"),
         (["strategy=list"], "points=[] has nothing to run"),
+        (
+            ["strategy=list", 'points=[["model.d_model=4"]]', "optimizer.lr=1e-2,1e-3"],
+            "optimizer.lr has several values",
+        ),
+        (["strategy=list", 'points=[["seed=5"],["seed=6"]]'], "points: seed=5: seeds are replicates, of every point"),
         (["sweep=none_such"], "no option sweep=none_such"),
     ],
 )

@@ -214,6 +214,13 @@ def check_space(
     if strategy_name == "list":
         if not points:
             raise ValueError("strategy=list with points=[] has nothing to run; give points: lists of overrides")
+        if parameters:
+            keys = ", ".join(p.key for p in parameters)
+            raise ValueError(
+                f"strategy=list runs its points alone, and {keys} has several values: put them into points"
+            )
+        if seeds := [one for point in points for one in point if one.partition("=")[0].lstrip("+~") == "seed"]:
+            raise ValueError(f"points: {seeds[0]}: seeds are replicates, of every point: seed=5,6")
         return
     if points:
         raise ValueError(f"points are of strategy=list; strategy={strategy_name} has a space")

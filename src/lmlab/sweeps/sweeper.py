@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,17 @@ def sweep(
         known = "" if fresh else f", continued: {before['done']} done, {before['waiting']} to go on"
         log.info("sweep %s: %d points%s", directory, n_points, known)
         crew = build_crew(options["workers"], directory, asked, ledger, config, hydra_context, task_function)
-        mirror, tidy = Mirror(directory, asked), Tidy(asked, ledger, directory)
-        with View(directory, ledger, asked) as view:
+        tidy = Tidy(asked, ledger, directory)
+        with closing(Mirror(directory, asked)) as mirror:
+            with View(directory, ledger, asked) as view:
 
-            def look() -> None:
-                view.update()
-                tidy.update()
-                mirror.update(ledger)
+                def look() -> None:
+                    view.update()
+                    tidy.update()
+                    mirror.update(ledger)
 
-            interrupted = crew.run(ledger, look)
-        mirror.update(ledger, last=not interrupted)
+                interrupted = crew.run(ledger, look)
+            mirror.update(ledger, last=not interrupted)
         if interrupted:
             raise KeyboardInterrupt
         # Whoever works on the same sweep, from here or elsewhere, ends about now, too.

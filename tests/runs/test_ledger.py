@@ -19,16 +19,19 @@ def sweep(tmp_path):
     names = sorted(path.name for path in (root / "trials").iterdir())
     with closing(sqlite3.connect(root / "ledger.sqlite")) as database:
         database.execute(
-            "CREATE TABLE trials (id INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir TEXT, values_)"
+            "CREATE TABLE trials (id INTEGER, point INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir, values_)"
         )
         told = '{"mine/score": 0.5, "mine/other": 1.0, "steps": 9}'
         rows = [
-            (1, "done", None, 0, f"trials/{names[0]}", told),
-            (2, "failed", "坏 <b>", 1, f"trials/{names[1]}", None),
+            (1, 0, "done", None, 0, f"trials/{names[0]}", told),
+            (2, 1, "failed", "坏 <b>", 1, f"trials/{names[1]}", None),
         ]
-        rows += [(3, "running", None, 2, f"trials/{names[2]}", None), (4, "failed", "no such corpus", 0, None, None)]
+        rows += [
+            (3, 2, "running", None, 2, f"trials/{names[2]}", None),
+            (4, 3, "failed", "no such corpus", 0, None, None),
+        ]
         database.executemany(
-            "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?)", [*rows, (5, "waiting", None, 0, None, None)]
+            "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", [*rows, (5, 4, "waiting", None, 0, None, None)]
         )
         database.commit()
     return root

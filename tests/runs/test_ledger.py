@@ -4,6 +4,7 @@ import logging
 import sqlite3
 from contextlib import closing
 
+import pandas as pd
 import pytest
 from tests.benchmarks.many_runs import make
 
@@ -44,6 +45,18 @@ def test_states_and_reasons_come_from_the_ledger(sweep, above):
     assert frame["reason"].tolist()[1] == "坏 <b>"
     assert frame["reason"].tolist()[3] == "no such corpus"
     assert len(frame) == 4, "what waits has left nothing yet"
+
+
+@pytest.mark.parametrize("status", ["pruned", "failed", "waiting"])
+def test_a_run_that_one_trial_has_finished_is_finished_whatever_its_duplicate_says(sweep, status):
+    before = table(sweep)
+    with closing(sqlite3.connect(sweep / "ledger.sqlite")) as database:
+        database.execute(
+            "INSERT INTO trials SELECT 9, 9, ?, 'stopped by asha', seed, run_dir, NULL FROM trials WHERE id = 1",
+            [status],
+        )
+        database.commit()
+    pd.testing.assert_frame_equal(table(sweep), before)
 
 
 def test_what_a_sweep_chooses_by_is_in_the_table_and_the_report(sweep):

@@ -25,8 +25,12 @@ def apply(rows: list[dict[str, Any]], root: str | os.PathLike) -> None:
     by_run = {told["run"]: told for told in rows}
     for ledger in ledgers(root):
         # What the sweep chooses by may be what a run logged, which its results do not have.
-        wanted = objectives(ledger.parent)
-        for trial in trials(ledger):
+        wanted, known = objectives(ledger.parent), trials(ledger)
+        # Of a point that was drawn twice, one may have stopped where the other went on.
+        ended = {trial["run_dir"] for trial in known if trial["status"] == "done"} - {None}
+        for trial in known:
+            if trial["status"] in TOLD and trial["run_dir"] in ended:
+                continue
             if trial["status"] not in TOLD:
                 place = os.path.relpath(ledger.parent / (trial["run_dir"] or ""), root)
                 done = by_run.get(place)

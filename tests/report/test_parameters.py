@@ -50,7 +50,7 @@ def test_importance_says_what_it_left_out_and_why():
     assert "from 8 different configurations on; here are 2" in few["note"]
     rows = [(float(i), float(i), None if i % 2 else 1.0) for i in range(10)]
     found = importance([numbers, Parameter("y", [], True, False, [])], groups(*rows), 1)
-    assert found == {"values": [["x", 1.0]], "note": "Not weighed, as some runs do not have them: y."}
+    assert found == {"values": [["x", 1.0]], "together": 0.0, "note": "Not weighed, as some runs do not have them: y."}
     equal = importance([numbers], groups(*[(1.0, float(i)) for i in range(10)]), 1)
     assert equal == {"values": [], "note": "All configurations are equally good."}
 
@@ -62,10 +62,33 @@ def test_importance_worked_by_hand():
     assert dict(importance(varied, groups(*rows), 1)["values"]) == pytest.approx({"a": 0.9, "b": 0.1}, abs=0.03)
 
 
+def test_what_only_two_explain_together_is_neither_s():
+    """y = a b on a grid about 0: the mean over b is 0 for every a, so that neither explains anything by itself."""
+    varied = [Parameter("a", [], True, False, []), Parameter("b", [], True, False, [])]
+    places = [i / 4 - 1 for i in range(9)]
+    found = importance(varied, groups(*[(a * b, a, b) for a in places for b in places]), 1)
+    # The truth is 0, 0 and 1; that they add up to 1 is what makes the third.
+    assert dict(found["values"]) == pytest.approx({"a": 0, "b": 0}, abs=0.03)
+    assert found["together"] == pytest.approx(1, abs=0.05)
+    assert sum(share for _, share in found["values"]) + found["together"] == pytest.approx(1)
+
+
+def test_importance_leaves_out_what_has_one_value_among_those_that_came_to_a_result():
+    """Of lr = 0.1 and 10 all of 10 diverged; clipping is null in one: nothing is left that could be weighed."""
+    clip, lr = Parameter("clip", [], True, False, []), Parameter("lr", [], True, False, [])
+    rows = [(float(i), None if i == 0 else float(i), 0.1) for i in range(9)]
+    told = "Not weighed, as some runs do not have them: clip. "
+    told += "Not weighed, as all that came to a result have one value of them: lr."
+    assert importance([clip, lr], groups(*rows), 1) == {"values": [], "note": told}
+    found = importance([Parameter("x", [], True, False, []), lr], groups(*[(m, m, v) for m, _, v in rows]), 1)
+    assert found["values"] == [["x", 1.0]]
+    assert importance([], groups(*[(m,) for m, _, _ in rows]), 1) == {"values": [], "note": "Nothing varies."}
+
+
 def test_a_logarithmic_parameter_is_weighed_on_its_scale():
-    """y = log10 lr over four decades: by length, nine tenths of the range would be the last decade."""
+    """y = log10 lr + b, both over 3.5: by length, nine tenths of lr's range would be the last decade."""
     varied = [Parameter("lr", [], True, True, []), Parameter("b", [], True, False, [])]
-    rows = [(float(lr) + b, 10.0**lr, float(b)) for lr in range(-4, 0) for b in (0, 1, 2, 3)]
+    rows = [(lr / 2 + b / 2, 10 ** (lr / 2), b / 2) for lr in range(-8, 0) for b in range(8)]
     assert dict(importance(varied, groups(*rows), 1)["values"]) == pytest.approx({"lr": 0.5, "b": 0.5}, abs=0.05)
 
 

@@ -5,13 +5,19 @@ import re
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from tests.benchmarks.many_runs import make
+from tests.sweeps.test_pruning import ASKED
 
 from lmlab import report, runs
 from lmlab.report.gather import gather, objectives
+from lmlab.run_directory import RunDirectory
 from lmlab.runs import table
+from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.ending import winners
+from lmlab.sweeps.ledger import Ledger
 
 HOSTILE = "</script><script>alert(1)</script><!-- & 明月几时有 \u2028 \ud800 [[data]] [[style.css]]"
 
@@ -79,10 +85,22 @@ def test_the_leaderboard_is_the_table_s(many, told):
     assert told["samples"][0].startswith("</script>")
 
 
+def test_a_run_trained_twice_is_one_replicate(tmp_path):
+    make(tmp_path, 2, replicates=2)
+    for path in sorted(tmp_path.iterdir()):
+        shutil.copytree(path, tmp_path / f"again_{path.name}")
+    (group,) = alone(tmp_path)["groups"]
+    assert (group["n"], len(group["runs"])) == (2, 4)
+    first, second = (run["score"] for run in alone(tmp_path)["runs"][2:])
+    assert group["mean"] == pytest.approx((first + second) / 2)
+    # t(0.95, 1) = 12.706; the standard error of two is half of what they differ by.
+    assert group["high"] - group["mean"] == pytest.approx(12.7062 * abs(first - second) / 2, rel=1e-5)
+
+
 def test_what_made_the_numbers_is_what_matters(told):
     """lr moves them by up to 0.7, the width by 0.12, dropout not at all."""
     shares = dict(told["importance"]["values"])
-    assert sum(shares.values()) == pytest.approx(1)
+    assert sum(shares.values()) + told["importance"]["together"] == pytest.approx(1)
     assert shares["optimizer.lr"] > 0.6
     assert next(p for p in told["params"] if p["name"] == "optimizer.lr")["log"]
 
@@ -111,6 +129,80 @@ def test_more_is_better_where_a_sweep_says_so(tmp_path):
     means = [g["mean"] for g in told["groups"]]
     assert told["metric"] == {"name": "seconds", "higher": True}
     assert means == sorted(means, reverse=True)
+
+
+def sweep(root, *objective: dict, without: tuple[int, ...] = ()) -> Asked:
+    """Six points of two seeds, finished but for some trials; each has become faster and larger than the one before."""
+    make(root / "trials", 12, replicates=2)
+    asked = replace(ASKED, objective=list(objective), replicates=2, seeds=[0, 1])
+    asked.save(root)
+    with Ledger(root / "ledger.sqlite", create=True) as ledger:
+        for n, path in enumerate(sorted((root / "trials").iterdir())):
+            if n % 2 == 0:
+                ledger.add_point({}, [f"x={n}"], {}, [0, 1])
+            ledger.set(n + 1, run_dir=f"trials/{path.name}")
+            told = {"val/bpb": RunDirectory(path).results()["splits"]["val"]["bpb"], "perf/memory_gb": 5 + n // 2}
+            ledger.finish(n + 1, told | {"perf/tokens_per_s": 100.0 + n // 2, "own/score": 1.0 * n}, 9)
+            if n in without:
+                ledger.set(n + 1, status="failed", reason="the loss is no longer finite", values_=None)
+                (path / "results.json").unlink()
+    return asked
+
+
+def won(root, asked: Asked) -> set[str]:
+    """The runs of the sweep's own winners."""
+    with Ledger(root / "ledger.sqlite") as ledger:
+        chosen = winners(asked, ledger)
+        return {row["run_dir"] for row in ledger.trials() if row["point"] in chosen}
+
+
+BPB = {"metric": "val/bpb", "direction": "minimize"}
+
+
+def test_the_best_of_a_sweep_is_its_winner_though_a_better_one_lacks_a_seed(tmp_path):
+    sweep(tmp_path / "whole", BPB)
+    told = alone(tmp_path / "whole")
+    good, bad = sorted(told["groups"][0]["runs"], key=lambda i: told["runs"][i]["score"])
+    asked = sweep(tmp_path / "s", BPB, without=(bad,))
+    told = alone(tmp_path / "s")
+    *others, last = told["groups"]
+    assert {told["runs"][i]["run"] for i in others[0]["runs"]} == won(tmp_path / "s", asked)
+    assert told["best"] in others[0]["runs"]
+    assert (last["lacking"], last["seeds"], last["n"], last["runs"]) == (["failed"], 2, 1, [good])
+    assert last["mean"] < others[0]["mean"]
+    assert not any(group["lacking"] for group in others)
+    # With the first sweep beside it, that seed is there.
+    groups = alone(tmp_path)["groups"]
+    assert [(g["lacking"], g["n"], g["seeds"]) for g in groups] == [([], 2, 2)] * 6
+
+
+def test_of_several_objectives_there_is_the_sweep_s_front_and_nobody_is_the_best(tmp_path):
+    memory = {"metric": "perf/memory_gb", "direction": "minimize"}
+    asked = sweep(tmp_path, BPB, memory, without=(1,))
+    told = alone(tmp_path)
+    assert not {"best", "command", "samples"} & set(told)
+    assert told["objectives"] == [{"name": "val/bpb", "higher": False}, {"name": "perf/memory_gb", "higher": False}]
+    on = {told["runs"][i]["run"] for g in told["groups"] if g["front"] for i in g["runs"]}
+    assert on == won(tmp_path, asked)
+    assert 2 < len(on) < 12
+    for group in told["groups"]:
+        assert group["objectives"] == [pytest.approx(group["mean"]), 5 + group["runs"][0] // 2]
+    names = [p["name"] for p in told["params"]]
+    assert sorted(names) == ["model.d_model", "model.dropout", "optimizer.lr"], "what is chosen by is no parameter"
+    (one,) = gather(tmp_path, "perf/memory_gb")["parts"]
+    assert one["best"] == 2, "the best by what was asked for, of those that lack no seed"
+
+
+@pytest.mark.parametrize("metric", ["own/score", "perf/tokens_per_s"])
+def test_which_way_is_better_is_known_above_the_sweep_and_of_what_every_run_logs(tmp_path, metric):
+    sweep(tmp_path / "s", {"metric": metric, "direction": "maximize"})
+    for root in (tmp_path / "s", tmp_path):
+        told = gather(root, metric)
+        means = [g["mean"] for g in told["parts"][0]["groups"]]
+        assert told["metric"] == {"name": metric, "higher": True}
+        assert means == sorted(means, reverse=True)
+        # Curves are of another metric, of which less is better.
+        assert (told["curves"]["name"], told["curves"]["higher"]) == ("val/bpb", False)
 
 
 def test_any_runs_make_a_report(trained, tmp_path):
@@ -162,9 +254,9 @@ def test_of_runs_that_all_failed_the_reasons_are_left(tmp_path):
 def test_of_a_sweep_that_left_no_directory_the_reasons_are_left(tmp_path):
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
         database.execute(
-            "CREATE TABLE trials (id INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir TEXT, values_)"
+            "CREATE TABLE trials (id INTEGER, point INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir, values_)"
         )
-        database.execute("INSERT INTO trials VALUES (1, 'failed', 'no such corpus', 0, NULL, NULL)")
+        database.execute("INSERT INTO trials VALUES (1, 0, 'failed', 'no such corpus', 0, NULL, NULL)")
         database.commit()
     assert report.leave(tmp_path)[0].exists()
     told = alone(tmp_path)

@@ -67,6 +67,11 @@ def test_at_equal_seconds_each_family_has_what_it_reaches_by_then(told):
     assert rows[3]["families"]["b"]["mean"] == pytest.approx(2.7)
 
 
+def test_what_a_sweep_measures_beside_does_not_make_every_run_a_kind_of_its_own(told):
+    measured = [one | {"perf/memory_gb": 1 + n / 10, "own/score": float(n)} for n, one in enumerate(RUNS)]
+    assert equal(pd.DataFrame(measured)) == told
+
+
 def test_what_a_run_reaches_lies_between_the_shorter_and_the_longer_one():
     line = [(10.0, 3.0), (40.0, 2.6)]
     assert reached(line, 5) is None
@@ -83,6 +88,12 @@ def test_replicates_that_overlap_decide_nothing():
     rows = equal(pd.DataFrame(sure))
     assert {row["winner"] for row in held(rows, "tokens")} == {"b"}
     assert all(row["sure"] for row in held(rows, "tokens"))
+
+
+def test_runs_trained_twice_make_no_verdict_surer(told):
+    again = equal(pd.DataFrame([*RUNS, *RUNS]))
+    assert again == told
+    assert not any(row["sure"] for row in again)
 
 
 def test_the_interval_of_a_difference_is_welch_s():

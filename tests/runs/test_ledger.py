@@ -4,6 +4,7 @@ import logging
 import sqlite3
 from contextlib import closing
 
+import pandas as pd
 import pytest
 from tests.benchmarks.many_runs import make
 
@@ -19,16 +20,19 @@ def sweep(tmp_path):
     names = sorted(path.name for path in (root / "trials").iterdir())
     with closing(sqlite3.connect(root / "ledger.sqlite")) as database:
         database.execute(
-            "CREATE TABLE trials (id INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir TEXT, values_)"
+            "CREATE TABLE trials (id INTEGER, point INTEGER, status TEXT, reason TEXT, seed INTEGER, run_dir, values_)"
         )
         told = '{"mine/score": 0.5, "mine/other": 1.0, "steps": 9}'
         rows = [
-            (1, "done", None, 0, f"trials/{names[0]}", told),
-            (2, "failed", "坏 <b>", 1, f"trials/{names[1]}", None),
+            (1, 0, "done", None, 0, f"trials/{names[0]}", told),
+            (2, 1, "failed", "坏 <b>", 1, f"trials/{names[1]}", None),
         ]
-        rows += [(3, "running", None, 2, f"trials/{names[2]}", None), (4, "failed", "no such corpus", 0, None, None)]
+        rows += [
+            (3, 2, "running", None, 2, f"trials/{names[2]}", None),
+            (4, 3, "failed", "no such corpus", 0, None, None),
+        ]
         database.executemany(
-            "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?)", [*rows, (5, "waiting", None, 0, None, None)]
+            "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", [*rows, (5, 4, "waiting", None, 0, None, None)]
         )
         database.commit()
     return root
@@ -41,6 +45,18 @@ def test_states_and_reasons_come_from_the_ledger(sweep, above):
     assert frame["reason"].tolist()[1] == "坏 <b>"
     assert frame["reason"].tolist()[3] == "no such corpus"
     assert len(frame) == 4, "what waits has left nothing yet"
+
+
+@pytest.mark.parametrize("status", ["pruned", "failed", "waiting"])
+def test_a_run_that_one_trial_has_finished_is_finished_whatever_its_duplicate_says(sweep, status):
+    before = table(sweep)
+    with closing(sqlite3.connect(sweep / "ledger.sqlite")) as database:
+        database.execute(
+            "INSERT INTO trials SELECT 9, 9, ?, 'stopped by asha', seed, run_dir, NULL FROM trials WHERE id = 1",
+            [status],
+        )
+        database.commit()
+    pd.testing.assert_frame_equal(table(sweep), before)
 
 
 def test_what_a_sweep_chooses_by_is_in_the_table_and_the_report(sweep):

@@ -7,7 +7,7 @@ import pytest
 
 from lmlab.config import asked, compose, treatment
 from lmlab.runs import replicates
-from lmlab.runs.replicates import interval, student
+from lmlab.runs.replicates import interval, student, varied
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,22 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row():
     assert found["optimizer.lr"].tolist() == [0.2, 0.1]
     with pytest.raises(ValueError, match="metric=val/ppl is no column"):
         replicates(frame, "val/ppl")
+
+
+def test_the_same_seed_trained_twice_is_one_replicate():
+    """Seeds 0 (2.0, twice) and 1 (2.1): mean 2.05, deviation 0.1 / sqrt(2), t of one degree of freedom 12.706."""
+    told = {"run": list("abcde"), "treatment": list("xxxyy"), "seed": [0, 0, 1, 0, 0]}
+    x, y = replicates(pd.DataFrame(told | {"val/bpb": [2.0, 2.0, 2.1, 3.0, 3.0]})).to_dict("records")
+    assert (x["n"], x["mean"]) == (2, pytest.approx(2.05))
+    assert x["high"] - x["mean"] == pytest.approx(12.7062 * 0.05, rel=1e-5)
+    assert (y["n"], y["mean"]) == (1, 3.0)
+    assert math.isnan(y["low"]), "one seed has no interval, however often it was trained"
+
+
+def test_what_a_sweep_chooses_by_is_measured_and_no_key_in_which_runs_differ():
+    measured = ["val/bpb", "test/ppl", "perf/memory_gb", "train/loss", "own/score.ema", "seconds"]
+    keys = ["optimizer.lr", "callbacks.averaging", "n_params", "corpus.weights.news/2020"]
+    assert varied(pd.DataFrame({column: [1.0, 2.0] for column in ["run", *measured, *keys]})) == keys
 
 
 def test_a_treatment_is_all_but_the_seed():

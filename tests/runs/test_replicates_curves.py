@@ -44,6 +44,13 @@ def test_a_mean_curve_holds_the_steps_that_all_replicates_have_reached():
     assert found["optimizer.lr"].tolist() == [0.1, 0.1, 0.2]
 
 
+def test_a_mean_curve_counts_the_seed_that_was_trained_twice_once():
+    twice = pd.concat([CURVES, CURVES[CURVES["run"] == "a0"].assign(run="c0")])
+    frame = pd.concat([FRAME, FRAME[:1].assign(run="c0")])
+    columns = ["treatment", "step", "n", "mean", "low", "high"]
+    pd.testing.assert_frame_equal(mean_curves(frame, twice)[columns], mean_curves(FRAME, CURVES)[columns])
+
+
 def test_within_a_budget_a_run_is_worth_its_last_validation_before_it():
     assert within(FRAME, CURVES, seconds=2.0)["val/bpb"].tolist()[:2] == [1.0, 6.0]
     assert within(FRAME, CURVES, seconds=2.0)["val/bpb"].isna().tolist() == [False, False, True, True]

@@ -70,6 +70,6 @@ def sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     monkeypatch.setattr(LocalCrew, "run", alone)
     # Optuna's copy takes longer than such trials: test_study has it, and the sweeps that are processes of their own.
-    monkeypatch.setattr(Mirror, "update", lambda self, ledger, last=False: self.lock.close() if last else None)
+    monkeypatch.setattr(Mirror, "update", lambda self, ledger, last=False: None)
     # Told how many workers, nobody composes the space's ends to estimate how many fit into memory.
     return lambda *words: main(["sweep", *TINY, "workers=1", "sweep_dir=s", *words])

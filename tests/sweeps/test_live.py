@@ -1,9 +1,21 @@
 """What a sweep looks like from the terminal: its pace, by hand."""
 
 import json
+import sys
+from pathlib import Path
+
+from tests.sweeps.test_pruning import ASKED
 
 from lmlab.sweeps.ledger import Ledger
-from lmlab.sweeps.live import pace, paced
+from lmlab.sweeps.live import View, pace, paced, status
+
+# As rich's markup: closing tags that nothing opened, an emoji, and a style that nobody knows.
+TRAIN, REASON = "corpus.train=[/data/a.txt,b.txt]", "no such file [bold]:cat:; pip install 'lmlab[files]'"
+
+
+def words(text: str) -> str:
+    """Without the line breaks of a terminal."""
+    return " ".join(text.split())
 
 
 def test_pace_is_of_warm_workers_trials_and_leaves_out_steps_and_scoring(tmp_path):
@@ -24,3 +36,30 @@ def test_pace_is_of_warm_workers_trials_and_leaves_out_steps_and_scoring(tmp_pat
         ledger.set(6, status="done", host="here", pid=2, born="", started=13, finished=14, seconds=99, values_=values)
         assert round(pace(ledger)[1], 6) == 0.5
         assert paced(ledger) == "0.50 s of a warm trial beside training and scoring, 0.25 s between trials (medians)"
+
+
+def test_brackets_in_overrides_and_reasons_are_no_markup(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    directory = Path("[blue]s")
+    directory.mkdir()
+    ASKED.save(directory)
+    with Ledger(directory / "ledger.sqlite", create=True) as ledger:
+        for n, told in enumerate(("done", "running", "failed"), 1):
+            ledger.add_point({}, [TRAIN, f"x={n}"], {}, [0])
+            ledger.set(n, status=told, worker="0", reason=REASON if told == "failed" else None)
+        ledger.set(1, values_='{"val/bpb": 2.0}')
+        status(directory)
+        shown = words(capsys.readouterr().out)
+        assert f"best val/bpb 2.0000 {TRAIN} x=1" in shown
+        assert f"worker 0 {TRAIN} x=2 step 0" in shown
+        assert shown.startswith("[blue]s trials 1 done")
+        # Redrawn in place, with a line above for the trial that failed.
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        with View(directory, ledger, ASKED) as view:
+            view.shown.clear()
+            view.update()
+            view.looked = 0.0
+            view.update()
+        shown = words(capsys.readouterr().err)
+    assert f"{TRAIN} x=3: failed: {REASON}" in shown

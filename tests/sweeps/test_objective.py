@@ -31,6 +31,8 @@ def test_a_metric_of_ones_own_needs_a_callback_that_may_log_it_and_a_direction()
         objective.check_logged([{"metric": "own/score", "direction": "maximize"}], OURS)
     with pytest.raises(ValueError, match="say which way is better"):
         objective.check_logged(objective.read("own/score"), OWN)
+    with pytest.raises(ValueError, match="log it as own/score: a name without a group is a config's key"):
+        objective.check_logged([{"metric": "score", "direction": "maximize"}], OWN)
     objective.check_logged([{"metric": "own/score", "direction": "maximize"}], OWN)
 
 

@@ -69,6 +69,19 @@ def test_the_best_third_of_a_rung_goes_on_and_no_more(ledger):
     assert (row["id"], row["rung"]) == (6, None)
 
 
+def test_a_trial_that_began_past_a_rung_counts_there_by_its_first_measurement(ledger):
+    for _ in range(3):
+        ledger.add_point({}, [], {}, [0])
+    for trial, value in enumerate([3.0, 2.0, 4.0], 1):
+        stop(ledger, trial, 10, value)
+    # The rung is at step 10: the second trial was resumed there, and measured one step later, and before.
+    ledger.connection.execute("DELETE FROM reports WHERE trial = 2")
+    for step, value in ((9, 5.0), (11, 1.9), (20, 9.0)):
+        ledger.report(2, step, value)
+    assert promote(ASKED, ledger)
+    assert [row["id"] for row in ledger.trials("waiting")] == [2]
+
+
 def test_a_maximised_objective_promotes_the_largest(ledger):
     for trial, value in enumerate([1.0, 3.0, 2.0], 1):
         ledger.add_point({}, [], {}, [0])

@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.sweeps.test_pruning import ASKED
+from tests.sweeps.test_pruning import ASHA, ASKED
 
 from lmlab.sweeps import strategy
 from lmlab.sweeps.ledger import Ledger
@@ -64,6 +64,42 @@ def test_cmaes_refuses_by_name_what_it_would_draw_at_random(space, when, message
     strategy.check_space("tpe", parse(NUMBERS | space, when, {}))
 
 
+def test_gp_refuses_conditions_which_it_would_draw_at_random():
+    space = {"model.n_heads": "range(1,5)", "model": "transformer,lstm"}
+    with pytest.raises(ValueError, match=r"strategy=gp models what every point has: model.n_heads depends .* take tpe"):
+        strategy.check_space("gp", parse(NUMBERS | space, {"model.n_heads": "model=transformer"}, {}))
+    strategy.check_space("gp", parse(NUMBERS | space, {}, {}))
+
+
+@pytest.mark.parametrize("name", ["tpe", *strategy.FINISHED_ONLY])
+def test_what_learns_nothing_from_pruned_trials_is_refused_where_all_are_pruned_at_first(name, tmp_path):
+    """Points drawn after 15 that were stopped at a rung: random's own, but for those of a sampler that reads rungs."""
+    needed = strategy.LIBRARIES.get(name)
+    if needed and importlib.util.find_spec(needed) is None:
+        pytest.skip(f"{needed} is in lmlab[sweeps]")
+
+    def drawn(by: str) -> list[str]:
+        asked = replace(ASKED, strategy=by, trials=16, space=NUMBERS, pruning=ASHA)
+        with Ledger(tmp_path / f"{by}.sqlite", create=True) as ledger:
+            for number in range(16):
+                assert strategy.propose(asked, ledger, 0) == number
+                value = json.loads(ledger.points()[number]["params"])["optimizer.lr"]
+                ledger.set(number + 1, status="pruned", total_steps=90)
+                ledger.report(number + 1, 10, value)
+            return [row["params"] for row in ledger.points()]
+
+    learns = drawn(name) != drawn("random")
+    assert learns == (name == "tpe")
+    for rule in ("asha", "hyperband"):
+        if learns:
+            strategy.check(name, rule)
+        else:
+            with pytest.raises(ValueError, match=f"strategy={name} learns from finished .*={rule} .*strategy=tpe"):
+                strategy.check(name, rule)
+    # Stopped by it are the worse half alone.
+    strategy.check(name, "median")
+
+
 BPB, SECONDS = ({"metric": metric, "direction": "minimize"} for metric in ("val/bpb", "seconds"))
 
 
@@ -106,4 +142,4 @@ def test_means_over_replicates_are_what_a_sampler_sees(tmp_path):
 def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"strategy=gp needs scipy.*lmlab\[sweeps\]"):
-        strategy.check("gp")
+        strategy.check("gp", "none")

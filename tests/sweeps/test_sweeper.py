@@ -122,6 +122,39 @@ def test_asha_stops_most_trials_and_what_is_promoted_ends_as_if_never_stopped(sw
         assert log.count("continuing after step 3") == 1
 
 
+@pytest.mark.parametrize(("first", "rung"), [(0.4, 4), (0.3333, 3)])
+def test_a_trial_that_begins_at_its_rung_is_ranked_by_what_was_measured_there(sweep, here, first, rung):
+    """The first point drawn twice, and all of them by a ledger that was lost.
+
+    The rung lies between validations, which a run that goes on forgets; or at one, and nothing has the run's end.
+    """
+    points = 'points=[["optimizer.lr=1e-3"],["optimizer.lr=1e-3"],["optimizer.lr=1e-2"],["optimizer.lr=1e-1"]]'
+    command = ["strategy=list", points, "keep=all", "pruning.rule=asha", f"pruning.first={first}", "test=false"]
+    assert sweep(*command) == 0
+    with Ledger(here / "s/ledger.sqlite") as ledger:
+        reports, rows = ledger.reports(), {row["id"]: row for row in ledger.trials()}
+    assert rows[1]["run_dir"] == rows[2]["run_dir"]
+    assert reports[1] == reports[2]
+    assert {max(step for step in told if step < 6) for told in reports.values()} == {rung}
+    assert sorted(row["status"] for row in rows.values()) == ["done", "pruned", "pruned", "pruned"]
+    assert "continuing after" not in (here / "s/trials" / rows[1]["name"] / "train.log").read_text()
+    for path in (here / "s").glob("ledger.sqlite*"):
+        path.unlink()
+    if rung == 3:
+        for row in rows.values():
+            if row["status"] == "pruned":
+                (here / "s/trials" / row["name"] / "results.json").unlink(missing_ok=True)
+    assert sweep(*command) == 0
+    with Ledger(here / "s/ledger.sqlite") as ledger:
+        again = ledger.reports()
+        assert [row["status"] for row in ledger.trials()] == [row["status"] for row in rows.values()]
+    pruned = [n for n, row in rows.items() if row["status"] == "pruned"]
+    assert [again[n] for n in pruned] == [reports[n] for n in pruned]
+    # None has taken a step.
+    ends = {n: json.loads((here / "s/trials" / rows[n]["name"] / "results.json").read_text()) for n in pruned}
+    assert {told["training"]["steps"] for told in ends.values()} == {rung}
+
+
 def test_whatever_a_run_logs_can_be_the_objective(sweep, here, capsys):
     """What ours log, and what a callback of the user's own does, which is known from the first trial on."""
     (here / "own.py").write_text(
@@ -225,6 +258,11 @@ def test_a_trial_without_the_objective_fails_and_says_what_there_is(sweep, here,
         (["model.n_layers=tag(log,range(1,9,2))"], "tag(log,...) is of intervals"),
         (["optimizer.lr=interval(0,1)"], "strategy=grid needs values"),
         (["strategy=list"], "points=[] has nothing to run"),
+        (
+            ["strategy=list", 'points=[["model.d_model=4"]]', "optimizer.lr=1e-2,1e-3"],
+            "optimizer.lr has several values",
+        ),
+        (["strategy=list", 'points=[["seed=5"],["seed=6"]]'], "points: seed=5: seeds are replicates, of every point"),
         (["sweep=none_such"], "no option sweep=none_such"),
     ],
 )

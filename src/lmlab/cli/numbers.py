@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lmlab.cli.tables import console
@@ -26,7 +25,7 @@ def show_numbers(numbers: Mapping[str, Any], kept: Sequence[Mapping[str, Any]]) 
             about = (f"{target.steps:,}", target.source, target.cost) if n == 0 else ("", "", "")
             mine = [r["splits"][split] for r in kept if r["recipe"] == name and split in r["splits"]]
             told = "\n".join(target.show(m["measured"]) for m in mine), "\n".join(m["verdict"] for m in mine)
-            table.add_row("" if n else name, number, *told, *map(escape, about))
+            table.add_row("" if n else name, number, *told, *about)
     out.print(table)
     out.print("\nlmlab reproduce NAME trains one of them and compares", highlight=False)
 
@@ -53,8 +52,8 @@ def show_reproduction(record: Mapping[str, Any], peer: Mapping[str, Any] | None)
         told = f"extrapolated {found['times']:.1f} times as far, from the {found['by']}, with its 90 % interval"
         out.print(f"at the recipe's end: {ends}; {told}", highlight=False, soft_wrap=True)
     for key, (was, now) in record["changed"].items():
-        out.print(f"not as the recipe has it: {key}={now} (there {was})", highlight=False, markup=False)
-    out.print(f"\n{target.word}: {target.source}; {target.protocol}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"not as the recipe has it: {key}={now} (there {was})", highlight=False)
+    out.print(f"\n{target.word}: {target.source}; {target.protocol}", highlight=False, soft_wrap=True)
     for split, told in record["splits"].items():
         out.print(f"{split} measured {Protocol(**told['protocol']).describe()}", highlight=False)
     m, how = record["machine"], "counted"
@@ -62,7 +61,7 @@ def show_reproduction(record: Mapping[str, Any], peer: Mapping[str, Any] | None)
         how = f"{record['parameters']:,} parameters, precision {training['precision']}, {training['steps']:,} steps"
     where = f"{m['device']}, {m['cores']} cores, load {m['load']}"
     out.print(f"{how} in {training['seconds']:,.1f} s of training; {where}", highlight=False)
-    out.print(f"it is stated to cost: {target.cost}", highlight=False, markup=False)
+    out.print(f"it is stated to cost: {target.cost}", highlight=False)
     if peer is not None:
         _show_peer(out, peer)
     out.print(f"\nrun: {record['run_dir']}", highlight=False, soft_wrap=True)

@@ -51,10 +51,10 @@ def show_table(frame, columns: list | None) -> None:
     parts = apart(frame) if measured else {"": frame}
     for name, rows in parts.items():
         if len(parts) > 1:
-            console().print(f"\n[bold]{name}[/bold]", highlight=False)
+            console().print(f"\n{name}", style="bold", highlight=False)
         show_frame(rows[columns] if columns else rows, all_columns=bool(columns))
     if len(parts) > 1:
-        console().print(f"\n{incomparable(parts)}", highlight=False, markup=False, soft_wrap=True)
+        console().print(f"\n{incomparable(parts)}", highlight=False, soft_wrap=True)
 
 
 def comparable(column):

@@ -6,17 +6,17 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 SHOWN = (("nll", ".4f"), ("ppl", ",.2f"), ("bpb", ".4f"))
 FLOORS = {"unigram": "unigram", "kneser_ney_5": "Kneser-Ney 5-gram"}
 
 
-def console() -> Console:
-    """Standard output; wide where it is no terminal, so that no number is cut."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=160)
+def console(width: int | None = None) -> Console:
+    """Standard output; wide where it is no terminal, so that no number is cut. No text is markup: much is people's."""
+    plain = Console(width=width, markup=False, emoji=False)
+    return plain if width or plain.is_terminal else console(160)
 
 
 def show_results(results: Mapping[str, Any], alone: bool) -> None:
@@ -51,7 +51,7 @@ def show_results(results: Mapping[str, Any], alone: bool) -> None:
     out.print(f"measured {Protocol(**results['protocol']).describe()}", highlight=False)
     if alone:
         for sample in results.get("samples", ()):
-            out.print(f"\n[dim]sample[/dim]  {escape(sample.strip())}", highlight=False, soft_wrap=True)
+            out.print(Text.assemble(("\nsample  ", "dim"), sample.strip()), soft_wrap=True)
     out.print(f"\nrun: {results['run_dir']}", highlight=False, soft_wrap=True)
     if alone:
         _show_next(out, results["run_dir"], list(splits)[-1])
@@ -68,7 +68,7 @@ def _show_next(out: Console, run_dir: str, split: str) -> None:
     )
     out.print("\nnext:", highlight=False)
     for command in commands:
-        out.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"  {command}", highlight=False, soft_wrap=True)
 
 
 def _last_bpb(numbers: Mapping[str, Any]) -> float:
@@ -108,11 +108,11 @@ def show_checks(checks: Sequence[Any]) -> None:
     for name in ("check", "", "measured"):
         table.add_column(name, overflow="fold")
     for check in checks:
-        table.add_row(check.name, STATES[check.passed], escape(check.figure))
+        table.add_row(check.name, STATES[check.passed], check.figure)
     out.print(table)
     for check in checks:
         for line in check.details:
-            out.print(f"  {check.name}: {line}", highlight=False, markup=False, soft_wrap=True)
+            out.print(f"  {check.name}: {line}", highlight=False, soft_wrap=True)
 
 
 def show_diagnosis(found: Any, tested: Mapping[str, Any] | None) -> None:
@@ -159,7 +159,7 @@ def show_frame(frame: Any, all_columns: bool) -> None:
             table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=all_columns)
     for values in zip(*(cells[c] for c in columns if c in fitting), strict=True):
         table.add_row(*values)
-    out = Console(width=max(room, sum(width.values()))) if all_columns else terminal
+    out = console(max(room, sum(width.values()))) if all_columns else terminal
     out.print(table)
     if hidden := [c for c in columns if c not in fitting]:
         print(f"{len(hidden)} more columns (format=csv, or columns=[run,...]): {', '.join(hidden)}")
@@ -235,7 +235,7 @@ def show_bench(found: Mapping[str, Any]) -> None:
             highlight=False,
         )
     out.print(f"\nwritten: {found['file']}", highlight=False, soft_wrap=True)
-    out.print(f"  {found['command'] or found['overrides']}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"  {found['command'] or found['overrides']}", highlight=False, soft_wrap=True)
 
 
 def _percent(share: float | None, places: int = 0) -> str:
@@ -256,7 +256,7 @@ def show_breakdown(by: str, rows: Any) -> None:
         shown = sorted(rows, key=lambda row: -row["share_of_nats"])[:MOST_GROUPS]
     for row in shown:
         cells = (f"{row['tokens']:,}", _percent(row["share_of_tokens"], 1), _percent(row["share_of_nats"], 1))
-        table.add_row(escape(row["group"]), *cells, f"{row['nll']:.4f}", f"{row['ppl']:,.2f}", f"{row['bpb']:.4f}")
+        table.add_row(row["group"], *cells, f"{row['nll']:.4f}", f"{row['ppl']:,.2f}", f"{row['bpb']:.4f}")
     out.print()
     out.print(table)
     if len(rows) > len(shown):
@@ -274,7 +274,7 @@ def show_comparison(report: Mapping[str, Any]) -> None:
         table.add_column(name, justify="left" if not name else "right", overflow="fold")
     for side in report["sides"]:
         spread = "" if side["sd"] is None else f"{side['sd']:.4f}"
-        table.add_row(escape(side["name"]), str(side["runs"]), f"{side['bpb']:.4f}", f"{side[unit]:,.2f}", spread)
+        table.add_row(side["name"], str(side["runs"]), f"{side['bpb']:.4f}", f"{side[unit]:,.2f}", spread)
     for name, floor in report.get("floors", {}).items():
         table.add_row(FLOORS[name], "", f"{floor['bpb']:.4f}", f"{floor[unit]:,.2f}", "")
     out.print(table)
@@ -290,12 +290,12 @@ def show_comparison(report: Mapping[str, Any]) -> None:
             _interval(c[f"{unit}_interval"], 2),
         )
         cells += (f"{c['p']:.2g}", f"{c['p_holm']:.2g}", f"{c['detectable']:.4f}")
-        table.add_row(escape(f"{c['ours']} less {c['theirs']}"), *cells)
+        table.add_row(f"{c['ours']} less {c['theirs']}", *cells)
     out.print()
     out.print(table)
     out.print()
     for c in report["comparisons"]:
-        out.print(c["words"], highlight=False, markup=False, soft_wrap=True)
+        out.print(c["words"], highlight=False, soft_wrap=True)
     blocks = report["blocks"]
     kind = "documents" if blocks["kind"] == "documents" else "stretches"
     out.print(f"\n{report['split']}, {blocks['n']} {kind} of {blocks['bytes']:,.0f} bytes resampled", highlight=False)

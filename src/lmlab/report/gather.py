@@ -15,14 +15,13 @@ from lmlab.report.importance import importance
 from lmlab.report.parameters import Parameter, parameters
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import protocols
-from lmlab.runs.ledger import objectives
-from lmlab.runs.replicates import interval
+from lmlab.runs.ledger import TOLD, directions, lacking, objectives
+from lmlab.runs.measures import front, higher
+from lmlab.runs.replicates import by_seed, interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Of measures, those of which more is better; a sweep says it of its own objectives.
-HIGHER = ("tokens_per_s",)
 # Points of all curves together: what a browser draws without a pause, and a file stays small with.
 POINTS = 24_000
 SIZES = ("parameters", "seconds", "tokens", "tokens_per_s")
@@ -33,6 +32,7 @@ def gather(
 ) -> dict[str, Any]:
     """Everything on the page; each protocol has a part, and nothing in one is compared with anything in another.
 
+    Of a sweep with several objectives nobody is the best, unless it is asked for by a metric: there is a front.
     metric: a column of the table; None: a sweep's objective, else val/bpb, and where no run has come to its end, the
     best that there was of it. read: `runs.table(root)` and `runs.curves(root)`, where they have been asked for already.
     Raises FileNotFoundError where there are no runs, ValueError for a metric that none has.
@@ -41,28 +41,43 @@ def gather(
     if frame.empty:
         raise FileNotFoundError(f"no runs under {root}; train one: lmlab train")
     objective = objectives(Path(root))
+    stated = directions(root)
+    # Whoever names a metric asks for the best by it.
+    several = {name: higher(name, stated) for name in objective} if metric is None and len(objective) > 1 else {}
     metric = measure(frame, metric, [*objective, "val/bpb", "val/bpb_best"])
     if metric not in frame:
         # Nothing was ever validated: what is left to tell is why.
         frame = frame.assign(**{metric: math.nan})
-    sign = -1 if objective.get(metric, "maximize" if metric in HIGHER else "minimize") == "maximize" else 1
+    sign = -1 if higher(metric, stated) else 1
+    unfinished = lacking(root)
     parts = protocols.apart(frame)
     told = {
         "title": Path(root).resolve().name,
         "made": datetime.now().astimezone().isoformat(" ", "minutes"),
         "metric": {"name": metric, "higher": sign < 0},
         "runs": single(frame, metric),
-        "curves": thinned(points, frame, metric),
+        "curves": thinned(points, frame, metric, stated),
+        "objectives": [{"name": name, "higher": more} for name, more in several.items()],
         "apart": protocols.incomparable(parts) if len(parts) > 1 else "",
-        "parts": [part(Path(root), name, those, metric, sign) for name, those in parts.items()],
+        "parts": [part(Path(root), name, those, metric, sign, several, unfinished) for name, those in parts.items()],
     }
     return clean(told)
 
 
-def part(root: Path, protocol: str, frame: "pd.DataFrame", metric: str, sign: int) -> dict[str, Any]:
-    """What runs of one protocol say. members: their places in the whole table."""
+def part(
+    root: Path,
+    protocol: str,
+    frame: "pd.DataFrame",
+    metric: str,
+    sign: int,
+    several: dict[str, bool],
+    unfinished: dict[str, dict[int, str]],
+) -> dict[str, Any]:
+    """What runs of one protocol say. members: their places in the whole table. several: see `measured`."""
     varied = parameters(frame)
-    groups = treatments(frame, metric, sign, varied)
+    groups = treatments(frame, metric, sign, varied, unfinished)
+    if several:
+        measured(frame, groups, several)
     told = {
         "protocol": protocol,
         "members": frame.index.tolist(),
@@ -72,7 +87,7 @@ def part(root: Path, protocol: str, frame: "pd.DataFrame", metric: str, sign: in
         "laws": scaling_laws(frame, metric),
         "equal": equalities(frame, metric, sign),
     }
-    return told | winner(root, frame, groups[0], metric, sign) if groups else told
+    return told | winner(root, frame, groups[0], metric, sign) if groups and not several else told
 
 
 def measure(frame: "pd.DataFrame", metric: str | None, defaults: list[str]) -> str:
@@ -86,19 +101,53 @@ def measure(frame: "pd.DataFrame", metric: str | None, defaults: list[str]) -> s
     return metric
 
 
-def treatments(frame: "pd.DataFrame", metric: str, sign: int, varied: list[Parameter]) -> list[dict[str, Any]]:
-    """Runs that differ in the seed alone taken together, best first: n, mean, interval, sizes, varied values."""
+def treatments(
+    frame: "pd.DataFrame",
+    metric: str,
+    sign: int,
+    varied: list[Parameter],
+    unfinished: dict[str, dict[int, str]],
+) -> list[dict[str, Any]]:
+    """Runs that differ in the seed alone taken together, best first: n, mean, interval, sizes, varied values.
+
+    lacking: how it stands with each seed, of `seeds`, that their sweep has no result of; such are last, for there they
+    cannot win.
+    """
     found = []
     for _, group in frame[frame[metric].notna()].groupby("treatment", sort=False):
-        mean, low, high = interval(group[metric].tolist())
-        told = {"n": len(group), "mean": mean, "low": low, "high": high, "runs": group.index.tolist()}
+        values = by_seed(group, metric)
+        mean, low, high = interval(values)
+        told = {"n": len(values), "mean": mean, "low": low, "high": high, "runs": group.index.tolist()}
         told |= {name: float(group[name].mean()) for name in SIZES if name in group}
         if metric != "val/ppl" and "val/ppl" in group:
             told["val/ppl"] = float(group["val/ppl"].mean())
+        missing = {seed: how for run in group["run"] for seed, how in unfinished.get(run, {}).items()}
+        ended = set(group["seed"][~group["state"].isin(TOLD)])
+        told["lacking"] = [how for seed, how in missing.items() if seed not in ended]
+        told["seeds"] = len({*group["seed"], *missing})
         place = frame.index.get_loc(group.index[0])
         told["values"] = [p.values[place] for p in varied]
         found.append(told)
-    return sorted(found, key=lambda told: (sign * told["mean"], told["runs"][0]))
+    return sorted(found, key=lambda told: (bool(told["lacking"]), sign * told["mean"], told["runs"][0]))
+
+
+def measured(frame: "pd.DataFrame", groups: list[dict[str, Any]], several: dict[str, bool]) -> None:
+    """Give each group its means of `objectives`, and whether it is on their `front`, as the sweep has it.
+
+    several: {objective: whether more is better}.
+    """
+    for group in groups:
+        known = frame.loc[group["runs"]]
+        seeds = [by_seed(known, name) if name in known else [] for name in several]
+        group["objectives"] = [math.fsum(values) / len(values) if values else math.nan for values in seeds]
+    signed = {
+        n: [-v if more else v for v, more in zip(group["objectives"], several.values(), strict=True)]
+        for n, group in enumerate(groups)
+        if not group["lacking"] and not any(map(math.isnan, group["objectives"]))
+    }
+    best = front(signed)
+    for n, group in enumerate(groups):
+        group["front"] = n in best
 
 
 def single(frame: "pd.DataFrame", metric: str) -> list[dict[str, Any]]:
@@ -110,10 +159,10 @@ def single(frame: "pd.DataFrame", metric: str) -> list[dict[str, Any]]:
     ]
 
 
-def thinned(curves: "pd.DataFrame", frame: "pd.DataFrame", metric: str) -> dict[str, Any]:
+def thinned(curves: "pd.DataFrame", frame: "pd.DataFrame", metric: str, stated: dict[str, str]) -> dict[str, Any]:
     """Validations of each run: tokens, seconds, value; of long curves some, the first and the last among them."""
     name = metric if metric in curves and metric.startswith("val/") else "val/bpb"
-    told: dict[str, Any] = {"name": name, "tokens": [], "seconds": [], "values": []}
+    told: dict[str, Any] = {"name": name, "higher": higher(name, stated), "tokens": [], "seconds": [], "values": []}
     if name not in curves:
         return told
     points = curves[curves[name].notna()]

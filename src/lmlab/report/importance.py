@@ -13,14 +13,29 @@ WORST = 10.0
 
 
 def importance(varied: list[Parameter], groups: list[dict[str, Any]], sign: int) -> dict[str, Any]:
-    """{'values': [[name, share], ...], 'note': why some or all are missing}; shares add up to 1."""
-    places = [i for i, p in enumerate(varied) if all(g["values"][i] is not None for g in groups)]
-    left = [p.name for i, p in enumerate(varied) if i not in places]
-    note = f"Not weighed, as some runs do not have them: {', '.join(left)}." if left else ""
-    if len(groups) < LEAST or not places:
+    """{'values': [[name, share], ...], 'together', 'note': why some or all are missing}.
+
+    A share is what a parameter explains by itself; together: the rest of 1, which takes several of them to explain.
+    """
+    if len(groups) < LEAST:
         return {"values": [], "note": f"Weighed from {LEAST} different configurations on; here are {len(groups)}."}
-    if groups[0]["mean"] == groups[-1]["mean"]:
+    if len({g["mean"] for g in groups}) == 1:
         return {"values": [], "note": "All configurations are equally good."}
+    places, lacking, single = [], [], []
+    for i in range(len(varied)):
+        values = {g["values"][i] for g in groups}
+        (lacking if None in values else single if len(values) == 1 else places).append(i)
+    notes = [
+        f"Not weighed, as {why}: {', '.join(varied[i].name for i in left)}."
+        for left, why in (
+            (lacking, "some runs do not have them"),
+            (single, "all that came to a result have one value of them"),
+        )
+        if left
+    ]
+    note = " ".join(notes)
+    if not places:
+        return {"values": [], "note": note or "Nothing varies."}
     try:
         import sklearn  # noqa: F401
     except ImportError:
@@ -33,8 +48,8 @@ def importance(varied: list[Parameter], groups: list[dict[str, Any]], sign: int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = FanovaImportanceEvaluator(seed=0).evaluate(study([varied[i] for i in places], places, groups, sign))
-    total = sum(found.values())
-    return {"values": [[name, share / total] for name, share in found.items()], "note": note}
+    together = max(0.0, 1 - float(sum(found.values())))
+    return {"values": [[name, float(share)] for name, share in found.items()], "together": together, "note": note}
 
 
 def study(varied: list[Parameter], places: list[int], groups: list[dict[str, Any]], sign: int) -> Any:
@@ -60,7 +75,7 @@ def study(varied: list[Parameter], places: list[int], groups: list[dict[str, Any
         for p in varied
     }
     scores = [sign * g["mean"] for g in groups]
-    best, middle = scores[0], scores[len(scores) // 2]
+    best, middle = min(scores), sorted(scores)[len(scores) // 2]
     ceiling = middle + WORST * (middle - best) if middle > best else math.inf
     for n, score in enumerate(scores):
         params = {name: column[n] for name, column in columns.items()}

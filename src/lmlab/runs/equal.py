@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmlab.config import BUDGETS
 from lmlab.runs import protocols
-from lmlab.runs.replicates import FACTS, interval, student
+from lmlab.runs.replicates import by_seed, interval, is_key, student
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ def levels(frame: "pd.DataFrame", held: str) -> list[tuple[float, "pd.DataFrame"
 
 def best(frame: "pd.DataFrame", metric: str, sign: float) -> dict[str, Any]:
     """The treatment with the best mean."""
-    told = [summary(group, group[metric].tolist()) for _, group in frame.groupby("treatment", sort=False)]
+    told = [summary(group, by_seed(group, metric)) for _, group in frame.groupby("treatment", sort=False)]
     return min(told, key=lambda one: sign * one["mean"])
 
 
@@ -75,7 +75,7 @@ def summary(group: "pd.DataFrame", values: Sequence[float]) -> dict[str, Any]:
 def at_seconds(frame: "pd.DataFrame", metric: str, by: str, sign: float) -> list[dict]:
     """Between a shorter and a longer run of the same kind, each with its own schedule, along the logarithm of time."""
     budgets = [key for key in BUDGETS if key in frame]
-    others = [k for k in frame if k not in (*budgets, *FACTS) and not k.startswith(("val/", "test/"))]
+    others = [k for k in frame if k not in budgets and is_key(k)]
     lines: dict[Any, list[tuple[Any, list[list[tuple[float, float]]]]]] = {}
     for _, kind in frame.groupby([*map(repr, frame[others].to_numpy(object).tolist())]):
         seeds = []

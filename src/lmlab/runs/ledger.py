@@ -25,8 +25,12 @@ def apply(rows: list[dict[str, Any]], root: str | os.PathLike) -> None:
     by_run = {told["run"]: told for told in rows}
     for ledger in ledgers(root):
         # What the sweep chooses by may be what a run logged, which its results do not have.
-        wanted = objectives(ledger.parent)
-        for trial in trials(ledger):
+        wanted, known = objectives(ledger.parent), trials(ledger)
+        # Of a point that was drawn twice, one may have stopped where the other went on.
+        ended = {trial["run_dir"] for trial in known if trial["status"] == "done"} - {None}
+        for trial in known:
+            if trial["status"] in TOLD and trial["run_dir"] in ended:
+                continue
             if trial["status"] not in TOLD:
                 place = os.path.relpath(ledger.parent / (trial["run_dir"] or ""), root)
                 done = by_run.get(place)
@@ -59,6 +63,29 @@ def objectives(sweep: Path) -> dict[str, str]:
         return {}
 
 
+def directions(root: str | os.PathLike) -> dict[str, str]:
+    """{metric: direction} of the objectives of the sweep at `root`, then of those below it."""
+    sweeps = [Path(root), *(path.parent for path in ledgers(root))]
+    return {metric: way for sweep in reversed(sweeps) for metric, way in objectives(sweep).items()}
+
+
+def lacking(root: str | os.PathLike) -> dict[str, dict[int, str]]:
+    """{run: {seed: status}} of what is not done of the point that this run is of.
+
+    The sweep itself lets no point win of which one seed failed, was stopped, or is still to come.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for ledger in ledgers(root):
+        points: dict[Any, list[dict[str, Any]]] = {}
+        for trial in trials(ledger):
+            points.setdefault(trial["point"], []).append(trial)
+        for those in points.values():
+            if missing := {trial["seed"]: trial["status"] for trial in those if trial["status"] in TOLD}:
+                for run in (trial["run_dir"] for trial in those if trial["run_dir"]):
+                    found.setdefault(os.path.relpath(ledger.parent / run, root), {}).update(missing)
+    return found
+
+
 def numbers(trial: Mapping[str, Any], ledger: Path) -> dict[str, float]:
     """What a finished trial told. A damaged record is said, and has none."""
     try:
@@ -74,9 +101,8 @@ def trials(ledger: Path) -> list[dict[str, Any]]:
         database = sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True, timeout=10)
         with closing(database):
             database.row_factory = sqlite3.Row
-            return [
-                dict(row) for row in database.execute("SELECT id, status, reason, seed, run_dir, values_ FROM trials")
-            ]
+            query = "SELECT id, point, status, reason, seed, run_dir, values_ FROM trials"
+            return [dict(row) for row in database.execute(query)]
     except sqlite3.Error as error:
         log.warning("%s cannot be read (%s): its runs are shown as they lie on disk", ledger, error)
         return []

@@ -14,9 +14,14 @@ NUMBERS = ("parameters", "steps", "tokens", "seconds", "tokens_per_s", "megabyte
 FACTS = ("run", "state", "reason", "seed", "treatment", *NUMBERS)
 
 
+def is_key(column: str) -> bool:
+    """Whether it is a config's: what is measured has a slash (perf/memory_gb), a key none before its first dot."""
+    return column not in FACTS and "/" not in column.partition(".")[0]
+
+
 def varied(frame: "pd.DataFrame") -> list[str]:
     """The keys in which the runs of a table differ; the seed is none."""
-    keys = [c for c in frame if c not in FACTS and not c.startswith(("val/", "test/")) and c != "model"]
+    keys = [c for c in frame if is_key(c) and c != "model"]
     # Columns of every table: keys only where they tell runs apart.
     keys = [c for c in keys if c != "protocol" or frame[c].nunique() > 1]
     if "model" in frame and frame["model"].nunique() > 1:
@@ -24,10 +29,16 @@ def varied(frame: "pd.DataFrame") -> list[str]:
     return keys
 
 
+def by_seed(runs: "pd.DataFrame", metric: str) -> list[float]:
+    """Of a treatment's runs one value a seed, the mean where it was trained twice: the same again is no replicate."""
+    return runs.groupby("seed", sort=False, dropna=False)[metric].mean().tolist()
+
+
 def replicates(frame: "pd.DataFrame", metric: str = "val/bpb", level: float = 0.95) -> "pd.DataFrame":
     """One row a treatment, from `table`: n, mean, low and high of the metric, then the keys that vary; lowest first.
 
-    low, high: Student's confidence interval of the mean; none for a single run. Runs without the metric do not count.
+    n: seeds. low, high: Student's confidence interval of the mean; none for a single one. Runs without the metric do
+    not count.
     """
     import pandas as pd
 
@@ -35,8 +46,9 @@ def replicates(frame: "pd.DataFrame", metric: str = "val/bpb", level: float = 0.
         raise ValueError(f"metric={metric} is no column of the table; it has {', '.join(frame.columns)}")
     keys, rows = varied(frame), []
     for name, group in frame[frame[metric].notna()].groupby("treatment", sort=False):
-        mean, low, high = interval(group[metric].tolist(), level)
-        told = {"treatment": name, "n": len(group), "mean": mean, "low": low, "high": high}
+        values = by_seed(group, metric)
+        mean, low, high = interval(values, level)
+        told = {"treatment": name, "n": len(values), "mean": mean, "low": low, "high": high}
         rows.append(told | {key: group[key].iloc[0] for key in keys})
     found = pd.DataFrame(rows, columns=["treatment", "n", "mean", "low", "high", *keys])
     return found.sort_values("mean", kind="stable", ignore_index=True)
@@ -53,13 +65,14 @@ def mean_curves(frame: "pd.DataFrame", curves: "pd.DataFrame", metric: str = "va
     if metric not in curves:
         raise ValueError(f"metric={metric} is no column of the curves; they have {', '.join(curves.columns)}")
     keys = varied(frame)
-    points = curves[curves[metric].notna()].merge(frame[["run", "treatment", *keys]], on="run")
+    points = curves[curves[metric].notna()].merge(frame[["run", "treatment", "seed", *keys]], on="run")
     members = points.groupby("treatment")["run"].nunique()
     rows = []
     for (name, step), group in points.groupby(["treatment", "step"], sort=False):
         if len(group) == members[name]:
-            mean, low, high = interval(group[metric].tolist())
-            told = {"treatment": name, "step": step, "tokens": group["tokens"].mean(), "n": len(group)}
+            values = by_seed(group, metric)
+            mean, low, high = interval(values)
+            told = {"treatment": name, "step": step, "tokens": group["tokens"].mean(), "n": len(values)}
             told |= {"seconds": group["seconds"].mean(), "mean": mean, "low": low, "high": high}
             rows.append(told | {key: group[key].iloc[0] for key in keys})
     columns = ["treatment", "step", "tokens", "seconds", "n", "mean", "low", "high", *keys]

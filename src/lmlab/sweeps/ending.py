@@ -9,6 +9,7 @@ from typing import Any
 from lmlab.config import plain, targets
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import protocols
+from lmlab.runs.measures import front
 from lmlab.sweeps.asked import Asked, load
 from lmlab.sweeps.composer import Composer
 from lmlab.sweeps.ledger import Ledger, results_of
@@ -41,16 +42,12 @@ def best(asked: Asked, values: Mapping[int, list[float]]) -> list[int]:
     told = {p: [s * v for s, v in zip(signs, each, strict=True)] for p, each in values.items()}
     if len(signs) == 1:
         return [min(told, key=lambda p: (told[p], p))] if told else []
-    return [p for p, v in told.items() if not any(_dominates(other, v) for other in told.values())]
+    return front(told)
 
 
 def winners(asked: Asked, ledger: Ledger) -> set[int]:
     """Of each protocol."""
     return {point for values in finished(asked, ledger).values() for point in best(asked, values)}
-
-
-def _dominates(a: list[float], b: list[float]) -> bool:
-    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
 
 def winner(directory: Path) -> list[Path]:

@@ -103,10 +103,9 @@ class View:
 
     def __enter__(self) -> "View":
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich.live import Live
 
-            self.live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self.live = Live(console=console(stderr=True), auto_refresh=False, transient=True)
             self.live.start()
         return self
 
@@ -142,6 +141,13 @@ class View:
             print(f"{what}: {which}")
 
 
+def console(stderr: bool = False) -> Any:
+    """A terminal on which no text is markup: overrides and reasons have brackets of their own."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
 def panel(directory: Path, asked: Asked, ledger: Ledger) -> Any:
     """The whole state as one of rich's tables."""
     from rich.table import Table
@@ -164,8 +170,6 @@ def status(directory: Path) -> None:
     """The same from another terminal."""
     asked = load(directory)
     with Ledger(directory / "ledger.sqlite") as ledger:
-        from rich.console import Console
-
-        Console().print(panel(directory, asked, ledger))
+        console().print(panel(directory, asked, ledger))
         for row in ledger.trials("failed"):
             print(trial_line(row))

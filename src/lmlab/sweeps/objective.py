@@ -4,19 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmlab.config import suggest, targets
+from lmlab.runs.measures import METRICS
 
-# What a finished run tells, of the best checkpoint on all of val first, and which way is better.
-METRICS = dict.fromkeys(("val/bpb", "val/ppl", "val/nll", "parameters", "seconds", "steps", "tokens"), "minimize")
-METRICS |= dict.fromkeys(("val/bpb_best", "val/ppl_best", "val/bpb_last", "val/ppl_last", "best_step"), "minimize")
-METRICS |= {"tokens_per_s": "maximize"}
-# What every run logs as it trains: its last value.
-METRICS |= dict.fromkeys(("val/loss", "val/gap", "train/loss", "train/ppl", "train/bpb", "train/eval_loss"), "minimize")
-METRICS |= {"perf/tokens_per_s": "maximize", "perf/memory_gb": "minimize"}
-# Where the machine tells them.
-METRICS |= {"perf/mfu": "maximize", "perf/energy_j": "minimize"}
-# Which way is better is for whoever asks to say.
-METRICS |= dict.fromkeys(("optim/lr", "optim/grad_norm", "optim/update_ratio", "progress/epoch"))
-METRICS |= {f"perf/{phase}_share": None for phase in ("data", "forward", "backward", "optimizer")}
 DIRECTIONS = ("minimize", "maximize")
 # Measured at each validation too, under this name, so that pruning can compare.
 REPORTED = {"val/bpb": "val/bpb", "val/ppl": "val/ppl", "val/nll": "val/loss"}
@@ -48,7 +37,10 @@ def read(asked: Any) -> list[dict[str, str]]:
 
 
 def check_logged(objective: Sequence[Mapping[str, str]], config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a metric that no run of this config logs. Callbacks of the user's own may log anything."""
+    """Raises ValueError for a metric that no run of this config logs.
+
+    Callbacks of the user's own may log anything that tables can tell from a key.
+    """
     logging = {group: config.get(group) for group in ("callbacks", "training")}
     own = [t for t in targets(logging) if t.partition(".")[0] not in ("lmlab", "lightning")]
     for one in objective:
@@ -58,6 +50,10 @@ def check_logged(objective: Sequence[Mapping[str, str]], config: Mapping[str, An
         if not own:
             raise ValueError(
                 f"objective: metric={metric}: no run logs it{suggest(metric, METRICS)}; there are {', '.join(METRICS)}"
+            )
+        if "/" not in metric:
+            raise ValueError(
+                f"objective: metric={metric}: log it as own/{metric}: a name without a group is a config's key"
             )
         if one["direction"] is None:
             raise ValueError(

@@ -91,16 +91,25 @@ def _release(ledger: Ledger) -> bool:
 def _standings(
     asked: Asked, points: Mapping[int, Sequence[Any]], reports: Mapping[int, Mapping[int, float]]
 ) -> dict[tuple[int, int], dict[int, float]]:
-    """{(bracket, rung): {point: its value there, lower is better}}, of points whose replicates have all been there."""
+    """{(bracket, rung): {point: its value there, lower is better}}, of points whose replicates have all been there.
+
+    There is where a trial was first measured at the rung or past it: one that began past it was at no other place.
+    """
     sign = -1.0 if asked.objective[0]["direction"] == "maximize" else 1.0
     found: dict[tuple[int, int], dict[int, float]] = {}
     for point, rows in points.items():
         for rung in range(len(shares(asked.pruning, point))):
-            told = [reports.get(r["id"], {}).get(goal(asked.pruning, point, rung, r["total_steps"] or 0)) for r in rows]
+            told = [
+                reached(reports.get(r["id"], {}), goal(asked.pruning, point, rung, r["total_steps"] or 0)) for r in rows
+            ]
             if all(value is not None for value in told):
                 group = (bracket(asked.pruning, point), rung)
                 found.setdefault(group, {})[point] = sign * fmean(told)  # type: ignore[arg-type]
     return found
+
+
+def reached(reports: Mapping[int, float], step: int) -> float | None:
+    return next((reports[at] for at in sorted(reports) if at >= step), None)
 
 
 def behind(asked: Asked, ledger: Ledger, trial: int, step: int) -> bool:

@@ -19,6 +19,12 @@ class Reporter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.goal = self.begin(pl_module.total_steps)
+        known = [point for point in pl_module.history if point["step"] >= self.goal]
+        if known and pl_module.step < pl_module.total_steps:
+            # It has been there, and was killed on its way from there, or before anybody knew.
+            for point in known:
+                self.report(point["step"], point[self.metric])
+            self.stopping = trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.goal <= pl_module.step < pl_module.total_steps:

@@ -11,6 +11,7 @@ from lmlab.runs.protocols import is_measured
 from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.ledger import Ledger, results_of
 from lmlab.sweeps.objective import REPORTED
+from lmlab.sweeps.pruning import RUNGED
 from lmlab.sweeps.space import Parameter, active
 
 if TYPE_CHECKING:
@@ -20,21 +21,33 @@ if TYPE_CHECKING:
 LIBRARIES = {"gp": "scipy", "cmaes": "cmaes"}
 # Those that draw the next point by what the finished ones gave.
 GUIDED = ("tpe", "gp", "cmaes")
+# Of Optuna's samplers, those that leave out pruned trials.
+FINISHED_ONLY = ("gp", "cmaes")
 
 
-def check(strategy: str) -> None:
-    """Raises ImportError that names the extra."""
+def check(strategy: str, rule: str) -> None:
+    """Raises ImportError that names the extra, ValueError for a rule of pruning that leaves nothing to learn from."""
+    if strategy in FINISHED_ONLY and rule in RUNGED:
+        raise ValueError(
+            f"strategy={strategy} learns from finished trials alone, and under pruning.rule={rule} all points are drawn"
+            " before those that it stopped go on: they would be random; take strategy=tpe, which reads rungs, too"
+        )
     library = LIBRARIES.get(strategy)
     if library and importlib.util.find_spec(library) is None:
         raise ImportError(f"strategy={strategy} needs {library}; install it with: pip install 'lmlab[sweeps]'")
 
 
 def check_space(strategy: str, parameters: Sequence[Parameter]) -> None:
-    """Raises ValueError for what CMA-ES cannot model: Optuna would draw it at random and say nothing."""
+    """Raises ValueError for what CMA-ES or a GP cannot model: Optuna would draw it at random and say nothing."""
+    conditional = [one.key for one in parameters if one.when]
+    if strategy == "gp" and conditional:
+        raise ValueError(
+            f"strategy=gp models what every point has: {', '.join(conditional)} depends on another key; take tpe or "
+            "random"
+        )
     if strategy != "cmaes":
         return
     words = [one.key for one in parameters if not one.numeric and len(one.values) > 1]
-    conditional = [one.key for one in parameters if one.when]
     told = [f"{', '.join(words)} has choices (of numbers, too)"] if words else []
     told += [f"{', '.join(conditional)} depends on another key"] if conditional else []
     if told:

@@ -19,6 +19,8 @@ log = logging.getLogger("lmlab")
 
 # Seconds between copies: each takes some transactions.
 EVERY = 5.0
+# Seconds to wait for somebody who writes into it: the sweep's workers are not looked after meanwhile.
+PATIENCE = 2.0
 
 
 class Unhurried(sqlite3.Connection):
@@ -38,6 +40,7 @@ class Mirror:
         # {point: (Optuna's id, whether it has ended, steps that were reported)}
         self.known: dict[int, tuple[int, bool, set[int]]] = {}
         self.study: Any = None
+        self.said = False
         self.lock = (directory / "study.lock").open("a")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,9 +49,25 @@ class Mirror:
             self.ours = False
 
     def update(self, ledger: Ledger, last: bool = False) -> None:
-        """last: what is pruned stays so."""
+        """last: what is pruned stays so. Whatever befalls the copy is said once, and the next one begins anew."""
         if not self.ours or (not last and time.monotonic() - self.looked < EVERY):
             return
+        try:
+            self._copy(ledger, last)
+        except Exception as error:
+            # Somebody else's, too: its board deletes studies, and locks them. The sweep needs none.
+            (log.debug if self.said else log.warning)(
+                "%s could not be written (%s: %s); the sweep goes on", self.path, type(error).__name__, error
+            )
+            self.said, self.study = True, None
+            self.known.clear()
+        self.looked = time.monotonic()
+
+    def close(self) -> None:
+        """Leave the copy to whoever works on the sweep next, in this process or another."""
+        self.lock.close()
+
+    def _copy(self, ledger: Ledger, last: bool) -> None:
         import optuna
 
         if self.study is None:
@@ -58,9 +77,6 @@ class Mirror:
             if pruned and not last:
                 trial.state, trial.datetime_complete = optuna.trial.TrialState.RUNNING, None
             self._write(point, trial)
-        self.looked = time.monotonic()
-        if last:
-            self.lock.close()
 
     def _open(self) -> Any:
         import optuna
@@ -69,6 +85,9 @@ class Mirror:
         try:
             study = self._create()
         except Exception as error:
+            if "database is locked" in str(error) or "database is locked" in str(error.__cause__):
+                # Not damaged, and somebody is at it.
+                raise
             # It holds nothing that the ledger has not.
             log.warning("%s cannot be read (%s); it is made again", self.path, type(error).__name__)
             self.path.unlink()
@@ -86,7 +105,8 @@ class Mirror:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             storage = optuna.storages.RDBStorage(
-                f"sqlite:///{self.path.resolve()}", engine_kwargs={"connect_args": {"factory": Unhurried}}
+                f"sqlite:///{self.path.resolve()}",
+                engine_kwargs={"connect_args": {"factory": Unhurried, "timeout": PATIENCE}},
             )
             study = optuna.create_study(
                 study_name=self.asked.name,

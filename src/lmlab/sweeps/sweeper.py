@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def sweep(
     options = plain(OmegaConf.create(dict(node)))
     asking.check(options)
     pruning.check(options["pruning"])
-    strategy.check(options["strategy"])
+    strategy.check(options["strategy"], options["pruning"]["rule"])
     asked = settle(options, arguments, config)
     directory = Path(options["sweep_dir"] or default_directory(asked, config))
     n_points = asked.n_points
@@ -60,16 +61,17 @@ def sweep(
         known = "" if fresh else f", continued: {before['done']} done, {before['waiting']} to go on"
         log.info("sweep %s: %d points%s", directory, n_points, known)
         crew = build_crew(options["workers"], directory, asked, ledger, config, hydra_context, task_function)
-        mirror, tidy = Mirror(directory, asked), Tidy(asked, ledger, directory)
-        with View(directory, ledger, asked) as view:
+        tidy = Tidy(asked, ledger, directory)
+        with closing(Mirror(directory, asked)) as mirror:
+            with View(directory, ledger, asked) as view:
 
-            def look() -> None:
-                view.update()
-                tidy.update()
-                mirror.update(ledger)
+                def look() -> None:
+                    view.update()
+                    tidy.update()
+                    mirror.update(ledger)
 
-            interrupted = crew.run(ledger, look)
-        mirror.update(ledger, last=not interrupted)
+                interrupted = crew.run(ledger, look)
+            mirror.update(ledger, last=not interrupted)
         if interrupted:
             raise KeyboardInterrupt
         # Whoever works on the same sweep, from here or elsewhere, ends about now, too.
@@ -214,6 +216,13 @@ def check_space(
     if strategy_name == "list":
         if not points:
             raise ValueError("strategy=list with points=[] has nothing to run; give points: lists of overrides")
+        if parameters:
+            keys = ", ".join(p.key for p in parameters)
+            raise ValueError(
+                f"strategy=list runs its points alone, and {keys} has several values: put them into points"
+            )
+        if seeds := [one for point in points for one in point if one.partition("=")[0].lstrip("+~") == "seed"]:
+            raise ValueError(f"points: {seeds[0]}: seeds are replicates, of every point: seed=5,6")
         return
     if points:
         raise ValueError(f"points are of strategy=list; strategy={strategy_name} has a space")

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ class Worker:
         sys.argv = ["lmlab", "train", *overrides, f"seed={row['seed']}"]
         record = {"sweep": asked.name, "point": row["point"], "replicate": row["replicate"], "seed": row["seed"]}
         record |= {"overrides": varied, "fixed": asked.overrides}
-        results = trial.run(config, path, record, self.watchers(row))
+        directory = RunDirectory(path)
+        results = self.stopped_before(row, directory) or trial.run(config, path, record, self.watchers(row))
         because = results["training"]["stopped_because"]
         if because == "interrupted":
             self.stopping = True
@@ -137,11 +139,51 @@ class Worker:
         elif because == "pruned":
             ledger.set(row["id"], status="pruned", reason=self.why(row), finished=time.time())
         else:
-            told = trial.values(results, RunDirectory(path))
+            told = trial.values(results, directory)
             for one in asked.objective:
                 if (metric := one["metric"]) not in told:
                     raise ValueError(f"objective: metric={metric}: this run has none{suggest(metric, told)}")
+            if not ledger.ask("SELECT 1 FROM reports WHERE trial = ? LIMIT 1", row["id"]):
+                # It was finished already.
+                self.tell(row["id"], *self.recorded(directory, results))
             ledger.finish(row["id"], told, results["training"]["steps"])
+
+    def stopped_before(self, row: Any, directory: RunDirectory) -> dict[str, Any] | None:
+        """What is in the directory, where a trial has stopped at this one's rung or past it already.
+
+        That was another of the same point drawn twice, or this one by a ledger that was lost. A run that goes on
+        forgets the validation at which it was stopped: it would take one step more, and be ranked by that.
+        """
+        try:
+            results = directory.results()
+        except (OSError, ValueError):
+            # Damaged: training it says how.
+            return None
+        if results is None or results["training"]["stopped_because"] != "pruned":
+            return None
+        total, measured = self.recorded(directory, results)
+        goal = pruning.goal(self.asked.pruning, row["point"], row["rung"], total)
+        if not measured or max(measured) < goal:
+            return None
+        self.tell(row["id"], total, measured)
+        return results
+
+    def recorded(self, directory: RunDirectory, results: Mapping[str, Any]) -> tuple[int, dict[int, float]]:
+        """(steps that a run was to have, what pruning compares at each validation); none of a damaged run."""
+        metric = strategy.reported(self.asked)
+        try:
+            history = results["training"]["history"] if metric else []
+            measured = {point["step"]: point[metric] for point in history}
+            return directory.config()["decided"]["total_steps"] if measured else 0, measured
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, {}
+
+    def tell(self, number: int, total: int, measured: Mapping[int, float]) -> None:
+        """Report for a trial whose callback did not, as it trained nothing."""
+        if measured:
+            self.ledger.set(number, total_steps=total)
+        for step, value in measured.items():
+            self.ledger.report(number, step, value)
 
     def why(self, row: Any) -> str:
         now = self.ledger.trial(row["id"])

@@ -3,13 +3,14 @@ const M = D.metric.name, SIGN = D.metric.higher ? -1 : 1, UNITS = { seconds: "s"
 const titled = (name) => (UNITS[name] ? `${name} (${UNITS[name]})` : name);
 const body = (id) => page.querySelector(`#${id} .body`);
 const drop = (id) => page.querySelector(`#${id}`).remove();
-const G = D.groups, R = D.runs, P = D.params;
+const G = D.groups, R = D.runs, P = D.params, O = D.objectives, FIRST = O.length ? `the best by ${M}` : "the best";
 G.forEach((group, rank) => { group.rank = rank + 1; group.runs.forEach((i) => (R[i].group = group)); });
 
 // Beyond this a configuration failed rather than differed: it would squeeze all others into a line.
-const BEST = G.length ? G[0].mean : 0, WORST = (() => {
-  if (G.length < 4) return G.length ? G[G.length - 1].mean : 1;
-  const middle = median(G.map((g) => g.mean)), far = middle + 3 * (middle - BEST), last = G[G.length - 1].mean;
+const MEANS = G.map((g) => g.mean).sort((a, b) => SIGN * (a - b)), BEST = G.length ? MEANS[0] : 0, WORST = (() => {
+  const last = MEANS[MEANS.length - 1];
+  if (G.length < 4) return G.length ? last : 1;
+  const middle = median(MEANS), far = middle + 3 * (middle - BEST);
   return SIGN * far < SIGN * last && middle !== BEST ? far : last;
 })();
 const clip = (v) => (SIGN * v > SIGN * WORST ? WORST : v);
@@ -21,7 +22,11 @@ const clipped = beyond ? ` ${beyond} worse than ${shown(WORST)} are drawn at tha
 
 const spread = (g) => (g.low === null || g.low === undefined ? "" : ` ± ${shown((g.high - g.low) / 2, 2)}`);
 const settings = (g) => P.map((p, i) => `${p.name} = ${shown(g.values[i]) || "none"}`).join("\n");
-const told = (g) => `#${g.rank}  ${M} ${shown(g.mean, 5)}${spread(g)}${g.n > 1 ? `, n = ${g.n}` : ""}\n${settings(g)}`;
+// Of a sweep's seeds, those that gave nothing; where one did not, the configuration cannot win.
+const WAYS = { failed: "failed", pruned: "stopped early", running: "to come", waiting: "to come" };
+const lacking = (g) => [...new Set(g.lacking.map((how) => WAYS[how]))].map((way) =>
+  `${g.lacking.filter((how) => WAYS[how] === way).length} of ${g.seeds} seeds ${way}`).join(", ");
+const told = (g) => `#${g.rank}  ${M} ${shown(g.mean, 5)}${spread(g)}${g.n > 1 ? `, n = ${g.n}` : ""}${g.lacking.length ? `, ${lacking(g)}` : ""}\n${settings(g)}`;
 
 function words(i) {
   const found = [...new Set(G.map((g) => g.values[i]))].map((v) => (v === null ? "none" : v));
@@ -51,11 +56,12 @@ function head() {
 const STATES = { budget: "trained to their budget", counted: "counted", max_time: "trained to their time" };
 
 function winner() {
-  if (!G.length) return drop("winner");
+  if (!G.length || O.length) return drop("winner");
   const g = G[0], r = R[D.best], facts = make("div", { class: "facts" });
   const add = (name, text) => facts.append(make("div", {}, make("span", { class: "soft" }, name), make("b", {}, text)));
   add(M, shown(g.mean, 5) + spread(g));
   if (g.n > 1) add("replicates", `${g.n}`);
+  if (g.lacking.length) add("no result of", lacking(g));
   for (const name of ["val/ppl", "parameters", "seconds", "tokens_per_s"]) if (g[name] != null) add(name, name === "val/ppl" ? shown(g[name]) : short(g[name]));
   for (const [name, floor] of Object.entries(D.floors)) add(`floor: ${name}`, shown(floor));
   P.forEach((p, i) => add(p.name, shown(g.values[i]) || "none"));
@@ -72,6 +78,33 @@ function winner() {
   }
   if (D.samples.length) place.append(make("p", {}, "What it writes:"));
   D.samples.forEach((text) => place.append(make("pre", {}, text)));
+}
+
+// Of several objectives: nobody is the best, and none of these is beaten in all of them.
+function front() {
+  if (!O.length || !G.length) return drop("front");
+  const place = body("front"), known = G.filter((g) => g.objectives.every((v) => v !== null)), on = known.filter((g) => g.front);
+  place.append(make("p", {}, `${O.map((o) => `${o.name} (${o.higher ? "higher" : "lower"} is better)`).join(", ")}: no configuration is better in all of them than any of these ${on.length} of ${known.length}.`));
+  const columns = O.map((o, k) => ({ name: o.name, get: (g) => g.objectives[k], cell: (g) => shown(g.objectives[k], 5) }));
+  P.forEach((p, i) => columns.push({ name: p.name, get: (g) => g.values[i], word: !p.number }));
+  columns.push({ name: "runs", get: (g) => R[g.runs[0]].run, word: true, cell: (g) => g.runs.map((i) => R[i].run).join(", ") });
+  table(place, columns, on);
+  const grid = make("div", { class: "grid two" });
+  place.append(grid);
+  for (let a = 1; a < O.length; a++) for (let b = 0; b < a; b++) figure(grid, 320, `${O[b].name} against ${O[a].name}`, (ctx, width, height) => {
+    const axis = (k) => { const v = known.map((g) => g.objectives[k]); return scale(v, { log: v.length > 0 && min(v) > 0 && max(v) / min(v) > 5 }); };
+    const { px, py } = axes(ctx, width, height, axis(a), axis(b), titled(O[a].name), titled(O[b].name));
+    const spot = (g) => ({ x: px(g.objectives[a]), y: py(g.objectives[b]), tip: () => `${O.map((o, k) => `${o.name} ${shown(g.objectives[k], 5)}`).join("\n")}\n${lacking(g)}${g.lacking.length ? "\n" : ""}${settings(g)}` });
+    const line = [...on].sort((g, h) => g.objectives[a] - h.objectives[a]).map(spot);
+    const rest = known.filter((g) => !g.front).map(spot);
+    rest.forEach((s) => dot(ctx, s.x, s.y, 3, colour("worst")));
+    ctx.strokeStyle = colour("hot"); ctx.lineWidth = 1.8;
+    // Of more than two, the front is no line in any pair.
+    if (O.length === 2) stroke(ctx, line.map((s) => [s.x, s.y]));
+    line.forEach((s) => dot(ctx, s.x, s.y, 4.5, colour("hot")));
+    return [...rest, ...line];
+  });
+  place.append(make("figcaption", {}, "Orange: the front."));
 }
 
 // A table whose heads sort. columns: [{name, get, word, cell}]
@@ -120,8 +153,10 @@ function leaderboard() {
   const columns = [{ name: "#", get: (g) => g.rank }, { name: M, get: (g) => g.mean, cell: (g) => shown(g.mean, 5) }];
   if (G.some((g) => g.n > 1)) columns.push({ name: "± 95 %", get: (g) => (g.low == null ? null : (g.high - g.low) / 2), cell: (g) => spread(g).slice(3) }, { name: "n", get: (g) => g.n });
   columns.push({ name: "", get: (g) => g.mean, cell: bar, word: true });
+  if (G.some((g) => g.lacking.length)) columns.push({ name: "no result of", get: lacking, word: true });
+  O.forEach((o, k) => { if (o.name !== M) columns.push({ name: o.name, get: (g) => g.objectives[k], cell: (g) => shown(g.objectives[k], 5) }); });
   P.forEach((p, i) => columns.push({ name: p.name, get: (g) => g.values[i], word: !p.number }));
-  for (const name of ["val/ppl", "parameters", "seconds", "tokens_per_s"])
+  for (const name of ["val/ppl", "parameters", "seconds", "tokens_per_s"].filter((name) => !O.some((o) => o.name === name)))
     if (G.some((g) => g[name] != null)) columns.push({ name, get: (g) => g[name], cell: (g) => (name === "val/ppl" ? shown(g[name]) : short(g[name] ?? NaN)) });
   columns.push({ name: "runs", get: (g) => R[g.runs[0]].run, word: true, cell: (g) => g.runs.map((i) => R[i].run).join(", ") });
   table(body("leaderboard"), columns, G, { search: (g) => (settings(g) + " " + g.runs.map((i) => R[i].run).join(" ")).toLowerCase() });
@@ -135,10 +170,11 @@ function curves() {
   const place = body("curves"), tools = make("div", { class: "tools" });
   place.append(tools);
   let axis = "tokens", close = have.length > 3;
-  const ends = have.map((i) => SIGN * min(C.values[i].map((v) => SIGN * v)));
-  const top = have.includes(D.best) ? D.best : have[ends.indexOf(SIGN * min(ends.map((v) => SIGN * v)))];
+  // They may be of another metric than runs are ranked by.
+  const sign = C.higher ? -1 : 1, ends = have.map((i) => sign * min(C.values[i].map((v) => sign * v)));
+  const top = have.includes(D.best) ? D.best : have[ends.indexOf(sign * min(ends.map((v) => sign * v)))];
   const { redraw } = figure(place, 420, `learning curves of ${have.length} runs`, (ctx, width, height) => {
-    const xs = (i) => C[axis][i], all = have.flatMap((i) => C.values[i]), sorted = [...all].sort((a, b) => SIGN * (a - b));
+    const xs = (i) => C[axis][i], all = have.flatMap((i) => C.values[i]), sorted = [...all].sort((a, b) => sign * (a - b));
     const edge = close ? sorted[Math.floor(sorted.length * 0.8)] : sorted[sorted.length - 1];
     const x = scale(have.flatMap(xs), { pad: 0.02 }), y = scale([sorted[0], edge], {});
     const { px, py, edge: e, w, h } = axes(ctx, width, height, x, y, axis === "tokens" ? "training tokens" : "seconds of training", titled(C.name));
@@ -158,7 +194,7 @@ function curves() {
   };
   toggle("against seconds", () => axis === "seconds", () => (axis = axis === "seconds" ? "tokens" : "seconds"));
   toggle("close up", () => close, () => (close = !close));
-  place.append(make("figcaption", {}, `Orange: the best run (${R[top].run}). ${have.length > 3 ? "Dashed: the median of the runs that have come so far. " : ""}All others by their result, from blue (best) to grey. Point at a curve for its run.`));
+  place.append(make("figcaption", {}, `Orange: ${top === D.best ? "the best run" : `the best by ${C.name}`} (${R[top].run}). ${have.length > 3 ? "Dashed: the median of the runs that have come so far. " : ""}All others by their result, from blue (best) to grey. Point at a curve for its run.`));
 }
 
 function middle(have, xs, C) {
@@ -212,7 +248,7 @@ function parallel() {
       if (brush) { ctx.fillStyle = colour("hot"); ctx.globalAlpha = 0.35; ctx.fillRect(xs[k] - 6, y(brush[1]), 12, (brush[1] - brush[0]) * inner); ctx.globalAlpha = 1; }
     });
     const n = G.filter(kept).length;
-    note.textContent = `Each line is a configuration, orange the best. Drag along an axis to keep only those that pass there, click it to let go${brushes.size ? `; ${n} of ${G.length} kept` : ""}.${clipped}`;
+    note.textContent = `Each line is a configuration, orange ${FIRST}. Drag along an axis to keep only those that pass there, click it to let go${brushes.size ? `; ${n} of ${G.length} kept` : ""}.${clipped}`;
     return spots;
   });
   let held = null;
@@ -234,22 +270,22 @@ function parallel() {
 }
 
 function importance() {
-  const { values, note } = D.importance;
+  const { values, together, note } = D.importance, bars = [...values, ["together (interactions)", together]];
   if (!values.length && !P.length) return drop("importance");
   const place = body("importance");
   if (values.length) {
-    figure(place, 22 + 26 * values.length, "importance of the parameters", (ctx, width) => {
+    figure(place, 22 + 26 * bars.length, "importance of the parameters", (ctx, width) => {
       const left = Math.min(240, width * 0.4);
-      values.forEach(([name, part], k) => {
+      bars.forEach(([name, part], k) => {
         const y = 12 + 26 * k;
         ctx.fillStyle = colour("text"); ctx.textBaseline = "middle"; ctx.textAlign = "right";
         ctx.fillText(fitted(ctx, name, left - 12), left - 8, y + 8);
-        ctx.fillStyle = colour("best"); ctx.fillRect(left, y, Math.max(1, part * (width - left - 60)), 16);
+        ctx.fillStyle = colour(k < values.length ? "best" : "soft"); ctx.fillRect(left, y, Math.max(1, part * (width - left - 60)), 16);
         ctx.fillStyle = colour("text"); ctx.textAlign = "left";
         ctx.fillText(`${Math.round(part * 100)} %`, left + part * (width - left - 60) + 6, y + 8);
       });
     });
-    place.append(make("figcaption", {}, `Share of the variance of ${M} that each explains by itself (fANOVA, Hutter et al. 2014), among these ${G.length} configurations: within the ranges that were tried.`));
+    place.append(make("figcaption", {}, `Share of the variance of ${M} that each explains by itself, and that only several together do (fANOVA, Hutter et al. 2014; a few hundredths of it are the forest's own error), among these ${G.length} configurations: within the ranges that were tried.`));
   }
   if (note) place.append(make("p", { class: "soft" }, note));
 }
@@ -272,7 +308,7 @@ function slices() {
       return spot;
     });
   }));
-  body("slices").append(make("figcaption", {}, `Each point is a configuration${G.length <= 60 && G.some((g) => g.n > 1) ? ", its line the 95 % interval" : ""}; orange is the best.${clipped}`));
+  body("slices").append(make("figcaption", {}, `Each point is a configuration${G.length <= 60 && G.some((g) => g.n > 1) ? ", its line the 95 % interval" : ""}; orange is ${FIRST}.${clipped}`));
 }
 
 function contour() {
@@ -314,7 +350,7 @@ function contour() {
       return spot;
     });
   });
-  place.append(make("figcaption", {}, `Points are configurations, by their result from blue (best, orange the best of all) to grey; the surface is a mean of the neighbours, and says nothing where nothing was tried. Other parameters vary along.${clipped}`));
+  place.append(make("figcaption", {}, `Points are configurations, by their result from blue (best, orange ${O.length ? FIRST : "the best of all"}) to grey; the surface is a mean of the neighbours, and says nothing where nothing was tried. Other parameters vary along.${clipped}`));
 }
 
 // How far a point's neighbourhood goes: to the next of few values, else by how many there are.
@@ -333,9 +369,9 @@ function pareto() {
     const known = G.filter((g) => g[name] > 0), values = known.map((g) => g[name]);
     const x = scale(values, { log: max(values) / min(values) > 5 });
     const { px, py } = axes(ctx, width, height, x, scoreScale(0.06), titled(name), titled(M));
-    // Best first: on the front is what is cheaper than all that are better.
+    // Best first: on the front is what is cheaper than all that are better; what cannot win is not.
     let cheapest = Infinity;
-    const front = known.filter((g) => { const on = g[name] < cheapest; cheapest = Math.min(cheapest, g[name]); return on; });
+    const front = known.filter((g) => !g.lacking.length).filter((g) => { const on = g[name] < cheapest; cheapest = Math.min(cheapest, g[name]); return on; });
     const spots = [...known].reverse().map((g) => {
       const spot = { x: px(g[name]), y: py(clip(g.mean)), tip: () => `${told(g)}\n${name} ${short(g[name])}` };
       ctx.globalAlpha = 0.65; dot(ctx, spot.x, spot.y, 3, tint(g.mean)); ctx.globalAlpha = 1;
@@ -358,4 +394,4 @@ function failures() {
   table(body("failures"), columns, bad, { search: (r) => [r.run, r.state, r.reason].join(" ").toLowerCase() });
 }
 
-[winner, leaderboard, equal, scaling, curves, parallel, importance, slices, contour, pareto, failures, head].forEach((section) => section());
+[winner, front, leaderboard, equal, scaling, curves, parallel, importance, slices, contour, pareto, failures, head].forEach((section) => section());

@@ -85,14 +85,15 @@ def compare(
     chosen = list(combinations(range(len(sides)), 2)) if pairs == "all" else [(0, j) for j in range(1, len(sides))]
     found = [estimate(bits[i], bits[j], sizes, replicates, resamples, seed, stream) for i, j in chosen]
     adjusted = holm([e.p for e in found])
-    units = _units(sides)
+    units, fewest = _units(sides), min(e.blocks for e in found)
     told = [
         _verdict(sides[i], sides[j], e, p, confidence, units, len(found))
         for (i, j), e, p in zip(chosen, found, adjusted, strict=True)
     ]
     return {
         "sides": [_summary(side, runs, sizes, units) for side, runs in zip(sides, bits, strict=True)],
-        "blocks": {"kind": "stream" if stream else "documents", "n": len(sizes), "bytes": float(sizes.mean())},
+        # The fewest that neighbours were joined to; each comparison has its own.
+        "blocks": {"kind": "stream" if stream else "documents", "n": fewest, "bytes": float(sizes.sum() / fewest)},
         "confidence": confidence,
         "comparisons": told,
     }
@@ -191,6 +192,7 @@ def _verdict(
         f"{unit}_interval": [_exp(base + x * per_unit) - _exp(base) for x in (low, high)],
         "p": e.p,
         "p_holm": p,
+        "blocks": e.blocks,
         "detectable": e.detectable(confidence),
         "seed_share": None if e.seeds is None else e.seeds / (e.seeds + e.text) if e.seeds + e.text else 0.0,
         "level": "models" if e.seeds is None else "configurations",

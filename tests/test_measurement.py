@@ -148,6 +148,13 @@ def test_dynamic_evaluation_of_a_run_puts_its_weights_back(lstm):
     assert lstm.evaluate("test").nats == lstm.results["splits"]["test"]["nats"]
 
 
+def test_dynamic_evaluation_does_not_depend_on_the_batch_size(lstm):
+    one = lstm.resolve(plain(compose(["evaluation=carried", "evaluation.lanes=1"]).evaluation))
+    wanted = asked(dynamic={"lr": 1e-2, "decay": 0.02, "segment": 10, "epsilon": 1e-3, "train_tokens": 2_000})
+    nats = [measure(lstm, Place("test", None, size), one, wanted, None).likelihood.nats for size in (None, 1, 3, 16)]
+    assert nats == [nats[0]] * 4
+
+
 def test_sides_are_configurations_and_seeds_their_runs(small, tmp_path):
     for seed, width in ((1, 8), (2, 8), (1, 12)):
         overrides = [f"run_dir={tmp_path}/runs/{width}-{seed}", f"seed={seed}", f"model.d_model={width}"]

@@ -32,6 +32,8 @@ log = logging.getLogger("lmlab")
 
 # Places after the point to which a tuned weight is rounded before it is used, so that the record is exact.
 ROUNDED = 4
+# Rows side by side in which training text is read for the size of its gradients.
+LANES = 16
 
 
 class Measured(NamedTuple):
@@ -79,12 +81,13 @@ def _asks(wanted: Mapping[str, Any]) -> bool:
 
 
 def _tuning_rows(run: "Run", protocol: Protocol, place: Place, split: str, tokens: int, width: int | None) -> Iterable:
-    """Of the run's own text: the first tokens of val, or the last of train, sixteen lanes side by side."""
+    """Of the run's own text: the first tokens of val, or the last of train, LANES side by side."""
     part = run.part(split, None, protocol)
     how = replace(protocol, limit_tokens=None)
-    if split == "train":
-        part, how = part.tail(tokens), replace(how, lanes=16)
     size, more = place.batch_size or run.batch_size, {"at_once": at_once(run.model, run.device)}
+    if split == "train":
+        # All lanes in each batch, whatever was asked for: the mean gradient of fewer rows is a larger one.
+        part, how, size = part.tail(tokens), replace(how, lanes=LANES), LANES
     more |= {} if width is None else {"chunk": width}
     return batches(part, how, run.tokenizer.start_id, size, limit_tokens=tokens, **more)
 

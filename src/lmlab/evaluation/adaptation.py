@@ -74,7 +74,7 @@ def adapt(
         options["dynamic"] = dict(dynamic)
     samples = wanted["mc_dropout"]["samples"]
     if samples is not None:
-        # Masks are drawn a batch at a time: here, and only here, its size is part of the number.
+        # Masks are drawn a batch at a time: here, and only here, what batch_size says is part of the number.
         options["mc_dropout"] = {**wanted["mc_dropout"], "batch_size": batch_size}
     return Adaptation(score, options, samples, wanted["mc_dropout"]["seed"]) if options else None
 

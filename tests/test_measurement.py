@@ -185,6 +185,27 @@ def test_sides_are_configurations_and_seeds_their_runs(small, tmp_path):
     json.dumps(report)
 
 
+HOW = {"pairs": "first", "blocks": "stream", "block_bytes": 15, "confidence": 0.95, "resamples": 200, "seed": 0}
+
+
+def test_copies_of_a_run_are_no_replicates(trained, tmp_path, caplog):
+    for family in ("lstm", "transformer"):
+        for name in ("one", "two"):
+            shutil.copytree(trained[family], tmp_path / family / name)
+    runs = [(family, load(tmp_path / family / name)) for family in ("lstm", "transformer") for name in ("one", "two")]
+    with caplog.at_level("INFO", "lmlab"):
+        found = measurement.sides(runs)
+    assert [[run.path.name for run in members] for _, _, members in found] == [["one"], ["one"]]
+    assert f"{tmp_path}/lstm/two: passed over, it is {tmp_path}/lstm/one again" in caplog.text
+    one = plain(compose(["evaluation=documents"]).evaluation)
+    report = measurement.compared(found, Place("val", None, None), one, True, **HOW)
+    assert report["comparisons"][0]["level"] == "models"
+    # Nor as two arguments beside a third, though by themselves they may be compared.
+    found = measurement.sides([("a", runs[0][1]), ("b", runs[1][1]), ("c", runs[2][1])])
+    report = measurement.compared(found, Place("val", None, None), one, True, **HOW)
+    assert [c["seed_share"] for c in report["comparisons"]] == [None, None]
+
+
 def test_the_weights_measured_are_named(lstm):
     about = scored(lstm, TEST, lstm.protocol).scores.about
     assert about["weights"] == measurement.weights_hash(lstm)

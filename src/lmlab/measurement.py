@@ -217,6 +217,7 @@ def stored(run: "Run", place: Place, about: Mapping[str, Any]) -> Scores | None:
 def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]]]:
     """(name, configuration, runs): runs of one argument that differ in their seed alone are together.
 
+    Of those that do not differ in that, or whose weights are the same, the first is kept: copies are no replicates.
     runs: (the argument, a run that it stands for). A side's name is its argument, with what tells it from others there.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
@@ -224,7 +225,11 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
     for argument, run in runs:
         told = flatten(run.directory.asked())
         key = (argument, treatment(told))
-        groups.setdefault(key, []).append(run)
+        members = groups.setdefault(key, [])
+        if (kept := _met(run, members)) is not None:
+            log.info("%s: passed over, it is %s again (seed=%s)", run.path, kept.path, _seed(run))
+            continue
+        members.append(run)
         asked[key] = {k: v for k, v in told.items() if k != "seed"}
     found = []
     for (argument, configuration), members in groups.items():
@@ -235,6 +240,15 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
     return found
 
 
+def _met(run: "Run", others: Iterable["Run"]) -> "Run | None":
+    """Of others of its configuration, the one that it is itself or a copy of."""
+    return next((o for o in others if _seed(o) == _seed(run) or weights_hash(o) == weights_hash(run)), None)
+
+
+def _seed(run: "Run") -> Any:
+    return run.directory.asked().get("seed")
+
+
 def compared(
     groups: Sequence[tuple[str, str, list["Run"]]],
     place: Place,
@@ -243,14 +257,18 @@ def compared(
     **how: Any,
 ) -> dict[str, Any]:
     """`comparison.compare` on runs, measured where their scores are not kept; with the floors beside them."""
-    found = []
+    found, met = [], {}
     for name, configuration, runs in groups:
-        measured = []
+        measured, replicates, others = [], [], met.setdefault(configuration, [])
         for run in runs:
             protocol = run.protocol if evaluation is None else run.resolve(evaluation)
             log.debug("%s, %s", run.path, protocol.name)
             measured.append(scored(run, place, protocol).scores)
-        found.append(Side(name, configuration, measured))
+            # It may also stand on another side, as a member of a directory that is compared with it.
+            first = _met(run, others)
+            others += [run] if first is None else []
+            replicates.append(str((first or run).path))
+        found.append(Side(name, configuration, measured, replicates))
     check(found, own_protocols)
     report = compare(found, **how)
     protocols = {run.about["protocol"]["name"]: run.about["protocol"] for side in found for run in side.runs}

@@ -79,6 +79,22 @@ def test_replicates_make_it_about_configurations():
     assert "seeds of each" in found["words"] or "repetition" in found["words"]
 
 
+def test_a_run_on_two_sides_is_one_replicate():
+    # The directory of three seeds against the best of them and another model: pooled from two degrees of freedom.
+    runs, other = [noisy(i, m) for i, m in enumerate((2.0, 2.1, 2.2))], side("other", noisy(9, 2.0))
+    sides = [
+        Side("all", "c", runs, ["0", "1", "2"]),
+        other,
+        Side("best", "c", runs[:1], ["0"]),
+    ]
+    alone, beside = told(sides[:2])["comparisons"][0], told(sides)["comparisons"][0]
+    assert alone["p"] == beside["p"]
+    assert alone["seed_share"] == beside["seed_share"] > 0.5
+    # Were it two, it would be another yardstick.
+    twice = told([*sides[:2], Side("best", "c", runs[:1], ["3"])])["comparisons"][0]
+    assert twice["p"] != alone["p"]
+
+
 def test_perplexity_and_bits_are_the_same_difference():
     a, b = scores(np.full(4_000, 2.0)), scores(np.full(4_000, 2.1))
     report = told([side("a", a), side("b", b)])

@@ -23,11 +23,15 @@ BLOCKS = ("auto", "documents", "stream")
 
 @dataclass(frozen=True)
 class Side:
-    """Runs of one configuration that differ in their seed. configuration: the same exactly for runs that do."""
+    """Runs of one configuration that differ in their seed. configuration: the same exactly for runs that do.
+
+    replicates: what names each run among those of its configuration, on whichever side; None: all are different ones.
+    """
 
     name: str
     configuration: str
     runs: Sequence[Scores]
+    replicates: Sequence[str] | None = None
 
 
 def check(sides: Sequence[Side], own_protocols: bool) -> None:
@@ -78,10 +82,12 @@ def compare(
     edges, stream = block_edges([run for side in sides for run in side.runs], blocks, block_bytes)
     sizes = np.diff(edges).astype(float)
     bits = [np.stack([_bits(run, edges) for run in side.runs]) for side in sides]
-    together: dict[str, list[np.ndarray]] = {}
-    for side, runs in zip(sides, bits, strict=True):
-        together.setdefault(side.configuration, []).append(runs)
-    replicates = [runs for parts in together.values() if len(runs := np.concatenate(parts)) > 1]
+    # A run that stands on two sides is one replicate.
+    together: dict[str, dict[Any, np.ndarray]] = {}
+    for i, (side, runs) in enumerate(zip(sides, bits, strict=True)):
+        names = side.replicates or [(i, j) for j in range(len(runs))]
+        together.setdefault(side.configuration, {}).update(zip(names, runs, strict=True))
+    replicates = [np.stack(list(runs.values())) for runs in together.values() if len(runs) > 1]
     chosen = list(combinations(range(len(sides)), 2)) if pairs == "all" else [(0, j) for j in range(1, len(sides))]
     found = [estimate(bits[i], bits[j], sizes, replicates, resamples, seed, stream) for i, j in chosen]
     adjusted = holm([e.p for e in found])

@@ -9,6 +9,7 @@ import pytest
 from lmlab import measurement
 from lmlab.config import compose, plain
 from lmlab.evaluation import scores as kept_scores
+from lmlab.evaluation.mixture import best_weight
 from lmlab.experiment import train
 from lmlab.measurement import Place, measure, scored
 from lmlab.models import cross_entropy, kernels
@@ -137,6 +138,33 @@ def test_runs_over_other_tokens_are_no_mixture(trained, lstm):
     other = load(trained["ngram"])
     with pytest.raises(ValueError, match="reads other tokens"):
         measure(lstm, TEST, lstm.protocol, asked(mix_weight=0.5), (other, other.protocol))
+
+
+def test_a_mixture_of_runs_of_two_texts_is_tuned_on_the_first_ones(small, tmp_path):
+    texts = {"one": "the cat sat on the mat.\n" * 200, "two": "a dog, a bone; a bone, a dog!\n" * 150}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+        where = [f"corpus.train={tmp_path}/{name}.txt", f"run_dir={tmp_path}/{name}", f"cache_dir={tmp_path}/cache"]
+        # Bytes, that the two may be mixed at all; one counts, so that they differ.
+        words = [*small["lstm"], "model.d_model=8"] if name == "one" else [*small["ngram"], "tokenizer=byte"]
+        train(compose([w for w in words if not w.startswith("tokenizer.vocab_size")] + where))
+    run, other = (load(tmp_path / name) for name in texts)
+    corpus = plain(compose(["corpus=files", f"corpus.test={tmp_path}/two.txt"]).corpus)
+    place = Place("test", corpus, None)
+    found = measure(run, place, run.protocol, asked(tune_tokens=300), (other, other.protocol))
+    # By hand: both read the first tokens of one's val.
+    nats = [np.zeros(0)] * 2
+    for i, each in enumerate((run, other)):
+        nats[i] = scored(each, Place("val", run.config["corpus"], None), each.protocol, limit_tokens=300).scores.nats
+    assert 0.01 < found.protocol.options["mix"]["weight"] < 0.99
+    assert found.protocol.options["mix"]["weight"] == round(best_weight(*nats), 4)
+    (tmp_path / "one.txt").write_text("no longer the text of the first run.\n" * 200)
+    with pytest.raises(ValueError, match="on its val, where mix_weight=auto is found: give mix_weight="):
+        measure(run, place, run.protocol, asked(tune_tokens=300), (other, other.protocol))
+    (tmp_path / "one.txt").unlink()
+    with pytest.raises(ValueError, match="or give mix_weight="):
+        measure(run, place, run.protocol, asked(tune_tokens=300), (other, other.protocol))
+    measure(run, place, run.protocol, asked(mix_weight=0.5), (other, other.protocol))
 
 
 def test_dynamic_evaluation_of_a_run_puts_its_weights_back(lstm):

@@ -161,10 +161,8 @@ def _mixed(
         raise ValueError(f"mix={other.path} reads other tokens than {run.path}: both need one tokenizer and one text")
     told: dict[str, Any] = {"run": other.path.name, "weights": weights_hash(other), "protocol": other_protocol.name}
     if weight == "auto":
-        tokens, val = wanted["tune_tokens"], Place("val", None, place.batch_size)
-        plain = replace(ours.protocol, options={})
-        both = [scored(run, val, plain, adapted, tokens), scored(other, val, other_protocol, None, tokens)]
-        weight = round(best_weight(*(each.scores.nats for each in both)), ROUNDED)
+        tokens, plain = wanted["tune_tokens"], replace(ours.protocol, options={})
+        weight = _tuned_weight(run, place.batch_size, plain, adapted, other, other_protocol, tokens)
         told["tuned_on"] = f"val:{tokens}"
     told["weight"] = float(weight)
     nats = interpolate(ours.scores.nats, theirs.scores.nats, float(weight))
@@ -173,6 +171,39 @@ def _mixed(
     scores = replace(ours.scores, nats=nats.astype(np.float32), about=about)
     parts = {run.path.name: ours.likelihood, other.path.name: theirs.likelihood}
     return Measured(protocol, scores.likelihood(), scores, parts)
+
+
+def _tuned_weight(
+    run: "Run",
+    batch_size: int | None,
+    protocol: Protocol,
+    adapted: Adaptation | None,
+    other: "Run",
+    other_protocol: Protocol,
+    tokens: int,
+) -> float:
+    """The best on the first tokens of the run's val, which the other reads too, whatever it was trained on."""
+    own, theirs = (each.config["decided"]["fingerprint"] for each in (run, other))
+    val = Place("val", None, batch_size)
+    remedy = "give mix_weight=, from 0 to 1"
+    try:
+        both = [
+            scored(run, val, protocol, adapted, tokens),
+            scored(
+                other,
+                val._replace(corpus=None if theirs == own else run.config["corpus"]),
+                other_protocol,
+                None,
+                tokens,
+            ),
+        ]
+    except FileNotFoundError as error:
+        raise ValueError(f"mix_weight=auto is the best on the val of {run.path}: {error}; or {remedy}") from error
+    if not np.array_equal(*(each.scores.ids for each in both)):
+        raise ValueError(
+            f"mix={other.path} reads other tokens than {run.path} on its val, where mix_weight=auto is found: {remedy}"
+        )
+    return round(best_weight(*(each.scores.nats for each in both)), ROUNDED)
 
 
 # What is kept on disk

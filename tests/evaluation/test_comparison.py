@@ -182,6 +182,26 @@ def test_contexts_may_differ_where_that_is_asked_for():
     check(sides, own_protocols=True)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"unknown": "spelled"},
+        {"precision": "bf16-mixed"},
+        {"version": 2},
+        {"normalisation": "tokens"},
+        {"options": {"cache": {"size": 5}}},
+        {"limit_tokens": 50},
+    ],
+)
+def test_contexts_alone_may_differ_where_that_is_asked_for(other):
+    sliding = replace(CARRIED, policy="sliding", lanes=None, stride=4, max_context=8)
+    one = side("a", scores(np.ones(50)))
+    check([one, side("b", scores(np.ones(50), protocol=sliding))], own_protocols=True)
+    (key,) = other
+    with pytest.raises(ValueError, match=rf"two protocols \({key}: .* in all but contexts"):
+        check([one, side("b", scores(np.ones(50), protocol=replace(sliding, **other)))], own_protocols=True)
+
+
 def test_spelled_unknown_words_are_comparable():
     spelled = replace(CARRIED, unknown="spelled")
     one, two = (scores(np.ones(50), tokenizer=t, protocol=spelled, unknown=u) for t, u in (("t", 7), ("u", 0)))

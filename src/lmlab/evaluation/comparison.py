@@ -49,12 +49,13 @@ def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_prot
         raise ValueError(
             f"{name} and {other_name} were measured on different text: {sizes[0]:,} and {sizes[1]:,} bytes"
         )
-    differing = Protocol(**ours["protocol"]).differences(Protocol(**theirs["protocol"]))
-    if differing and not own_protocols:
+    differing = Protocol(**ours["protocol"]).differences(Protocol(**theirs["protocol"]), own_protocols)
+    if differing:
+        remedy = "or, where each may have the context that suits it, own_protocols=true"
         raise ValueError(
             f"{name} and {other_name} are under two protocols ({'; '.join(differing)}): put both under one, as with "
-            "evaluation=sliding evaluation.max_context=64 or evaluation=documents, or, where each may have the context "
-            "that suits it, own_protocols=true"
+            "evaluation=sliding evaluation.max_context=64 or evaluation=documents, "
+            + ("which own_protocols=true asks for in all but contexts" if own_protocols else remedy)
         )
     if sizes[0] != sizes[1]:
         raise ValueError(

@@ -113,6 +113,19 @@ def test_many_comparisons_are_corrected():
     assert "(Holm, 6 comparisons)" in found[0]["words"]
 
 
+def test_what_would_be_told_is_by_the_level_of_many_comparisons():
+    sides = [side(str(i), noisy(i, 2.0 + 0.01 * i)) for i in range(5)]
+    alone, among = told(sides[:2])["comparisons"][0], told(sides, pairs="all")["comparisons"][0]
+    # Ten comparisons at 5 %: each at 0.5 %. With some 190 blocks Student's t is 2.84 in place of 1.97, and the power of
+    # four of five adds 0.84 to both: (2.84 + 0.84) / (1.97 + 0.84).
+    assert alone["bpb"] == among["bpb"]
+    assert among["detectable"] / alone["detectable"] == pytest.approx(3.68 / 2.81, rel=0.01)
+    assert alone["verdict"] == among["verdict"] == "not distinguishable"
+    # Text needed grows with the square: (2.807 + 0.842) against (1.960 + 0.842) standard errors.
+    text = [float(c["words"].split("takes ")[1].split()[0]) for c in (alone, among)]
+    assert text[1] / text[0] == pytest.approx((3.649 / 2.802) ** 2, rel=0.02)
+
+
 # The same bytes under two tokenizations
 
 

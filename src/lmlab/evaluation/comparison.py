@@ -189,6 +189,8 @@ def _verdict(
     base = float(np.mean([s.nats for s in sums])) / n
     per_unit = math.log(2) * sums[0].bytes / n
     real = p < 1 - confidence
+    # Of many, the level at which any of them is sure to be told (Bonferroni; Holm's first step).
+    level = 1 - (1 - confidence) / n_compared
     verdict = "not distinguishable" if not real else "better" if e.difference < 0 else "worse"
     told = {
         "ours": ours.name,
@@ -200,15 +202,15 @@ def _verdict(
         "p": e.p,
         "p_holm": p,
         "blocks": e.blocks,
-        "detectable": e.detectable(confidence),
+        "detectable": e.detectable(level),
         "seed_share": None if e.seeds is None else e.seeds / (e.seeds + e.text) if e.seeds + e.text else 0.0,
         "level": "models" if e.seeds is None else "configurations",
         "verdict": verdict,
     }
-    return told | {"words": _words(verdict, ours, theirs, e, n_compared, confidence)}
+    return told | {"words": _words(verdict, ours, theirs, e, n_compared, level)}
 
 
-def _words(verdict: str, ours: Side, theirs: Side, e: Estimate, n_compared: int, confidence: float) -> str:
+def _words(verdict: str, ours: Side, theirs: Side, e: Estimate, n_compared: int, level: float) -> str:
     corrected = f" (Holm, {n_compared} comparisons)" if n_compared > 1 else ""
     if verdict == "not distinguishable":
         said = [f"{ours.name} and {theirs.name} are not distinguishable{corrected}."]
@@ -222,14 +224,14 @@ def _words(verdict: str, ours: Side, theirs: Side, e: Estimate, n_compared: int,
             "One seed each: this is about these two models; of their configurations three seeds each would tell."
         )
     if verdict == "not distinguishable":
-        said.append(needs(e, ours, theirs, confidence))
+        said.append(needs(e, ours, theirs, level))
     return " ".join(said)
 
 
-def needs(e: Estimate, ours: Side, theirs: Side, confidence: float) -> str:
-    """How many seeds, or how much text, would tell a true difference of the size that was seen."""
+def needs(e: Estimate, ours: Side, theirs: Side, level: float) -> str:
+    """How many seeds, or how much text, would tell a true difference of the size that was seen, at that level."""
     # Large samples: what is asked for has more degrees of freedom than what there is.
-    wanted = (abs(e.difference) / (t_quantile(0.5 + confidence / 2, 1e6) + t_quantile(POWER, 1e6))) ** 2
+    wanted = (abs(e.difference) / (t_quantile(0.5 + level / 2, 1e6) + t_quantile(POWER, 1e6))) ** 2
     if not wanted:
         return "No amount of text would tell a difference of nothing."
     seeds = e.seeds or 0.0

@@ -75,6 +75,30 @@ def test_plain_kernels_measure_and_score_the_same(family, trained, monkeypatch):
     assert next(scores) == pytest.approx(next(scores), rel=1e-5)
 
 
+def test_a_run_without_its_own_text_is_measured_on_other_text(small, tmp_path, monkeypatch):
+    (tmp_path / "own.txt").write_text("the cat sat on the mat.\n" * 200)
+    (tmp_path / "other.txt").write_text("a cat sat on a dog.\n" * 20)
+    where = [f"corpus.train={tmp_path}/own.txt", f"cache_dir={tmp_path}/cache", f"run_dir={tmp_path}/run"]
+    train(compose([*small["lstm"], *where]))
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "own.txt").unlink()
+    run = load(tmp_path / "run")
+    other = Place("test", plain(compose(["corpus=files", f"corpus.test={tmp_path}/other.txt"]).corpus), None)
+    found = measure(run, other, run.protocol, asked(), None)
+    assert found.likelihood.bytes == len("a cat sat on a dog.\n") * 20
+    # What needs it says so before the work.
+    monkeypatch.setattr(measurement, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    for wanted in ({"by": "position,frequency"}, {"scores": True}):
+        with pytest.raises(FileNotFoundError, match=r"own\.txt"):
+            measure(run, other, run.protocol, asked(**wanted), None)
+
+
+def test_a_split_that_a_text_lacks_is_refused_with_one_that_it_has(lstm, text_file):
+    corpus = plain(compose(["corpus=files", f"corpus.test={text_file}"]).corpus)
+    with pytest.raises(ValueError, match="split=val: this text has test; say split=test"):
+        scored(lstm, Place("val", corpus, None), lstm.protocol)
+
+
 def test_a_damaged_file_of_scores_is_measured_anew(trained, tmp_path):
     shutil.copytree(trained["lstm"], tmp_path / "run")
     (tmp_path / "run" / "scores.parquet").write_bytes(b"damaged")

@@ -1,7 +1,7 @@
 """Stored runs measured again: as they are, adapted, mixed with another; what `lmlab evaluate` and `compare` do."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -60,14 +60,16 @@ def measure(
 
     mix: another run over the same tokens, and the protocol that it reads them under.
     """
-    plain = scored(run, place, protocol)
+    asked = wanted["scores"] or "frequency" in (wanted["by"] or ())
+    counts = partial(train_counts, run) if asked else None
+    plain = scored(run, place, protocol, counts=counts)
     size = place.batch_size or run.batch_size or ROWS
     rows = partial(_tuning_rows, run, protocol, place)
     with kernels.using(run.kernels):
         adapted = adapt(wanted, run.model, protocol, rows, run.device, size) if _asks(wanted) else None
     found, parts = plain, {}
     if adapted is not None:
-        found = scored(run, place, protocol, adapted)
+        found = scored(run, place, protocol, adapted, counts=counts)
         parts["as trained"] = plain.likelihood
     if mix is not None:
         found = _mixed(run, place, found, adapted, *mix, wanted)
@@ -93,11 +95,17 @@ def _tuning_rows(run: "Run", protocol: Protocol, place: Place, split: str, token
 
 
 def scored(
-    run: "Run", place: Place, protocol: Protocol, adapted: Adaptation | None = None, limit_tokens: int | None = None
+    run: "Run",
+    place: Place,
+    protocol: Protocol,
+    adapted: Adaptation | None = None,
+    limit_tokens: int | None = None,
+    counts: Callable[[], np.ndarray] | None = None,
 ) -> Measured:
     """Each token of a split. Where the run keeps the scores of just this, they are read, but with kernels=plain.
 
-    limit_tokens: the first so many, to tune on.
+    limit_tokens: the first so many, to tune on. counts: gives those of the train split, where they are needed: a run
+    measures other text without its own.
     """
     recorded = protocol if adapted is None else replace(protocol, options={**protocol.options, **adapted.options})
     if limit_tokens is not None:
@@ -107,15 +115,21 @@ def scored(
     if may_be_read and (found := stored(run, place, about)) is not None:
         return Measured(recorded, found.likelihood(), found, {})
     part = run.part(place.split, place.corpus, protocol)
+    # Before all the work, that it is not in vain where that text is gone.
+    known = counts() if counts else None
     size = place.batch_size or run.batch_size
     if adapted is None or adapted.samples is None:
         keeper, likelihood = _pass(run, part, protocol, size, adapted)
     else:
         keeper, likelihood = _averaged(partial(_pass, run, part, protocol, size or ROWS), adapted), None
-    counts = np.bincount(run.store().split("train").ids, minlength=run.tokenizer.vocab_size)
     about |= {"unknown": unknown(part, run.tokenizer.unk_id, protocol)}
-    scores = keeper.scores(counts, about)
+    scores = keeper.scores(known, about)
     return Measured(recorded, likelihood or scores.likelihood(), scores, {})
+
+
+def train_counts(run: "Run") -> np.ndarray:
+    """How often each token occurs in the run's train split, (V,)."""
+    return np.bincount(run.store().split("train").ids, minlength=run.tokenizer.vocab_size)
 
 
 def _pass(
@@ -319,6 +333,8 @@ def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
 def keep(run: "Run", place: Place, scores: Scores) -> Path:
     """Write the scores into the run's directory."""
     path = scores_path(run, place.split)
+    if scores.counts is None:
+        scores = replace(scores, counts=kept_scores.counts_of(scores.ids, train_counts(run)))
     kept_scores.write(scores, path)
     log.info("kept: %s, %s MB", path, f"{path.stat().st_size / 1e6:.1f}")
     return path

@@ -15,6 +15,7 @@ import xxhash
 from lmlab.config import flatten, treatment
 from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
+from lmlab.evaluation import spelling
 from lmlab.evaluation.adaptation import Adaptation, adapt
 from lmlab.evaluation.comparison import Side, check, compare
 from lmlab.evaluation.evaluate import evaluate, score_batch
@@ -237,7 +238,7 @@ def identity(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
         "text": fingerprint if place.corpus is None else run.corpus(place.corpus).fingerprint(),
         "tokenizer": xxhash.xxh3_64_hexdigest(run.tokenizer.to_json().encode()),
         "weights": weights_hash(run),
-    }
+    } | ({"spelling": spelling.IDENTITY} if protocol.unknown == "spelled" else {})
 
 
 def weights_hash(run: "Run") -> str:

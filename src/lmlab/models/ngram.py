@@ -34,10 +34,10 @@ class NGramHead(nn.Module):
             self.register_buffer(f"backoff{k}", torch.ones(n_nodes, dtype=torch.float64))
             n_nodes = 1
 
-    def fit(self, ids: np.ndarray, start_id: int) -> None:
-        """Replace what is stored by the estimates from `ids` (N,), on the device where it is."""
+    def fit(self, ids: np.ndarray, start_id: int, many: bool = False) -> None:
+        """Replace what is stored by the estimates from `ids` (N,), on the device where it is. many: as `estimate`."""
         device = self.unigram.device
-        unigram, tables = estimate(ids, start_id, self.vocab_size, self.order)
+        unigram, tables = estimate(ids, start_id, self.vocab_size, self.order, many)
         self.unigram = torch.from_numpy(unigram).to(device)
         for k, table in enumerate(tables, 2):
             for name, array in vars(table).items():
@@ -127,9 +127,12 @@ class NGramLM(nn.Module):
         self.max_context = self.d_model = max(order - 1, 1)
         self.head = NGramHead(vocab_size, order)
 
-    def fit(self, ids: np.ndarray, start_id: int) -> "NGramLM":
-        """Count `ids` (N,), one stream that is predicted from `start_id` on; <eos> in it is a word like any other."""
-        self.head.fit(ids, start_id)
+    def fit(self, ids: np.ndarray, start_id: int, many: bool = False) -> "NGramLM":
+        """Count `ids` (N,), one stream that is predicted from `start_id` on; <eos> in it is a word like any other.
+
+        many: it is many texts, each ended by `start_id` and read by itself.
+        """
+        self.head.fit(ids, start_id, many)
         return self
 
     def forward(self, tokens: Tokens, state: State = None) -> tuple[Int[Tensor, "B T N"], State]:

@@ -14,7 +14,7 @@ from lmlab.evaluation.dynamic import Dynamic, gradient_rms
 from lmlab.evaluation.evaluate import evaluate, read, score_batch
 from lmlab.evaluation.mixture import best_weight
 from lmlab.evaluation.protocol import Protocol
-from lmlab.types import NLL, Batch, State
+from lmlab.types import NLL, Batch, State, for_float64
 
 # Tried at once on val; the best is then found between them.
 TEMPERATURES = (0.6, 0.7, 0.78, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.18, 1.28, 1.42, 1.6, 1.8)
@@ -129,7 +129,8 @@ class TemperatureProbe:
             logits = model.head.logits(hidden[batch.counted][None]).float()[0]
         target = logits.gather(-1, batch.targets[batch.counted][:, None])[:, 0]
         for i, t in enumerate(self.temperatures):
-            self.nats[i] += float(((logits / t).logsumexp(-1) - target / t).sum(dtype=torch.float64))
+            cost = (logits / t).logsumexp(-1) - target / t
+            self.nats[i] += float(for_float64(cost).sum(dtype=torch.float64))
         return nll, state
 
     def best(self) -> float:

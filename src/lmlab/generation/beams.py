@@ -11,6 +11,7 @@ from lmlab.generation.decoding import Decoding
 from lmlab.generation.row import Row
 from lmlab.generation.sampling import PREFILL, Chooser, seen_tokens
 from lmlab.models.carry import Carry, device_of
+from lmlab.types import for_float64
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,14 @@ class BeamSearch:
         texts = [[*self.prompt, *b.ids] for b in beams]
         seen = seen_tokens(texts, self.decoding, self.model.vocab_size, self.device)
         scores = self.chooser.allow(log_probs, seen)
-        total = scores.double() + self._column([b.score for b in beams])
-        exact = log_probs.double() + self._column([b.log_prob for b in beams])
+        total = _added(scores, [b.score for b in beams])
+        exact = _added(log_probs, [b.log_prob for b in beams])
         best = total.flatten().topk(min(2 * self.decoding.num_beams, total.numel()))
         values, log_prob = best.values.tolist(), exact.flatten()[best.indices].tolist()
         for value, exact_value, index in zip(values, log_prob, best.indices.tolist(), strict=True):
             row, id = divmod(index, total.shape[1])
             if value > -torch.inf:
                 yield Beam(row, (*beams[row].ids, id), value, exact_value)
-
-    def _column(self, values: Sequence[float]) -> Float[Tensor, "B 1"]:
-        return torch.tensor(values, dtype=torch.float64, device=self.device)[:, None]
 
     def _rank(self, beam: Beam) -> float:
         return beam.rank(self.decoding.length_penalty)
@@ -107,3 +105,9 @@ class BeamSearch:
             row.push(id, 0.0)
         row.log_prob = beam.log_prob
         return row
+
+
+def _added(scores: Float[Tensor, "B V"], known: Sequence[float]) -> Float[Tensor, "B V"]:
+    """Each row's scores and what its beam has, float64."""
+    exact = for_float64(scores).double()
+    return exact + torch.tensor(known, dtype=torch.float64, device=exact.device)[:, None]

@@ -62,8 +62,7 @@ def adapt(
         if "auto" in (theta, weight):
             found = CacheProbe(cache["size"], THETAS if theta == "auto" else (float(theta),), temperature or 1.0)
             evaluate(model, rows("val", tokens, None), protocol.precision, device, score=found)
-            theta, best = found.best()
-            weight = best if weight == "auto" else float(weight)
+            theta, weight = found.best(None if weight == "auto" else float(weight))
         options["cache"] = {"size": cache["size"], "theta": float(theta), "weight": float(weight)}
         options["cache"] |= tuned if "auto" in (cache["theta"], cache["weight"]) else {}
         score = Cache(cache["size"], float(theta), float(weight), temperature or 1.0)
@@ -167,14 +166,19 @@ class CacheProbe:
             kept.append(log_p[batch.counted].cpu().numpy())
         return nll, (state, memory)
 
-    def best(self) -> tuple[float, float]:
-        """The theta and weight by which these tokens cost least; where the cache is empty nothing is to be weighed."""
+    def best(self, stated: float | None) -> tuple[float, float]:
+        """The theta and weight by which these tokens cost least; where the cache is empty nothing is to be weighed.
+
+        stated: the one weight that is used; None: each theta has its own best.
+        """
         nll = np.concatenate(self._nll).astype(np.float64)
         found = []
         for theta, parts in zip(self.thetas, self._pointed, strict=True):
             pointed = np.concatenate(parts).astype(np.float64)
             known = ~np.isnan(pointed)
-            weight = min(round(best_weight(nll[known], -pointed[known]), ROUNDED), 1 - 10**-ROUNDED)
+            weight = stated
+            if weight is None:
+                weight = min(round(best_weight(nll[known], -pointed[known]), ROUNDED), 1 - 10**-ROUNDED)
             ratio = np.exp(np.clip(pointed[known] + nll[known], -500, 500))
             found.append((-float(np.log1p(weight * (ratio - 1)).sum()), theta, weight))
         _, theta, weight = min(found)

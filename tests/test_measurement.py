@@ -9,6 +9,7 @@ import pytest
 from lmlab import measurement
 from lmlab.config import compose, plain
 from lmlab.evaluation import scores as kept_scores
+from lmlab.evaluation.mixture import best_weight
 from lmlab.experiment import train
 from lmlab.measurement import Place, measure, scored
 from lmlab.models import cross_entropy, kernels
@@ -72,6 +73,30 @@ def test_plain_kernels_measure_and_score_the_same(family, trained, monkeypatch):
     assert told == pytest.approx(measure(auto, TEST, auto.protocol, tempered, None).likelihood.nats, rel=1e-5)
     scores = (run.score("the cat sat.", top=0, eos=False).log_prob for run in (auto, plain))
     assert next(scores) == pytest.approx(next(scores), rel=1e-5)
+
+
+def test_a_run_without_its_own_text_is_measured_on_other_text(small, tmp_path, monkeypatch):
+    (tmp_path / "own.txt").write_text("the cat sat on the mat.\n" * 200)
+    (tmp_path / "other.txt").write_text("a cat sat on a dog.\n" * 20)
+    where = [f"corpus.train={tmp_path}/own.txt", f"cache_dir={tmp_path}/cache", f"run_dir={tmp_path}/run"]
+    train(compose([*small["lstm"], *where]))
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "own.txt").unlink()
+    run = load(tmp_path / "run")
+    other = Place("test", plain(compose(["corpus=files", f"corpus.test={tmp_path}/other.txt"]).corpus), None)
+    found = measure(run, other, run.protocol, asked(), None)
+    assert found.likelihood.bytes == len("a cat sat on a dog.\n") * 20
+    # What needs it says so before the work.
+    monkeypatch.setattr(measurement, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    for wanted in ({"by": "position,frequency"}, {"scores": True}):
+        with pytest.raises(FileNotFoundError, match=r"own\.txt"):
+            measure(run, other, run.protocol, asked(**wanted), None)
+
+
+def test_a_split_that_a_text_lacks_is_refused_with_one_that_it_has(lstm, text_file):
+    corpus = plain(compose(["corpus=files", f"corpus.test={text_file}"]).corpus)
+    with pytest.raises(ValueError, match="split=val: this text has test; say split=test"):
+        scored(lstm, Place("val", corpus, None), lstm.protocol)
 
 
 def test_a_damaged_file_of_scores_is_measured_anew(trained, tmp_path):
@@ -139,6 +164,33 @@ def test_runs_over_other_tokens_are_no_mixture(trained, lstm):
         measure(lstm, TEST, lstm.protocol, asked(mix_weight=0.5), (other, other.protocol))
 
 
+def test_a_mixture_of_runs_of_two_texts_is_tuned_on_the_first_ones(small, tmp_path):
+    texts = {"one": "the cat sat on the mat.\n" * 200, "two": "a dog, a bone; a bone, a dog!\n" * 150}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+        where = [f"corpus.train={tmp_path}/{name}.txt", f"run_dir={tmp_path}/{name}", f"cache_dir={tmp_path}/cache"]
+        # Bytes, that the two may be mixed at all; one counts, so that they differ.
+        words = [*small["lstm"], "model.d_model=8"] if name == "one" else [*small["ngram"], "tokenizer=byte"]
+        train(compose([w for w in words if not w.startswith("tokenizer.vocab_size")] + where))
+    run, other = (load(tmp_path / name) for name in texts)
+    corpus = plain(compose(["corpus=files", f"corpus.test={tmp_path}/two.txt"]).corpus)
+    place = Place("test", corpus, None)
+    found = measure(run, place, run.protocol, asked(tune_tokens=300), (other, other.protocol))
+    # By hand: both read the first tokens of one's val.
+    nats = [np.zeros(0)] * 2
+    for i, each in enumerate((run, other)):
+        nats[i] = scored(each, Place("val", run.config["corpus"], None), each.protocol, limit_tokens=300).scores.nats
+    assert 0.01 < found.protocol.options["mix"]["weight"] < 0.99
+    assert found.protocol.options["mix"]["weight"] == round(best_weight(*nats), 4)
+    (tmp_path / "one.txt").write_text("no longer the text of the first run.\n" * 200)
+    with pytest.raises(ValueError, match="on its val, where mix_weight=auto is found: give mix_weight="):
+        measure(run, place, run.protocol, asked(tune_tokens=300), (other, other.protocol))
+    (tmp_path / "one.txt").unlink()
+    with pytest.raises(ValueError, match="or give mix_weight="):
+        measure(run, place, run.protocol, asked(tune_tokens=300), (other, other.protocol))
+    measure(run, place, run.protocol, asked(mix_weight=0.5), (other, other.protocol))
+
+
 def test_dynamic_evaluation_of_a_run_puts_its_weights_back(lstm):
     one = lstm.resolve(plain(compose(["evaluation=carried", "evaluation.lanes=1"]).evaluation))
     wanted = asked(dynamic={"lr": 1e-3, "decay": 0.02, "segment": 10, "epsilon": 1e-3, "train_tokens": 2_000})
@@ -146,6 +198,13 @@ def test_dynamic_evaluation_of_a_run_puts_its_weights_back(lstm):
     assert found.likelihood.nats != found.parts["as trained"].nats
     assert found.protocol.options["dynamic"]["lr"] == 1e-3
     assert lstm.evaluate("test").nats == lstm.results["splits"]["test"]["nats"]
+
+
+def test_dynamic_evaluation_does_not_depend_on_the_batch_size(lstm):
+    one = lstm.resolve(plain(compose(["evaluation=carried", "evaluation.lanes=1"]).evaluation))
+    wanted = asked(dynamic={"lr": 1e-2, "decay": 0.02, "segment": 10, "epsilon": 1e-3, "train_tokens": 2_000})
+    nats = [measure(lstm, Place("test", None, size), one, wanted, None).likelihood.nats for size in (None, 1, 3, 16)]
+    assert nats == [nats[0]] * 4
 
 
 def test_sides_are_configurations_and_seeds_their_runs(small, tmp_path):
@@ -176,6 +235,27 @@ def test_sides_are_configurations_and_seeds_their_runs(small, tmp_path):
     assert report["protocols"][0]["name"] == "carried-16"
     assert set(report["floors"]) == {"unigram", "kneser_ney_5"}
     json.dumps(report)
+
+
+HOW = {"pairs": "first", "blocks": "stream", "block_bytes": 15, "confidence": 0.95, "resamples": 200, "seed": 0}
+
+
+def test_copies_of_a_run_are_no_replicates(trained, tmp_path, caplog):
+    for family in ("lstm", "transformer"):
+        for name in ("one", "two"):
+            shutil.copytree(trained[family], tmp_path / family / name)
+    runs = [(family, load(tmp_path / family / name)) for family in ("lstm", "transformer") for name in ("one", "two")]
+    with caplog.at_level("INFO", "lmlab"):
+        found = measurement.sides(runs)
+    assert [[run.path.name for run in members] for _, _, members in found] == [["one"], ["one"]]
+    assert f"{tmp_path}/lstm/two: passed over, it is {tmp_path}/lstm/one again" in caplog.text
+    one = plain(compose(["evaluation=documents"]).evaluation)
+    report = measurement.compared(found, Place("val", None, None), one, True, **HOW)
+    assert report["comparisons"][0]["level"] == "models"
+    # Nor as two arguments beside a third, though by themselves they may be compared.
+    found = measurement.sides([("a", runs[0][1]), ("b", runs[1][1]), ("c", runs[2][1])])
+    report = measurement.compared(found, Place("val", None, None), one, True, **HOW)
+    assert [c["seed_share"] for c in report["comparisons"]] == [None, None]
 
 
 def test_the_weights_measured_are_named(lstm):

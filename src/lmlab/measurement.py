@@ -1,7 +1,7 @@
 """Stored runs measured again: as they are, adapted, mixed with another; what `lmlab evaluate` and `compare` do."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ import xxhash
 from lmlab.config import flatten, treatment
 from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
+from lmlab.evaluation import spelling
 from lmlab.evaluation.adaptation import Adaptation, adapt
 from lmlab.evaluation.comparison import Side, check, compare
 from lmlab.evaluation.evaluate import evaluate, score_batch
@@ -32,6 +33,8 @@ log = logging.getLogger("lmlab")
 
 # Places after the point to which a tuned weight is rounded before it is used, so that the record is exact.
 ROUNDED = 4
+# Rows side by side in which training text is read for the size of its gradients.
+LANES = 16
 
 
 class Measured(NamedTuple):
@@ -58,14 +61,16 @@ def measure(
 
     mix: another run over the same tokens, and the protocol that it reads them under.
     """
-    plain = scored(run, place, protocol)
+    asked = wanted["scores"] or "frequency" in (wanted["by"] or ())
+    counts = partial(train_counts, run) if asked else None
+    plain = scored(run, place, protocol, counts=counts)
     size = place.batch_size or run.batch_size or ROWS
     rows = partial(_tuning_rows, run, protocol, place)
     with kernels.using(run.kernels):
         adapted = adapt(wanted, run.model, protocol, rows, run.device, size) if _asks(wanted) else None
     found, parts = plain, {}
     if adapted is not None:
-        found = scored(run, place, protocol, adapted)
+        found = scored(run, place, protocol, adapted, counts=counts)
         parts["as trained"] = plain.likelihood
     if mix is not None:
         found = _mixed(run, place, found, adapted, *mix, wanted)
@@ -79,22 +84,29 @@ def _asks(wanted: Mapping[str, Any]) -> bool:
 
 
 def _tuning_rows(run: "Run", protocol: Protocol, place: Place, split: str, tokens: int, width: int | None) -> Iterable:
-    """Of the run's own text: the first tokens of val, or the last of train, sixteen lanes side by side."""
+    """Of the run's own text: the first tokens of val, or the last of train, LANES side by side."""
     part = run.part(split, None, protocol)
     how = replace(protocol, limit_tokens=None)
-    if split == "train":
-        part, how = part.tail(tokens), replace(how, lanes=16)
     size, more = place.batch_size or run.batch_size, {"at_once": at_once(run.model, run.device)}
+    if split == "train":
+        # All lanes in each batch, whatever was asked for: the mean gradient of fewer rows is a larger one.
+        part, how, size = part.tail(tokens), replace(how, lanes=LANES), LANES
     more |= {} if width is None else {"chunk": width}
     return batches(part, how, run.tokenizer.start_id, size, limit_tokens=tokens, **more)
 
 
 def scored(
-    run: "Run", place: Place, protocol: Protocol, adapted: Adaptation | None = None, limit_tokens: int | None = None
+    run: "Run",
+    place: Place,
+    protocol: Protocol,
+    adapted: Adaptation | None = None,
+    limit_tokens: int | None = None,
+    counts: Callable[[], np.ndarray] | None = None,
 ) -> Measured:
     """Each token of a split. Where the run keeps the scores of just this, they are read, but with kernels=plain.
 
-    limit_tokens: the first so many, to tune on.
+    limit_tokens: the first so many, to tune on. counts: gives those of the train split, where they are needed: a run
+    measures other text without its own.
     """
     recorded = protocol if adapted is None else replace(protocol, options={**protocol.options, **adapted.options})
     if limit_tokens is not None:
@@ -104,15 +116,21 @@ def scored(
     if may_be_read and (found := stored(run, place, about)) is not None:
         return Measured(recorded, found.likelihood(), found, {})
     part = run.part(place.split, place.corpus, protocol)
+    # Before all the work, that it is not in vain where that text is gone.
+    known = counts() if counts else None
     size = place.batch_size or run.batch_size
     if adapted is None or adapted.samples is None:
         keeper, likelihood = _pass(run, part, protocol, size, adapted)
     else:
         keeper, likelihood = _averaged(partial(_pass, run, part, protocol, size or ROWS), adapted), None
-    counts = np.bincount(run.store().split("train").ids, minlength=run.tokenizer.vocab_size)
     about |= {"unknown": unknown(part, run.tokenizer.unk_id, protocol)}
-    scores = keeper.scores(counts, about)
+    scores = keeper.scores(known, about)
     return Measured(recorded, likelihood or scores.likelihood(), scores, {})
+
+
+def train_counts(run: "Run") -> np.ndarray:
+    """How often each token occurs in the run's train split, (V,)."""
+    return np.bincount(run.store().split("train").ids, minlength=run.tokenizer.vocab_size)
 
 
 def _pass(
@@ -158,10 +176,8 @@ def _mixed(
         raise ValueError(f"mix={other.path} reads other tokens than {run.path}: both need one tokenizer and one text")
     told: dict[str, Any] = {"run": other.path.name, "weights": weights_hash(other), "protocol": other_protocol.name}
     if weight == "auto":
-        tokens, val = wanted["tune_tokens"], Place("val", None, place.batch_size)
-        plain = replace(ours.protocol, options={})
-        both = [scored(run, val, plain, adapted, tokens), scored(other, val, other_protocol, None, tokens)]
-        weight = round(best_weight(*(each.scores.nats for each in both)), ROUNDED)
+        tokens, plain = wanted["tune_tokens"], replace(ours.protocol, options={})
+        weight = _tuned_weight(run, place.batch_size, plain, adapted, other, other_protocol, tokens)
         told["tuned_on"] = f"val:{tokens}"
     told["weight"] = float(weight)
     nats = interpolate(ours.scores.nats, theirs.scores.nats, float(weight))
@@ -170,6 +186,39 @@ def _mixed(
     scores = replace(ours.scores, nats=nats.astype(np.float32), about=about)
     parts = {run.path.name: ours.likelihood, other.path.name: theirs.likelihood}
     return Measured(protocol, scores.likelihood(), scores, parts)
+
+
+def _tuned_weight(
+    run: "Run",
+    batch_size: int | None,
+    protocol: Protocol,
+    adapted: Adaptation | None,
+    other: "Run",
+    other_protocol: Protocol,
+    tokens: int,
+) -> float:
+    """The best on the first tokens of the run's val, which the other reads too, whatever it was trained on."""
+    own, theirs = (each.config["decided"]["fingerprint"] for each in (run, other))
+    val = Place("val", None, batch_size)
+    remedy = "give mix_weight=, from 0 to 1"
+    try:
+        both = [
+            scored(run, val, protocol, adapted, tokens),
+            scored(
+                other,
+                val._replace(corpus=None if theirs == own else run.config["corpus"]),
+                other_protocol,
+                None,
+                tokens,
+            ),
+        ]
+    except FileNotFoundError as error:
+        raise ValueError(f"mix_weight=auto is the best on the val of {run.path}: {error}; or {remedy}") from error
+    if not np.array_equal(*(each.scores.ids for each in both)):
+        raise ValueError(
+            f"mix={other.path} reads other tokens than {run.path} on its val, where mix_weight=auto is found: {remedy}"
+        )
+    return round(best_weight(*(each.scores.nats for each in both)), ROUNDED)
 
 
 # What is kept on disk
@@ -189,7 +238,7 @@ def identity(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
         "text": fingerprint if place.corpus is None else run.corpus(place.corpus).fingerprint(),
         "tokenizer": xxhash.xxh3_64_hexdigest(run.tokenizer.to_json().encode()),
         "weights": weights_hash(run),
-    }
+    } | ({"spelling": spelling.IDENTITY} if protocol.unknown == "spelled" else {})
 
 
 def weights_hash(run: "Run") -> str:
@@ -214,6 +263,7 @@ def stored(run: "Run", place: Place, about: Mapping[str, Any]) -> Scores | None:
 def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]]]:
     """(name, configuration, runs): runs of one argument that differ in their seed alone are together.
 
+    Of those that do not differ in that, or whose weights are the same, the first is kept: copies are no replicates.
     runs: (the argument, a run that it stands for). A side's name is its argument, with what tells it from others there.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
@@ -221,7 +271,11 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
     for argument, run in runs:
         told = flatten(run.directory.asked())
         key = (argument, treatment(told))
-        groups.setdefault(key, []).append(run)
+        members = groups.setdefault(key, [])
+        if (kept := _met(run, members)) is not None:
+            log.info("%s: passed over, it is %s again (seed=%s)", run.path, kept.path, _seed(run))
+            continue
+        members.append(run)
         asked[key] = {k: v for k, v in told.items() if k != "seed"}
     found = []
     for (argument, configuration), members in groups.items():
@@ -232,6 +286,15 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
     return found
 
 
+def _met(run: "Run", others: Iterable["Run"]) -> "Run | None":
+    """Of others of its configuration, the one that it is itself or a copy of."""
+    return next((o for o in others if _seed(o) == _seed(run) or weights_hash(o) == weights_hash(run)), None)
+
+
+def _seed(run: "Run") -> Any:
+    return run.directory.asked().get("seed")
+
+
 def compared(
     groups: Sequence[tuple[str, str, list["Run"]]],
     place: Place,
@@ -240,14 +303,18 @@ def compared(
     **how: Any,
 ) -> dict[str, Any]:
     """`comparison.compare` on runs, measured where their scores are not kept; with the floors beside them."""
-    found = []
+    found, met = [], {}
     for name, configuration, runs in groups:
-        measured = []
+        measured, replicates, others = [], [], met.setdefault(configuration, [])
         for run in runs:
             protocol = run.protocol if evaluation is None else run.resolve(evaluation)
             log.debug("%s, %s", run.path, protocol.name)
             measured.append(scored(run, place, protocol).scores)
-        found.append(Side(name, configuration, measured))
+            # It may also stand on another side, as a member of a directory that is compared with it.
+            first = _met(run, others)
+            others += [run] if first is None else []
+            replicates.append(str((first or run).path))
+        found.append(Side(name, configuration, measured, replicates))
     check(found, own_protocols)
     report = compare(found, **how)
     protocols = {run.about["protocol"]["name"]: run.about["protocol"] for side in found for run in side.runs}
@@ -267,6 +334,8 @@ def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
 def keep(run: "Run", place: Place, scores: Scores) -> Path:
     """Write the scores into the run's directory."""
     path = scores_path(run, place.split)
+    if scores.counts is None:
+        scores = replace(scores, counts=kept_scores.counts_of(scores.ids, train_counts(run)))
     kept_scores.write(scores, path)
     log.info("kept: %s, %s MB", path, f"{path.stat().st_size / 1e6:.1f}")
     return path

@@ -1,14 +1,16 @@
 """Likelihood as sums, and everything that is derived from it: nll, ppl, bpb, bpc, word perplexity."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 import lmlab.deferred  # noqa: F401  before torchmetrics is imported: it takes a tenth of the time
-from lmlab.types import NLL, Mask
+from lmlab.types import NLL, WITHOUT_FLOAT64, Mask, leaves_float64
 
 # isort: split
 from torchmetrics import Metric
@@ -70,7 +72,7 @@ def _exp(x: float) -> float:
 
 
 class TokenNLL(Metric):
-    """Accumulates a `Likelihood` on the device, in float64, and over all ranks."""
+    """Accumulates a `Likelihood` on the device (where that has no float64, on the CPU), in float64, over all ranks."""
 
     full_state_update = False
     higher_is_better = False
@@ -92,7 +94,13 @@ class TokenNLL(Metric):
         attributes["_update_count"] += 1
         self._add(nll, mask, counts)
 
+    def _apply(self, fn: Callable, *more: Any, **named: Any) -> "TokenNLL":
+        # Moved with the model that it is part of.
+        return self if leaves_float64(fn) else super()._apply(fn, *more, **named)
+
     def _add(self, nll: NLL, mask: Mask | None, counts: Int[Tensor, "B 3"] | None) -> None:
+        if nll.device.type in WITHOUT_FLOAT64:
+            nll, mask, counts = (None if t is None else t.cpu() for t in (nll, mask, counts))
         if mask is not None:
             # where, not a product: a padded position may hold nan or inf.
             nll = torch.where(mask, nll, 0.0)

@@ -22,6 +22,20 @@ Mask = Bool[Tensor, "B T"]
 State = Any
 
 
+# Apple's GPU.
+WITHOUT_FLOAT64 = ("mps",)
+
+
+def for_float64(tensor: Tensor) -> Tensor:
+    """The tensor where it can be worked on in float64: on its device, or, of one that has none, on the CPU."""
+    return tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor
+
+
+def leaves_float64(move: Callable[[Tensor], Tensor]) -> bool:
+    """Whether `move`, as `nn.Module._apply` is given it, is to a device that has no float64."""
+    return move(torch.zeros(1)).device.type in WITHOUT_FLOAT64
+
+
 def map_state(f: Callable[[Tensor], Tensor], state: State) -> State:
     """Apply `f` to every tensor of a state."""
     if state is None:

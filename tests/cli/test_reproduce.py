@@ -83,6 +83,16 @@ def test_a_recipe_is_trained_compared_and_recorded(own, tmp_path, capsys):
     assert "| val bpb 9.0000 | " in rows[0]
 
 
+def test_a_number_is_measured_as_the_recipe_says_whatever_the_run_does(own, tmp_path, capsys):
+    for name, more in {"own": [], "other": ["evaluation.lanes=4", "evaluation.limit_tokens=100"]}.items():
+        assert reproduce(own, tmp_path, f"run_dir={tmp_path / name}", *more) == 0
+    one, other = (json.loads((tmp_path / f"{name}/reproduction.json").read_text()) for name in ("own", "other"))
+    assert json.loads((tmp_path / "other/results.json").read_text())["protocol"]["name"] == "carried-4-first100"
+    assert other["splits"] == one["splits"]
+    assert other["splits"]["val"]["protocol"]["name"] == "carried-16"
+    assert other["changed"]["evaluation.lanes"] == [16, 4]
+
+
 def test_a_part_is_no_whole_and_says_where_it_leads(own, tmp_path, capsys):
     part = ["trainer.max_steps=10", "trainer.val_check_interval=1"]
     assert reproduce(own, tmp_path, *part) == 0

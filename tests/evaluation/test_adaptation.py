@@ -9,7 +9,7 @@ from tests.evaluation.texts import Text, V
 
 from lmlab.config import compose, plain
 from lmlab.evaluation.adaptation import TEMPERATURES, Tempered, adapt, tune_temperature
-from lmlab.evaluation.cache import Cache
+from lmlab.evaluation.cache import THETAS, Cache
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import batches, resolve
 from lmlab.instantiate import instantiate
@@ -71,6 +71,18 @@ def test_a_tuned_cache_costs_no_more_than_any_on_the_grid():
     for theta in (0.0, 0.3, 1.2):
         for weight in (0.0, 0.02, 0.1, 0.3, 0.6):
             assert best <= cost(model, Cache(30, theta, weight, 0.9)) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.02, 0.7])
+def test_a_theta_is_tuned_at_the_weight_that_is_stated(weight):
+    torch.manual_seed(0)
+    node = compose(["model=lstm", "model.d_model=12", "model.n_layers=1", "model.init_range=1.0"]).model
+    model = instantiate(node)(vocab_size=V, token_counts=torch.ones(V).long()).eval()
+    wanted = {**WANTED, "cache": {"size": 30, "theta": "auto", "weight": weight}}
+    found = adapt(wanted, model, resolve("carried", "32", model, lanes=3), partial(rows, model), "cpu", 2).score
+    costs = {theta: cost(model, Cache(30, theta, weight, 1.0)) for theta in THETAS}
+    assert found.weight == weight
+    assert found.theta == min(costs, key=costs.get)
 
 
 def test_nothing_asked_is_nothing_done(model):

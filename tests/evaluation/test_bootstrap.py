@@ -56,6 +56,41 @@ def test_an_interval_of_two_models_on_a_stream_covers_as_often_as_it_says():
     assert 0.93 <= coverage(pairs, 0.02 / 4.5) <= 0.97
 
 
+@pytest.mark.parametrize(("blocks", "length"), [(200, 5), (200, 20), (64, 5), (64, 0.1)])
+def test_an_interval_covers_where_text_correlates_for_longer_than_joining_reaches(blocks: int, length: float):
+    """1,000 pairs of models whose difference is a first-order autoregression over blocks of 500 bytes, with a
+    correlation length of so many blocks, from none to a tenth of the text."""
+    random = np.random.default_rng(7)
+    bits = 0.3 + autoregressive(random, 1_000, blocks, np.exp(-1 / length))
+    sizes, none = np.full(blocks, 500.0), np.zeros((1, blocks))
+    assert 0.93 <= coverage(((row[None], none, sizes, [], RESAMPLES, 0, True) for row in bits), 0.3 / 500) <= 0.97
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+def test_an_interval_of_configurations_covers_where_text_correlates_for_long(spread: float):
+    """As above with three seeds of each side, all with a correlation length of five blocks of their own; their part of
+    the noise is not taken for a difference between seeds."""
+    random = np.random.default_rng(8)
+    runs = autoregressive(random, 6 * 500, 64, np.exp(-1 / 5)).reshape(500, 2, 3, 64)
+    runs += random.standard_normal((500, 2, 3, 1)) * spread
+    pairs = ((0.3 + a, b, np.full(64, 500.0), [a, b], RESAMPLES, 0, True) for a, b in runs)
+    assert 0.93 <= coverage(pairs, 0.3 / 500) <= 0.97
+
+
+def test_correlation_that_is_left_counts_as_fewer_blocks_by_hand():
+    # 30 blocks, too few to be joined: fifteen of 1 and fifteen of -1. The 28 pairs of equals less the pair in the
+    # middle, over 30, is c = 28 / 30; Kendall adds (1 + 4 c) / 30, beyond 1. Three independent ones are left.
+    bits = np.repeat([1.0, -1.0], 15)
+    found = estimate(bits[None], np.zeros((1, 30)), np.ones(30), [], 20_000, 0, True)
+    assert (found.text_df, found.blocks) == (2, 30)
+    assert found.text == pytest.approx(10 * bits.var(ddof=1) / 30, rel=0.05)
+    # Ones of each sign in turn: c is below nought, and the blocks are as many as they are.
+    bits = np.tile([1.0, -1.0], 15)
+    assert estimate(bits[None], np.zeros((1, 30)), np.ones(30), [], RESAMPLES, 0, True).text_df == 29
+    # Of 200 that follow each other, as many are joined as leave MERGED or more.
+    assert estimate(np.repeat([1.0, -1.0], 100)[None], np.zeros((1, 200)), np.ones(200), [], 9, 0, True).blocks == 50
+
+
 @pytest.mark.parametrize(("runs", "spread"), [(2, 0.02), (3, 0.02), (3, 0.01), (5, 0.01)])
 def test_an_interval_of_two_configurations_covers_as_often_as_it_says(runs: int, spread: float):
     """1,000 pairs of sets of runs on 100 documents of 500 to 1,500 bytes, truly 0.01 bits per byte apart. Seeds differ

@@ -79,6 +79,22 @@ def test_replicates_make_it_about_configurations():
     assert "seeds of each" in found["words"] or "repetition" in found["words"]
 
 
+def test_a_run_on_two_sides_is_one_replicate():
+    # The directory of three seeds against the best of them and another model: pooled from two degrees of freedom.
+    runs, other = [noisy(i, m) for i, m in enumerate((2.0, 2.1, 2.2))], side("other", noisy(9, 2.0))
+    sides = [
+        Side("all", "c", runs, ["0", "1", "2"]),
+        other,
+        Side("best", "c", runs[:1], ["0"]),
+    ]
+    alone, beside = told(sides[:2])["comparisons"][0], told(sides)["comparisons"][0]
+    assert alone["p"] == beside["p"]
+    assert alone["seed_share"] == beside["seed_share"] > 0.5
+    # Were it two, it would be another yardstick.
+    twice = told([*sides[:2], Side("best", "c", runs[:1], ["3"])])["comparisons"][0]
+    assert twice["p"] != alone["p"]
+
+
 def test_perplexity_and_bits_are_the_same_difference():
     a, b = scores(np.full(4_000, 2.0)), scores(np.full(4_000, 2.1))
     report = told([side("a", a), side("b", b)])
@@ -95,6 +111,19 @@ def test_many_comparisons_are_corrected():
     assert all(c["p_holm"] >= c["p"] for c in found)
     assert min(c["p_holm"] for c in found) == pytest.approx(min(1, 6 * min(c["p"] for c in found)))
     assert "(Holm, 6 comparisons)" in found[0]["words"]
+
+
+def test_what_would_be_told_is_by_the_level_of_many_comparisons():
+    sides = [side(str(i), noisy(i, 2.0 + 0.01 * i)) for i in range(5)]
+    alone, among = told(sides[:2])["comparisons"][0], told(sides, pairs="all")["comparisons"][0]
+    # Ten comparisons at 5 %: each at 0.5 %. With some 190 blocks Student's t is 2.84 in place of 1.97, and the power of
+    # four of five adds 0.84 to both: (2.84 + 0.84) / (1.97 + 0.84).
+    assert alone["bpb"] == among["bpb"]
+    assert among["detectable"] / alone["detectable"] == pytest.approx(3.68 / 2.81, rel=0.01)
+    assert alone["verdict"] == among["verdict"] == "not distinguishable"
+    # Text needed grows with the square: (2.807 + 0.842) against (1.960 + 0.842) standard errors.
+    text = [float(c["words"].split("takes ")[1].split()[0]) for c in (alone, among)]
+    assert text[1] / text[0] == pytest.approx((3.649 / 2.802) ** 2, rel=0.02)
 
 
 # The same bytes under two tokenizations
@@ -164,6 +193,26 @@ def test_what_differs_is_said(other, message):
 def test_contexts_may_differ_where_that_is_asked_for():
     sides = [side("a", scores(np.ones(50))), side("b", scores(np.ones(50), protocol=replace(CARRIED, lanes=8)))]
     check(sides, own_protocols=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"unknown": "spelled"},
+        {"precision": "bf16-mixed"},
+        {"version": 2},
+        {"normalisation": "tokens"},
+        {"options": {"cache": {"size": 5}}},
+        {"limit_tokens": 50},
+    ],
+)
+def test_contexts_alone_may_differ_where_that_is_asked_for(other):
+    sliding = replace(CARRIED, policy="sliding", lanes=None, stride=4, max_context=8)
+    one = side("a", scores(np.ones(50)))
+    check([one, side("b", scores(np.ones(50), protocol=sliding))], own_protocols=True)
+    (key,) = other
+    with pytest.raises(ValueError, match=rf"two protocols \({key}: .* in all but contexts"):
+        check([one, side("b", scores(np.ones(50), protocol=replace(sliding, **other)))], own_protocols=True)
 
 
 def test_spelled_unknown_words_are_comparable():

@@ -1,17 +1,21 @@
 """Published numbers: what a node must say, verdicts by hand, and the line that a card has."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
 from lmlab.evaluation.protocol import VERSION, Protocol
-from lmlab.evaluation.published import Figure, read, same_protocol
+from lmlab.evaluation.published import Figure, read
 
 NODE = {
     "source": "a paper",
     "metric": "ppl",
     "tolerance": 0.5,
-    "splits": {"val": {"value": 92.0, "tokens": 100}, "test": {"value": 87, "tokens": 120, "evaluation": {"lanes": 1}}},
+    "splits": {
+        "val": {"value": 92.0, "tokens": 100, "under": "carried-10"},
+        "test": {"value": 87, "tokens": 120, "evaluation": {"lanes": 1}, "under": "carried-1"},
+    },
     "protocol": "ten lanes on val, one on test",
     "steps": 400,
     "cost": "a day",
@@ -22,7 +26,7 @@ TEN_LANES = Protocol(VERSION, "carried", 10, None, None, "32", None)
 
 def test_a_node_is_read_and_told_again():
     target = read(NODE)
-    assert target.splits["test"] == Figure(87, 120, {"lanes": 1})
+    assert target.splits["test"] == Figure(87, 120, {"lanes": 1}, "carried-1")
     assert not target.ours
     assert read(target.as_dict()) == target
     assert read(None) is None
@@ -101,7 +105,17 @@ def test_what_early_stopping_ended_is_whole():
     assert line.endswith("within tolerance")
 
 
-def test_a_protocol_is_the_numbers_where_it_says_the_same():
-    assert same_protocol(Figure(1.0, 1), TEN_LANES)
-    assert same_protocol(Figure(1.0, 1, {"policy": "carried", "lanes": 10}), TEN_LANES)
-    assert not same_protocol(Figure(1.0, 1, {"lanes": 1}), TEN_LANES)
+@pytest.mark.parametrize(
+    "other", [{"lanes": 1}, {"policy": "sliding"}, {"precision": "bf16-mixed"}, {"limit_tokens": 9}]
+)
+def test_a_distance_under_any_other_protocol_says_so(other):
+    sums = {"val": {"tokens": 100, "ppl": 93.0}}
+    (line,) = read(NODE).distances(sums, replace(TEN_LANES, **other), WHOLE)
+    assert line.endswith("missed; under another protocol, lmlab reproduce takes its own")
+
+
+def test_a_number_that_does_not_state_its_protocol_is_known_to_have_none():
+    # As nodes of stored runs do, and records.
+    stored = read(NODE | {"splits": {"val": {"value": 92.0, "tokens": 100}}})
+    (line,) = stored.distances({"val": {"tokens": 100, "ppl": 92.0}}, TEN_LANES, WHOLE)
+    assert line.endswith("within tolerance; under carried-10, and the number's own protocol is not stated")

@@ -32,6 +32,16 @@ def test_spellings_are_a_distribution():
     assert np.exp(-np.array(list(nats.values()))).sum() < 1
 
 
+def test_a_first_letter_costs_by_the_words_that_begin_with_it():
+    # Of 1,000 words, 65 begin with s; sorted, all but the first of them stand behind one that ends in the same letter.
+    words = [f"s{a}{b}x" for a in "abcde" for b in "abcdefghijklm"]
+    words += [f"{a}{b}{c}x" for a in "abcdefghijk" for b in "abcdefghij" for c in "abcdefghi"][: 1_000 - len(words)]
+    model = SpellingModel(dict.fromkeys(words, 1), [], 1)
+    hidden, _ = model.letters(torch.tensor([[END]]), None)
+    first = model.letters.head.log_probs(hidden)[0, 0].exp()
+    assert first[ord("s")].item() == pytest.approx(65 / 1_000, rel=0.05)
+
+
 def test_a_text_that_says_unk_itself_pays_for_that_choice_alone():
     # 97 of its <unk> are the word "<unk>": (97 + 1/2) / (97 + 3 + 1).
     model = SpellingModel({"<unk>": 97, "ab": 2, "c": 1}, [], 0)

@@ -61,6 +61,17 @@ def test_beams_past_learned_positions_and_with_stop_strings():
     assert alone[0] == results[0]
 
 
+def test_as_many_go_on_as_are_wanted_where_more_than_half_of_the_best_complete_a_stop_string():
+    # "a" is sure, and after it b, c, d and "ab" (0.3, 0.25, 0.2, 0.2) each complete a stop string; a (0.05) is the
+    # fifth of two beams' four best, and then <eos> is sure.
+    table = Table.bigram([[0, 0, 1.0, 0, 0, 0, 0]] + [[1.0, 0, 0, 0, 0, 0, 0]] * 6).table.clone()
+    table[1, 2] = torch.tensor([0, 0, 0.05, 0.3, 0.25, 0.2, 0.2]).log()
+    found = write(Table(table), num_beams=2, num_samples=2, stop=["ab", "ac", "ad"], length_penalty=2.0)[0]
+    # ln 0.3 / 2**2 = -0.301, ln 0.05 / 3**2 = -0.333, ln 0.25 / 2**2 = -0.347.
+    assert [(g.ids, g.stopped_because) for g in found] == [((2, 3), "stop"), ((2, 2, 0), "eos")]
+    assert found[1].log_prob == pytest.approx(math.log(0.05), rel=1e-5)
+
+
 class HuggingFace(nn.Module):
     """GPT-2 of `transformers` behind our contract, without a cache: the state is the text."""
 

@@ -31,18 +31,31 @@ class Dictionary:
     """Modified Kneser-Ney the slow way: tuples, sets of left neighbours, recursion on P itself."""
 
     def __init__(self, ids: np.ndarray, start_id: int, vocab_size: int, order: int):
-        text, self.vocab_size, self.order = [start_id, *map(int, ids)], vocab_size, order
+        self._count([[start_id, *map(int, ids)]], vocab_size, order, texts=False)
+
+    @classmethod
+    def of(cls, words: list[list[int]], boundary: int, vocab_size: int, order: int) -> "Dictionary":
+        """Each word between two boundaries of its own; n-grams that begin with the first have their raw count."""
+        self = cls.__new__(cls)
+        self._count([[boundary, *word, boundary] for word in words], vocab_size, order, texts=True)
+        return self
+
+    def _count(self, all_texts: list[list[int]], vocab_size: int, order: int, texts: bool) -> None:
+        self.vocab_size, self.order = vocab_size, order
         self.followers: dict[int, dict] = {}
         self.d = {}
         for k in range(1, order + 1):
             count: dict = defaultdict(Counter)
             if k == order:
-                for i in range(max(k, 2), len(text) + 1):
-                    count[tuple(text[i - k : i - 1])][text[i - 1]] += 1
+                for text in all_texts:
+                    for i in range(max(k, 2), len(text) + 1):
+                        count[tuple(text[i - k : i - 1])][text[i - 1]] += 1
             else:
                 left = defaultdict(set)
-                for i in range(max(k, 2), len(text) + 1):
-                    left[tuple(text[i - k : i])].add(text[i - k - 1] if i > k else "nothing")
+                for number, text in enumerate(all_texts):
+                    for i in range(max(k, 2), len(text) + 1):
+                        nothing = f"nothing before {number}" if texts else "nothing"
+                        left[tuple(text[i - k : i])].add(text[i - k - 1] if i > k else nothing)
                 for gram, neighbours in left.items():
                     count[gram[:-1]][gram[-1]] = len(neighbours)
             n = Counter(c for words in count.values() for c in words.values())
@@ -85,6 +98,27 @@ def test_every_probability_equals_a_dictionary_implementation(order, n, vocab_si
         hidden, _ = model(inputs_of(text))
         probs = model.head.probs(hidden, torch.from_numpy(text)[None])
         torch.testing.assert_close(probs[0], torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("n", [1, 8, 400])
+def test_many_texts_are_read_each_by_itself(order, n):
+    # Words of 0 to 6 letters over 1 to 8, 0 their boundary; "ten" never occurs.
+    random = np.random.default_rng(n)
+    words = [np.minimum(random.geometric(0.35, random.integers(0, 7)), 8).tolist() for _ in range(n)]
+    slow = Dictionary.of(words, 0, 10, order)
+    models = [
+        NGramLM(10, order).fit(np.array([id for word in some for id in [*word, 0]]), 0, many=True)
+        for some in (words, words[::-1], sorted(words))
+    ]
+    for word in [*words[:40], [9, 1, 1], [1, 9, 2, 2, 2, 2, 1]]:
+        text = np.array([*word, 0])
+        read = [0, *text.tolist()]
+        expected = [slow.prob(read[i], tuple(read[max(0, i - order + 1) : i])) for i in range(1, len(read))]
+        for model in models:
+            hidden, _ = model(inputs_of(text))
+            probs = model.head.probs(hidden, torch.from_numpy(text)[None])[0]
+            torch.testing.assert_close(probs, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 def test_a_text_of_five_words_by_hand():

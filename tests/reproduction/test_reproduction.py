@@ -53,6 +53,26 @@ def test_the_steps_are_those_of_the_recipe_on_its_text(name):
         assert target.steps == total_steps(config, batching)
 
 
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_protocol_that_a_number_states_is_that_of_its_recipe(name):
+    from lmlab.experiment import protocol_without_text
+
+    for figure in NUMBERS[name].splits.values():
+        config = compose([f"experiment={name}"])
+        config.evaluation.update(figure.evaluation)
+        assert protocol_without_text(config).name == figure.under
+
+
+def test_the_recipes_evaluation_is_taken_in_the_sizes_of_what_was_trained():
+    from lmlab.reproduction.reproduce import stated_evaluation
+
+    recipe = compose(["experiment=nanogpt_char_cpu"])
+    config = compose(["experiment=nanogpt_char_cpu", "evaluation.stride=1", "model.max_context=32"])
+    assert (config.evaluation.stride, recipe.evaluation.stride) == (1, 64)
+    assert stated_evaluation(recipe, config)["stride"] == 32
+    assert stated_evaluation(recipe, compose(["experiment=nanogpt_char_cpu", "evaluation=carried"]))["stride"] == 64
+
+
 def test_t12_has_the_published_size_less_its_positions():
     from lmlab.instantiate import instantiate
     from lmlab.sizes import count_parameters

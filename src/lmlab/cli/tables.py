@@ -298,7 +298,10 @@ def show_comparison(report: Mapping[str, Any]) -> None:
         out.print(c["words"], highlight=False, soft_wrap=True)
     blocks = report["blocks"]
     kind = "documents" if blocks["kind"] == "documents" else "stretches"
-    out.print(f"\n{report['split']}, {blocks['n']} {kind} of {blocks['bytes']:,.0f} bytes resampled", highlight=False)
+    most = max(c["blocks"] for c in report["comparisons"])
+    n = f"{blocks['n']}" if most == blocks["n"] else f"{blocks['n']} to {most}"
+    size = f"{'' if most == blocks['n'] else 'at most '}{blocks['bytes']:,.0f} bytes"
+    out.print(f"\n{report['split']}, {n} {kind} of {size} resampled", highlight=False)
     for protocol in report["protocols"]:
         out.print(f"measured {Protocol(**protocol).describe()}", highlight=False)
 

@@ -14,7 +14,7 @@ from lmlab.evaluation.dynamic import Dynamic, gradient_rms
 from lmlab.evaluation.evaluate import evaluate, read, score_batch
 from lmlab.evaluation.mixture import best_weight
 from lmlab.evaluation.protocol import Protocol
-from lmlab.types import NLL, Batch, State
+from lmlab.types import NLL, Batch, State, for_float64
 
 # Tried at once on val; the best is then found between them.
 TEMPERATURES = (0.6, 0.7, 0.78, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.18, 1.28, 1.42, 1.6, 1.8)
@@ -62,8 +62,7 @@ def adapt(
         if "auto" in (theta, weight):
             found = CacheProbe(cache["size"], THETAS if theta == "auto" else (float(theta),), temperature or 1.0)
             evaluate(model, rows("val", tokens, None), protocol.precision, device, score=found)
-            theta, best = found.best()
-            weight = best if weight == "auto" else float(weight)
+            theta, weight = found.best(None if weight == "auto" else float(weight))
         options["cache"] = {"size": cache["size"], "theta": float(theta), "weight": float(weight)}
         options["cache"] |= tuned if "auto" in (cache["theta"], cache["weight"]) else {}
         score = Cache(cache["size"], float(theta), float(weight), temperature or 1.0)
@@ -74,7 +73,7 @@ def adapt(
         options["dynamic"] = dict(dynamic)
     samples = wanted["mc_dropout"]["samples"]
     if samples is not None:
-        # Masks are drawn a batch at a time: here, and only here, its size is part of the number.
+        # Masks are drawn a batch at a time: here, and only here, what batch_size says is part of the number.
         options["mc_dropout"] = {**wanted["mc_dropout"], "batch_size": batch_size}
     return Adaptation(score, options, samples, wanted["mc_dropout"]["seed"]) if options else None
 
@@ -129,7 +128,8 @@ class TemperatureProbe:
             logits = model.head.logits(hidden[batch.counted][None]).float()[0]
         target = logits.gather(-1, batch.targets[batch.counted][:, None])[:, 0]
         for i, t in enumerate(self.temperatures):
-            self.nats[i] += float(((logits / t).logsumexp(-1) - target / t).sum(dtype=torch.float64))
+            cost = (logits / t).logsumexp(-1) - target / t
+            self.nats[i] += float(for_float64(cost).sum(dtype=torch.float64))
         return nll, state
 
     def best(self) -> float:
@@ -166,14 +166,19 @@ class CacheProbe:
             kept.append(log_p[batch.counted].cpu().numpy())
         return nll, (state, memory)
 
-    def best(self) -> tuple[float, float]:
-        """The theta and weight by which these tokens cost least; where the cache is empty nothing is to be weighed."""
+    def best(self, stated: float | None) -> tuple[float, float]:
+        """The theta and weight by which these tokens cost least; where the cache is empty nothing is to be weighed.
+
+        stated: the one weight that is used; None: each theta has its own best.
+        """
         nll = np.concatenate(self._nll).astype(np.float64)
         found = []
         for theta, parts in zip(self.thetas, self._pointed, strict=True):
             pointed = np.concatenate(parts).astype(np.float64)
             known = ~np.isnan(pointed)
-            weight = min(round(best_weight(nll[known], -pointed[known]), ROUNDED), 1 - 10**-ROUNDED)
+            weight = stated
+            if weight is None:
+                weight = min(round(best_weight(nll[known], -pointed[known]), ROUNDED), 1 - 10**-ROUNDED)
             ratio = np.exp(np.clip(pointed[known] + nll[known], -500, 500))
             found.append((-float(np.log1p(weight * (ratio - 1)).sum()), theta, weight))
         _, theta, weight = min(found)

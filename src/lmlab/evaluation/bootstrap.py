@@ -21,7 +21,7 @@ class Estimate:
 
     text, seeds: the two variances that add up, one of which more text would shrink, the other more seeds. seeds is None
     where no configuration has two runs: the interval is then of these models, not of their configurations.
-    text_df, seeds_df: degrees of freedom of Student's t for each.
+    text_df, seeds_df: degrees of freedom of Student's t for each. blocks: of text, after neighbours were joined.
     """
 
     difference: float
@@ -29,6 +29,7 @@ class Estimate:
     text_df: int
     seeds: float | None
     seeds_df: int
+    blocks: int
 
     def half_width(self, confidence: float) -> float:
         """Of the interval. The parts' own half widths are combined, not their variances: with few seeds an interval of
@@ -72,26 +73,26 @@ def estimate(
     ours, theirs: (runs, blocks), bits. sizes: (blocks,), bytes. replicates: (runs, blocks) of each configuration with
     two runs or more, ours and theirs among them: the variance between seeds is pooled over these.
     stream: blocks are stretches of one text, so that neighbours may be alike; they are then joined, and what
-    correlation is left adds to the variance.
+    correlation is left adds to the variance and takes degrees of freedom, as if the blocks were fewer.
 
     Text: blocks are drawn with replacement, the same for all runs, so that what makes a block hard for both cancels.
     Seeds: the variance between runs of one configuration, less what the text explains of it.
     """
     paired = ours.mean(0) - theirs.mean(0)
-    correlation = 0.0
     if stream:
-        width, correlation = _width(paired, sizes)
+        width = _width(paired, sizes)
         paired, sizes = _merged(paired, width), _merged(sizes, width)
         replicates = [_merged(runs, width) for runs in replicates]
     n_blocks = len(sizes)
     if n_blocks < FEWEST:
         raise ValueError(f"{n_blocks} blocks of text are too few to compare on (at least {FEWEST}); give more text")
     weights = _weights(n_blocks, resamples, seed)
-    text = _variance(paired, sizes, weights) * (1 + 2 * max(correlation, 0.0))
-    seeds, df = _seeds(replicates, sizes, weights)
+    alike = _alike(paired[None], sizes) if stream else 1.0
+    text = _variance(paired, sizes, weights) * alike
+    seeds, df = _seeds(replicates, sizes, weights, stream)
     if seeds is not None:
         seeds *= 1 / len(ours) + 1 / len(theirs)
-    return Estimate(float(paired.sum() / sizes.sum()), text, n_blocks - 1, seeds, df)
+    return Estimate(float(paired.sum() / sizes.sum()), text, round(n_blocks / alike) - 1, seeds, df, n_blocks)
 
 
 @lru_cache(maxsize=4)
@@ -107,28 +108,47 @@ def _variance(bits: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> float
     return float(((weights @ bits) / (weights @ sizes)).var(ddof=1) * n / (n - 1))
 
 
-def _seeds(replicates: Sequence[np.ndarray], sizes: np.ndarray, weights: np.ndarray) -> tuple[float | None, int]:
+def _seeds(
+    replicates: Sequence[np.ndarray], sizes: np.ndarray, weights: np.ndarray, stream: bool
+) -> tuple[float | None, int]:
     """The variance between runs of one configuration, and its degrees of freedom; None without replicates."""
     squares, noise, df = 0.0, 0.0, 0
     for runs in replicates:
         left = runs - runs.mean(0)
         squares += float(((left.sum(1) / sizes.sum()) ** 2).sum())
-        noise += sum(_variance(run, sizes, weights) for run in left)
+        # Theirs, not the difference's: what follows the text in both sides is gone from these.
+        alike = _alike(left, sizes) if stream else 1.0
+        noise += alike * sum(_variance(run, sizes, weights) for run in left)
         df += len(runs) - 1
     return (max(squares - noise, 0.0) / df, df) if df else (None, 0)
 
 
-def _width(bits: np.ndarray, sizes: np.ndarray) -> tuple[int, float]:
-    """How many neighbours are to be one block, so that they no longer follow each other; what correlation is left."""
+def _width(bits: np.ndarray, sizes: np.ndarray) -> int:
+    """How many neighbours are to be one block, so that they no longer follow each other, as far as there are enough."""
     width = 1
-    while True:
-        left = bits - sizes * (bits.sum() / sizes.sum())
-        spread = float((left**2).sum())
-        correlation = float((left[1:] * left[:-1]).sum()) / spread if spread else 0.0
-        # Twice the standard error of a correlation that is none.
-        if correlation < 2 / math.sqrt(len(left)) or len(bits) // 2 < MERGED:
-            return width, correlation
+    # Twice the standard error of a correlation that is none.
+    while len(bits) // 2 >= MERGED and _correlation(bits[None], sizes) >= 2 / math.sqrt(len(bits)):
         bits, sizes, width = _merged(bits, 2), _merged(sizes, 2), 2 * width
+    return width
+
+
+def _correlation(bits: np.ndarray, sizes: np.ndarray) -> float:
+    """Of neighbouring blocks, about each row's own mean; (runs, blocks)."""
+    left = bits - sizes * (bits.sum(1, keepdims=True) / sizes.sum())
+    spread = float((left**2).sum())
+    return float((left[:, 1:] * left[:, :-1]).sum()) / spread if spread else 0.0
+
+
+def _alike(bits: np.ndarray, sizes: np.ndarray) -> float:
+    """How many blocks say as much as one independent block would, 1 or more; (runs, blocks).
+
+    Of a first-order autoregression, (1 + c) / (1 - c). Found in n blocks, c is too low by (1 + 4c) / n (Kendall 1954).
+    """
+    n, found = len(sizes), _correlation(bits, sizes)
+    c = max(0.0, found + (1 + 4 * found) / n)
+    # Two degrees of freedom stay, where all else would be guessed.
+    most = n / 3
+    return (1 + c) / (1 - c) if c < (most - 1) / (most + 1) else most
 
 
 def _merged(values: np.ndarray, width: int) -> np.ndarray:

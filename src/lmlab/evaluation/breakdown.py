@@ -19,6 +19,8 @@ def breakdown(scores: Scores, by: str) -> list[Row]:
     if by == "position":
         return _rows(scores, *_bins(scores.positions, 2, "tokens before"))
     if by == "frequency":
+        if scores.counts is None:
+            raise ValueError("by=frequency needs counts of the train split, with which these scores were not made")
         return _rows(scores, *_bins(scores.counts, 10, "times in train"))
     docs = scores.about["documents"]
     if by == "document":

@@ -14,7 +14,7 @@ from lmlab.data.store import Split
 from lmlab.evaluation import evaluate as evaluator
 from lmlab.evaluation import protocol as protocols
 from lmlab.evaluation.protocol import Protocol
-from lmlab.types import Batch
+from lmlab.types import Batch, for_float64
 
 # Nats: what rounding in fp32 explains is a hundredth of it, and no leak that is worth having is so small.
 TOLERANCE = 1e-4
@@ -133,17 +133,17 @@ def normalised(probe: Probe) -> Check:
     """Probabilities sum to one over the vocabulary, and the nll that is measured is theirs."""
     inputs, targets = probe.rows(4)
     hidden = probe.model(inputs, None)[0][:, -4:]
-    log_probs = probe.model.head.log_probs(hidden).double()
+    log_probs = for_float64(probe.model.head.log_probs(hidden)).double()
     off = float((log_probs.logsumexp(-1).exp() - 1).abs().max())
     gap = 0.0
     for ids in (targets[:, -4:], probe.other(targets[:, -4:])):
-        nll = probe.model.head.nll(hidden, ids)
-        gap = max(gap, float((nll.double() + log_probs.gather(-1, ids[..., None])[..., 0]).abs().max()))
+        nll = for_float64(probe.model.head.nll(hidden, ids)).double()
+        gap = max(gap, float((nll + log_probs.gather(-1, for_float64(ids)[..., None])[..., 0]).abs().max()))
     if probe.vocab_size <= ONE_BY_ONE:
         # As the evaluator asks: each token's nll by itself.
         ids = torch.arange(probe.vocab_size, device=hidden.device)[None]
         nll = probe.model.head.nll(hidden[:1, -1:].expand(1, probe.vocab_size, -1), ids)
-        off = max(off, abs(float((-nll.double()).exp().sum()) - 1))
+        off = max(off, abs(float((-for_float64(nll).double()).exp().sum()) - 1))
     passed = off <= TOLERANCE and gap <= TOLERANCE
     return Check("probabilities", passed, f"sums over the vocabulary are 1 +- {off:.1e}, nll agrees to {gap:.1e} nats")
 
@@ -206,8 +206,8 @@ def _by_hand(probe: Probe) -> float:
         batch = batch.to(probe.device)
         carried = batch.reset is not None and not bool(batch.reset.all())
         hidden, state = probe.model(batch.inputs, state if carried else None)
-        nll = probe.model.head.nll(hidden, batch.targets).double()
-        total += float(nll.sum() if batch.mask is None else nll[batch.mask].sum())
+        nll = for_float64(probe.model.head.nll(hidden, batch.targets)).double()
+        total += float(nll.sum() if batch.mask is None else nll[for_float64(batch.mask)].sum())
     return total
 
 

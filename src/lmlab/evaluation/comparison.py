@@ -23,11 +23,15 @@ BLOCKS = ("auto", "documents", "stream")
 
 @dataclass(frozen=True)
 class Side:
-    """Runs of one configuration that differ in their seed. configuration: the same exactly for runs that do."""
+    """Runs of one configuration that differ in their seed. configuration: the same exactly for runs that do.
+
+    replicates: what names each run among those of its configuration, on whichever side; None: all are different ones.
+    """
 
     name: str
     configuration: str
     runs: Sequence[Scores]
+    replicates: Sequence[str] | None = None
 
 
 def check(sides: Sequence[Side], own_protocols: bool) -> None:
@@ -45,12 +49,13 @@ def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_prot
         raise ValueError(
             f"{name} and {other_name} were measured on different text: {sizes[0]:,} and {sizes[1]:,} bytes"
         )
-    differing = Protocol(**ours["protocol"]).differences(Protocol(**theirs["protocol"]))
-    if differing and not own_protocols:
+    differing = Protocol(**ours["protocol"]).differences(Protocol(**theirs["protocol"]), own_protocols)
+    if differing:
+        remedy = "or, where each may have the context that suits it, own_protocols=true"
         raise ValueError(
             f"{name} and {other_name} are under two protocols ({'; '.join(differing)}): put both under one, as with "
-            "evaluation=sliding evaluation.max_context=64 or evaluation=documents, or, where each may have the context "
-            "that suits it, own_protocols=true"
+            "evaluation=sliding evaluation.max_context=64 or evaluation=documents, "
+            + ("which own_protocols=true asks for in all but contexts" if own_protocols else remedy)
         )
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -78,21 +83,24 @@ def compare(
     edges, stream = block_edges([run for side in sides for run in side.runs], blocks, block_bytes)
     sizes = np.diff(edges).astype(float)
     bits = [np.stack([_bits(run, edges) for run in side.runs]) for side in sides]
-    together: dict[str, list[np.ndarray]] = {}
-    for side, runs in zip(sides, bits, strict=True):
-        together.setdefault(side.configuration, []).append(runs)
-    replicates = [runs for parts in together.values() if len(runs := np.concatenate(parts)) > 1]
+    # A run that stands on two sides is one replicate.
+    together: dict[str, dict[Any, np.ndarray]] = {}
+    for i, (side, runs) in enumerate(zip(sides, bits, strict=True)):
+        names = side.replicates or [(i, j) for j in range(len(runs))]
+        together.setdefault(side.configuration, {}).update(zip(names, runs, strict=True))
+    replicates = [np.stack(list(runs.values())) for runs in together.values() if len(runs) > 1]
     chosen = list(combinations(range(len(sides)), 2)) if pairs == "all" else [(0, j) for j in range(1, len(sides))]
     found = [estimate(bits[i], bits[j], sizes, replicates, resamples, seed, stream) for i, j in chosen]
     adjusted = holm([e.p for e in found])
-    units = _units(sides)
+    units, fewest = _units(sides), min(e.blocks for e in found)
     told = [
         _verdict(sides[i], sides[j], e, p, confidence, units, len(found))
         for (i, j), e, p in zip(chosen, found, adjusted, strict=True)
     ]
     return {
         "sides": [_summary(side, runs, sizes, units) for side, runs in zip(sides, bits, strict=True)],
-        "blocks": {"kind": "stream" if stream else "documents", "n": len(sizes), "bytes": float(sizes.mean())},
+        # The fewest that neighbours were joined to; each comparison has its own.
+        "blocks": {"kind": "stream" if stream else "documents", "n": fewest, "bytes": float(sizes.sum() / fewest)},
         "confidence": confidence,
         "comparisons": told,
     }
@@ -181,6 +189,8 @@ def _verdict(
     base = float(np.mean([s.nats for s in sums])) / n
     per_unit = math.log(2) * sums[0].bytes / n
     real = p < 1 - confidence
+    # Of many, the level at which any of them is sure to be told (Bonferroni; Holm's first step).
+    level = 1 - (1 - confidence) / n_compared
     verdict = "not distinguishable" if not real else "better" if e.difference < 0 else "worse"
     told = {
         "ours": ours.name,
@@ -191,15 +201,16 @@ def _verdict(
         f"{unit}_interval": [_exp(base + x * per_unit) - _exp(base) for x in (low, high)],
         "p": e.p,
         "p_holm": p,
-        "detectable": e.detectable(confidence),
+        "blocks": e.blocks,
+        "detectable": e.detectable(level),
         "seed_share": None if e.seeds is None else e.seeds / (e.seeds + e.text) if e.seeds + e.text else 0.0,
         "level": "models" if e.seeds is None else "configurations",
         "verdict": verdict,
     }
-    return told | {"words": _words(verdict, ours, theirs, e, n_compared, confidence)}
+    return told | {"words": _words(verdict, ours, theirs, e, n_compared, level)}
 
 
-def _words(verdict: str, ours: Side, theirs: Side, e: Estimate, n_compared: int, confidence: float) -> str:
+def _words(verdict: str, ours: Side, theirs: Side, e: Estimate, n_compared: int, level: float) -> str:
     corrected = f" (Holm, {n_compared} comparisons)" if n_compared > 1 else ""
     if verdict == "not distinguishable":
         said = [f"{ours.name} and {theirs.name} are not distinguishable{corrected}."]
@@ -213,14 +224,14 @@ def _words(verdict: str, ours: Side, theirs: Side, e: Estimate, n_compared: int,
             "One seed each: this is about these two models; of their configurations three seeds each would tell."
         )
     if verdict == "not distinguishable":
-        said.append(needs(e, ours, theirs, confidence))
+        said.append(needs(e, ours, theirs, level))
     return " ".join(said)
 
 
-def needs(e: Estimate, ours: Side, theirs: Side, confidence: float) -> str:
-    """How many seeds, or how much text, would tell a true difference of the size that was seen."""
+def needs(e: Estimate, ours: Side, theirs: Side, level: float) -> str:
+    """How many seeds, or how much text, would tell a true difference of the size that was seen, at that level."""
     # Large samples: what is asked for has more degrees of freedom than what there is.
-    wanted = (abs(e.difference) / (t_quantile(0.5 + confidence / 2, 1e6) + t_quantile(POWER, 1e6))) ** 2
+    wanted = (abs(e.difference) / (t_quantile(0.5 + level / 2, 1e6) + t_quantile(POWER, 1e6))) ** 2
     if not wanted:
         return "No amount of text would tell a difference of nothing."
     seeds = e.seeds or 0.0

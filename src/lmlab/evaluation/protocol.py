@@ -17,6 +17,8 @@ VERSION = 1
 POLICIES = ("carried", "sliding", "documents")
 PRECISIONS = ("32", "bf16-mixed")
 UNKNOWN = ("token", "spelled")
+# What says which context a token is predicted from.
+CONTEXT = {"policy", "lanes", "stride", "max_context"}
 # Tokens a row that carries its state reads at once: speed and memory, never a number.
 CHUNK = 128
 # Rows side by side where nobody says how many and each has a state: a product of one position's wants many.
@@ -81,13 +83,15 @@ class Protocol:
         more = "".join(f", {key} {_values(value, ' ')}" for key, value in self.options.items())
         return f"{text}, precision {self.precision}{limit}{spelled}{more} (protocol {self.version})"
 
-    def differences(self, other: "Protocol") -> list[str]:
+    def differences(self, other: "Protocol", own_contexts: bool = False) -> list[str]:
         """What makes numbers of the two incomparable; empty when nothing does.
 
         Where both carry their state, how far back one can see is its model's own limit: the text is the same.
+        own_contexts: what a token is predicted from may differ, but nothing else.
         """
         ours, theirs = self.as_dict(), other.as_dict()
         own = {"name"} | ({"max_context"} if self.policy == other.policy == "carried" else set())
+        own |= CONTEXT if own_contexts else set()
         return [f"{k}: {ours[k]} against {theirs[k]}" for k in ours if k not in own and ours[k] != theirs[k]]
 
 

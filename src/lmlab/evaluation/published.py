@@ -19,12 +19,14 @@ class Figure:
     """The number of one split.
 
     tokens: over how many it is; a run that scores another number of them has other text or another tokenizer.
-    evaluation: keys of the evaluation node in which its protocol is not the recipe's own.
+    evaluation: keys of the evaluation node in which its protocol is not the recipe's own. under: the name of that
+    protocol, by which a run knows whether it was measured so; "" where nobody says.
     """
 
     value: float
     tokens: int
     evaluation: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    under: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,14 @@ class Published:
             verdict = self.verdict(split, value)
             if self.why_partial(training):
                 verdict = f"not whole, {training['steps']:,} of {self.steps:,} steps"
-            more = "" if same_protocol(figure, protocol) else "; under another protocol, lmlab reproduce takes its own"
+            more = "" if figure.under == protocol.name else "; under another protocol, lmlab reproduce takes its own"
+            if not figure.under:
+                more = f"; under {protocol.name}, and the number's own protocol is not stated"
             told.append(f"{number}: {self.show(value)}, {self.show(value - figure.value, sign=True)}: {verdict}{more}")
         return told
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def same_protocol(figure: Figure, protocol: "Protocol") -> bool:
-    """Whether a run's own protocol is that of the number."""
-    told = protocol.as_dict()
-    return all(told.get(key) == value for key, value in figure.evaluation.items())
 
 
 def read(node: Any) -> Published | None:
@@ -134,7 +132,7 @@ def _checked(kind: type, node: Any, where: str) -> dict[str, Any]:
     for key in node:
         if key not in known:
             raise ValueError(f"no key {where}.{key}; there are {', '.join(known)}")
-    optional = {"evaluation", "ours"}
+    optional = {"evaluation", "under", "ours"}
     for name, told in known.items():
         if name not in node:
             if name in optional:

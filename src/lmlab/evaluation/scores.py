@@ -27,7 +27,8 @@ class Scores:
 
     ids. nats: float32, -ln P(token). charges: float32, what it costs besides (letters of an <unk>).
     positions: tokens of its text that it was predicted from, its first one counting as 0.
-    counts: how often its id occurs in the train split. documents: the number of its document in the split.
+    counts: how often its id occurs in the train split; None where nobody asked.
+    documents: the number of its document in the split.
     n_bytes, n_chars, n_words: what it covers of the source; bytes add up to its place in the text.
     about: what was measured, as plain data: protocol, split, text, weights, the documents' names and dates.
     """
@@ -36,7 +37,7 @@ class Scores:
     nats: np.ndarray
     charges: np.ndarray
     positions: np.ndarray
-    counts: np.ndarray
+    counts: np.ndarray | None
     documents: np.ndarray
     n_bytes: np.ndarray
     n_chars: np.ndarray
@@ -79,8 +80,8 @@ class Keeper:
         seen = ((starts - self._begun)[:, None] + columns)[counted]
         self._positions[at] = seen if self._most is None else np.minimum(seen, self._most)
 
-    def scores(self, train_counts: np.ndarray, about: Mapping[str, Any]) -> Scores:
-        """train_counts: (V,). Raises AssertionError when a token was not scored."""
+    def scores(self, train_counts: np.ndarray | None, about: Mapping[str, Any]) -> Scores:
+        """train_counts: (V,), or None. Raises AssertionError when a token was not scored."""
         assert not np.isnan(self.nats).any()
         n, split = len(self.nats), self._split
         ids = np.array(split.ids[:n])
@@ -92,11 +93,16 @@ class Keeper:
             nats=self.nats,
             charges=charges,
             positions=self._positions,
-            counts=train_counts[ids].astype(np.uint32),
+            counts=None if train_counts is None else counts_of(ids, train_counts),
             documents=documents.astype(np.uint32),
             **sizes,
             about={"format": FORMAT, **about, "documents": split.docs[: int(documents[-1]) + 1]},
         )
+
+
+def counts_of(ids: np.ndarray, train_counts: np.ndarray) -> np.ndarray:
+    """The column `counts` of these tokens."""
+    return train_counts[ids].astype(np.uint32)
 
 
 def write(scores: Scores, path: Path) -> None:

@@ -26,7 +26,7 @@ from lmlab.models.ngram import NGramLM
 from lmlab.seal import seal, unseal
 
 # Raised when charges change.
-IDENTITY = 1
+IDENTITY = 2
 ORDER = 5
 # The end of a spelling, and what its first byte is predicted from; bytes are themselves.
 END = 256
@@ -50,7 +50,7 @@ class SpellingModel:
         # Krichevsky and Trofimov 1981: half a count for each of the two, so that neither is ever impossible.
         self.literal = (literal + 0.5) / (literal + (sum(others.values()) or once) + 1)
         self.letters = NGramLM(vocab_size=END + 1, order=ORDER)
-        self.letters.fit(np.array([id for word in words or [""] for id in _ids(word)]), END)
+        self.letters.fit(np.array([id for word in words or [""] for id in _ids(word)]), END, many=True)
 
     def nats(self, words: list[str], may_be_literal: bool) -> np.ndarray:
         """-ln P of each spelling, (words,) float64. may_be_literal: the text may hold the word "<unk>" itself."""

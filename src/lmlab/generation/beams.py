@@ -11,6 +11,7 @@ from lmlab.generation.decoding import Decoding
 from lmlab.generation.row import Row
 from lmlab.generation.sampling import PREFILL, Chooser, seen_tokens
 from lmlab.models.carry import Carry, device_of
+from lmlab.types import for_float64
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Beam:
 class BeamSearch:
     """Keeps the `num_beams` best unfinished texts, and the best finished ones, of one prompt.
 
-    Of the 2 * num_beams best continuations, those that end count as finished if they are among the first
-    num_beams, as in `transformers`. Ends when no unfinished text can overtake the finished ones any more.
+    Of the best continuations, those that end count as finished if they are among the first num_beams, as in
+    `transformers`; as many are looked at as leave num_beams that go on. Ends when no unfinished text can overtake the
+    finished ones any more.
     """
 
     def __init__(self, model: nn.Module, tokenizer, decoding: Decoding, eos_id: int | None):
@@ -65,26 +67,34 @@ class BeamSearch:
         for place, beam in enumerate(self._candidates(hidden, beams)):
             if self._ends(beam):
                 ended += [beam] if place < k else []
-            elif len(going) < k:
+            else:
                 going.append(beam)
+            if len(going) == k:
+                break
         return going, ended
 
     def _candidates(self, hidden: Tensor, beams: list[Beam]) -> Iterator[Beam]:
+        """All continuations that are not forbidden, best first."""
         log_probs = self.model.head.log_probs(hidden)[:, 0].float()
         texts = [[*self.prompt, *b.ids] for b in beams]
         seen = seen_tokens(texts, self.decoding, self.model.vocab_size, self.device)
         scores = self.chooser.allow(log_probs, seen)
-        total = scores.double() + self._column([b.score for b in beams])
-        exact = log_probs.double() + self._column([b.log_prob for b in beams])
-        best = total.flatten().topk(min(2 * self.decoding.num_beams, total.numel()))
-        values, log_prob = best.values.tolist(), exact.flatten()[best.indices].tolist()
-        for value, exact_value, index in zip(values, log_prob, best.indices.tolist(), strict=True):
-            row, id = divmod(index, total.shape[1])
-            if value > -torch.inf:
-                yield Beam(row, (*beams[row].ids, id), value, exact_value)
-
-    def _column(self, values: Sequence[float]) -> Float[Tensor, "B 1"]:
-        return torch.tensor(values, dtype=torch.float64, device=self.device)[:, None]
+        total = _added(scores, [b.score for b in beams])
+        exact = _added(log_probs, [b.log_prob for b in beams])
+        seen: set[int] = set()
+        # Twice as many leave enough where each beam has one token that ends it, <eos>; of a stop string more may.
+        n = 2 * self.decoding.num_beams
+        while len(seen) < total.numel():
+            best = total.flatten().topk(min(n, total.numel()))
+            values, log_prob = best.values.tolist(), exact.flatten()[best.indices].tolist()
+            for value, exact_value, index in zip(values, log_prob, best.indices.tolist(), strict=True):
+                if value == -torch.inf:
+                    return
+                if index not in seen:
+                    seen.add(index)
+                    row, id = divmod(index, total.shape[1])
+                    yield Beam(row, (*beams[row].ids, id), value, exact_value)
+            n *= 2
 
     def _rank(self, beam: Beam) -> float:
         return beam.rank(self.decoding.length_penalty)
@@ -107,3 +117,9 @@ class BeamSearch:
             row.push(id, 0.0)
         row.log_prob = beam.log_prob
         return row
+
+
+def _added(scores: Float[Tensor, "B V"], known: Sequence[float]) -> Float[Tensor, "B V"]:
+    """Each row's scores and what its beam has, float64."""
+    exact = for_float64(scores).double()
+    return exact + torch.tensor(known, dtype=torch.float64, device=exact.device)[:, None]

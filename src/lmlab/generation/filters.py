@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lmlab.types import for_float64
+
 Scores = Float[Tensor, "B V"]
 
 
@@ -74,11 +76,13 @@ def draw(scores: Scores, uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
 
     One random number a token makes a row's draws independent of the vocabulary's size and of the other rows.
     """
-    cumulative = scores.double().softmax(-1).cumsum(-1)
+    cumulative = for_float64(scores).double().softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
     # Strictly below the total, so that the token found has a probability above zero.
-    target = torch.minimum(uniforms.double()[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=scores.shape[1] - 1)
+    uniforms = uniforms.to(total.device, torch.float64)
+    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=scores.shape[1] - 1)
+    return found.to(scores.device)
 
 
 def sample(

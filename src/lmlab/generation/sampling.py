@@ -34,7 +34,7 @@ class Chooser:
         if d.temperature == 0:
             return scores.argmax(-1)
         uniforms = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-        return sample(scores, uniforms.to(scores.device), d.temperature, d.top_k, d.top_p, d.min_p)
+        return sample(scores, uniforms, d.temperature, d.top_k, d.top_p, d.min_p)
 
 
 def seen_tokens(rows: list[list[int]], decoding: Decoding, vocab_size: int, device) -> Bool[Tensor, "B V"] | None:

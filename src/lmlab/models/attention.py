@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lmlab.models import kernels
 from lmlab.models.layers import make_norm, one_of
 from lmlab.models.products import attend
-from lmlab.types import Hidden
+from lmlab.types import Hidden, for_float64
 
 # Up to this many keys whole rows of attention are plain products on a CPU with kernel=auto: 3 to 10 times as fast as
 # scaled_dot_product_attention there at 64 and 256 keys, in bf16 and fp32 (2 cores with AVX-512).
@@ -29,8 +29,7 @@ def rotary_angles(positions: Int[Tensor, "*n"], d_head: int, base: float) -> tup
 
     Worked out in float64: in float32 the angle of position 100,000 is already off by 0.004.
     """
-    # Apple's GPU has no float64.
-    at = positions.cpu() if positions.device.type == "mps" else positions
+    at = for_float64(positions)
     exponent = torch.arange(0, d_head, 2, dtype=torch.float64, device=at.device) / d_head
     angle = (at.double()[..., None] * base**-exponent)[..., None, :]
     cos, sin = angle.cos(), angle.sin()

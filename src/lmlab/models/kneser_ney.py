@@ -42,18 +42,22 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     return np.array([0.0, *FALLBACK])
 
 
-def estimate(ids: np.ndarray, start_id: int, vocab_size: int, order: int) -> tuple[np.ndarray, list[Table]]:
+def estimate(
+    ids: np.ndarray, start_id: int, vocab_size: int, order: int, many: bool = False
+) -> tuple[np.ndarray, list[Table]]:
     """Probabilities of order 1, (V,) float64, and the tables of orders 2 to `order`.
 
     ids: (N,) text, predicted from `start_id` on. No n-gram reaches back past that; one that begins the text has
     "nothing" on its left, which counts as one more distinct left neighbour.
+    many: ids are many texts, each ended by `start_id`, from which the next begins, and no n-gram reaches across it.
+    One that begins a text has no left neighbours to be counted by: its raw count stands (Chen and Goodman's <s>).
     """
     stream = np.concatenate([[start_id], ids]).astype(np.int64)
     if len(stream) == 1:
         raise ValueError("ids is empty: an n-gram model needs at least one token to count")
     if stream.min() < 0 or stream.max() >= vocab_size:
         raise ValueError(f"ids run from {stream.min()} to {stream.max()}, outside vocab_size={vocab_size}")
-    keys, counts = _count(stream + 1, vocab_size + 1, order)
+    keys, counts = _count(stream + 1, vocab_size + 1, order, start_id + 1 if many else None)
     kept, left = _discount(counts[0], np.zeros(vocab_size + 1, np.int64), 1)
     unigram = kept[1:] + left / vocab_size
     tables, n_nodes = [], vocab_size + 1
@@ -64,11 +68,13 @@ def estimate(ids: np.ndarray, start_id: int, vocab_size: int, order: int) -> tup
     return unigram, tables
 
 
-def _count(words: np.ndarray, base: int, order: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _count(words: np.ndarray, base: int, order: int, boundary: int | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Sorted keys of orders 2.., and counts of orders 1..: raw at the highest, distinct left neighbours below it.
 
-    words: (N + 1,) in 1..base - 1; the first is only a context.
+    words: (N + 1,) in 1..base - 1; the first is only a context. boundary: what ends a text and begins the next.
     """
+    if boundary is not None:
+        return _count_texts(words, base, order, boundary)
     all_keys, all_counts = [], []
     node, n_nodes = words, base  # node[i]: the n-gram of order k - 1 that ends at position i + k - 2
     counts = np.bincount(words[1:], minlength=base)
@@ -84,6 +90,29 @@ def _count(words: np.ndarray, base: int, order: int) -> tuple[list[np.ndarray], 
         all_keys.append(keys)
         all_counts.append(continuations)
         node, n_nodes, counts = place, len(keys), raw
+    return all_keys, [*all_counts, counts]
+
+
+def _count_texts(words: np.ndarray, base: int, order: int, boundary: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """As `_count`, of texts between boundaries, the first of which is words[0]."""
+    all_keys, all_counts = [], []
+    node, n_nodes, counts = words, base, np.bincount(words[1:], minlength=base)
+    inside = np.ones(len(words), bool)  # inside[i]: the n-gram of order k that begins at i holds no boundary within
+    for k in range(2, order + 1):
+        inside = inside[:-1] & (words[k - 2 : -1] != boundary) if k > 2 else inside[:-1]
+        grams = torch.from_numpy(node[:-1][inside] * base + words[k - 1 :][inside])
+        keys, place, raw = (t.numpy() for t in torch.unique(grams, return_inverse=True, return_counts=True))
+        suffix = np.empty_like(keys)
+        suffix[place] = node[1:][inside]
+        continuations = np.bincount(suffix, minlength=n_nodes)
+        if k > 2:
+            begins = node[(words[: len(node)] == boundary) & (node >= 0)]
+            continuations[begins] = counts[begins]
+        all_keys.append(keys)
+        all_counts.append(continuations)
+        node = np.full(len(inside), -1)
+        node[inside] = place
+        n_nodes, counts = len(keys), raw
     return all_keys, [*all_counts, counts]
 
 

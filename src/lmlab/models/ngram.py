@@ -1,6 +1,7 @@
 """The n-gram language model: interpolated modified Kneser-Ney behind the contract of the neural models."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lmlab.models.kneser_ney import UNSEEN, estimate
-from lmlab.types import NLL, Logits, State, Tokens
+from lmlab.types import NLL, Logits, State, Tokens, leaves_float64
 
 Context = Int[Tensor, "*batch N"]
 
@@ -19,7 +20,8 @@ class NGramHead(nn.Module):
         P_k(w | c) = max(count(c w) - D, 0) / count(c) + backoff(c) P_{k-1}(w | c without its oldest word).
 
     `hidden` is the context itself: the last words as id + 1, oldest first, 0 where there is none.
-    Until it is fitted or loaded, every word is equally likely. Computes in float64, returns float32.
+    Until it is fitted or loaded, every word is equally likely. Computes in float64, returns float32; where the device
+    has no float64, the tables stay on the CPU.
     """
 
     def __init__(self, vocab_size: int, order: int):
@@ -34,17 +36,18 @@ class NGramHead(nn.Module):
             self.register_buffer(f"backoff{k}", torch.ones(n_nodes, dtype=torch.float64))
             n_nodes = 1
 
-    def fit(self, ids: np.ndarray, start_id: int) -> None:
-        """Replace what is stored by the estimates from `ids` (N,), on the device where it is."""
+    def fit(self, ids: np.ndarray, start_id: int, many: bool = False) -> None:
+        """Replace what is stored by the estimates from `ids` (N,), on the device where it is. many: as `estimate`."""
         device = self.unigram.device
-        unigram, tables = estimate(ids, start_id, self.vocab_size, self.order)
+        unigram, tables = estimate(ids, start_id, self.vocab_size, self.order, many)
         self.unigram = torch.from_numpy(unigram).to(device)
         for k, table in enumerate(tables, 2):
             for name, array in vars(table).items():
                 setattr(self, f"{name}{k}", torch.from_numpy(array).to(device))
 
     def probs(self, hidden: Context, targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """P(target | context), float64."""
+        """P(target | context), float64, where the tables are."""
+        hidden, targets = hidden.to(self.unigram.device), targets.to(self.unigram.device)
         p = self.unigram[targets]
         for k, node in self._contexts(hidden):
             gram = self._find(k, node, targets + 1)
@@ -53,11 +56,11 @@ class NGramHead(nn.Module):
 
     def nll(self, hidden: Int[Tensor, "B T N"], targets: Tokens) -> NLL:
         """Nats."""
-        return -self.probs(hidden, targets).log().float()
+        return (-self.probs(hidden, targets).log().float()).to(hidden.device)
 
     def log_probs(self, hidden: Int[Tensor, "B T N"]) -> Logits:
         """Normalised: all words that followed each context are looked up, order by order."""
-        rows = hidden.flatten(0, 1)
+        rows = hidden.flatten(0, 1).to(self.unigram.device)
         p = self.unigram.repeat(len(rows), 1)
         for k, node in self._contexts(rows):
             keys = self._get("keys", k)
@@ -68,7 +71,7 @@ class NGramHead(nn.Module):
             gram = torch.arange(len(row), device=n.device) + (first - n.cumsum(0) + n)[row]
             p *= self._get("backoff", k)[node, None]
             p[row, keys[gram] % self.base - 1] += self._get("kept", k)[gram]
-        return p.log().float().unflatten(0, hidden.shape[:2])
+        return p.log().float().unflatten(0, hidden.shape[:2]).to(hidden.device)
 
     # Unnormalised scores and log-probabilities are the same thing here.
     logits = log_probs
@@ -90,6 +93,9 @@ class NGramHead(nn.Module):
 
     def _get(self, name: str, k: int) -> Tensor:
         return getattr(self, f"{name}{k}")
+
+    def _apply(self, fn: Callable, *more: Any, **named: Any) -> "NGramHead":
+        return self if leaves_float64(fn) else super()._apply(fn, *more, **named)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         # How many n-grams there are is in the data: take their number from what is loaded.
@@ -127,9 +133,12 @@ class NGramLM(nn.Module):
         self.max_context = self.d_model = max(order - 1, 1)
         self.head = NGramHead(vocab_size, order)
 
-    def fit(self, ids: np.ndarray, start_id: int) -> "NGramLM":
-        """Count `ids` (N,), one stream that is predicted from `start_id` on; <eos> in it is a word like any other."""
-        self.head.fit(ids, start_id)
+    def fit(self, ids: np.ndarray, start_id: int, many: bool = False) -> "NGramLM":
+        """Count `ids` (N,), one stream that is predicted from `start_id` on; <eos> in it is a word like any other.
+
+        many: it is many texts, each ended by `start_id` and read by itself.
+        """
+        self.head.fit(ids, start_id, many)
         return self
 
     def forward(self, tokens: Tokens, state: State = None) -> tuple[Int[Tensor, "B T N"], State]:

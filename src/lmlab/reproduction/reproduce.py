@@ -1,5 +1,6 @@
 """A recipe beside its published number: trained, measured under the number's protocol, compared, kept as JSON."""
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 
 from lmlab.config import BUDGETS, asked, cache_dir, differences, directory_name, plain, treatment, with_budget
 from lmlab.decisions import choose_device
-from lmlab.evaluation.published import Figure, Published, read, same_protocol
+from lmlab.evaluation.published import Figure, Published, read
 from lmlab.experiment import train
 from lmlab.hardware import Machine
 from lmlab.reproduction import RECORD, read_record
@@ -67,7 +68,7 @@ def reproduce(name: str, recipe: DictConfig, config: DictConfig) -> dict[str, An
         "published": target.as_dict(),
         "changed": changed,
         "not_whole": reason,
-        "splits": compared(run, target, results["splits"], bool(reason)),
+        "splits": compared(run, target, stated_evaluation(recipe, config), results["splits"], bool(reason)),
         "training": training,
         "parameters": results["model"]["parameters"],
         "forecast": None,
@@ -87,14 +88,26 @@ def number(name: str, recipe: DictConfig) -> Published:
     return target
 
 
-def compared(run: Run, target: Published, splits: Mapping[str, Mapping], partial: bool) -> dict[str, dict[str, Any]]:
-    """Each split of the number as the run has measured it, or measured now under the number's own protocol."""
+def stated_evaluation(recipe: DictConfig, config: DictConfig) -> dict[str, Any]:
+    """The recipe's evaluation node, whatever was changed in it; what it says of the model is said of the config's."""
+    stated = copy.deepcopy(config)
+    stated.evaluation = recipe.evaluation
+    return plain(stated)["evaluation"]
+
+
+def compared(
+    run: Run, target: Published, evaluation: Mapping[str, Any], splits: Mapping[str, Mapping], partial: bool
+) -> dict[str, dict[str, Any]]:
+    """Each split of the number as the run has measured it, or measured now under the number's own protocol.
+
+    evaluation: the recipe's, in which a split's number may differ.
+    """
     found = {}
     for split, figure in target.splits.items():
         # An interrupted run has not looked at test.
         if split not in splits:
             continue
-        protocol, sums = under(run, figure, split, splits[split])
+        protocol, sums = under(run, evaluation, figure, split, splits[split])
         told: dict[str, Any] = {"value": figure.value, "measured": sums[target.metric], "tokens": sums["tokens"]}
         if sums["tokens"] != figure.tokens:
             told |= {"difference": None, "verdict": "other text"}
@@ -105,10 +118,18 @@ def compared(run: Run, target: Published, splits: Mapping[str, Mapping], partial
     return found
 
 
-def under(run: Run, figure: Figure, split: str, sums: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-    if same_protocol(figure, run.protocol):
+def under(
+    run: Run, evaluation: Mapping[str, Any], figure: Figure, split: str, sums: Mapping[str, Any]
+) -> tuple[Any, Mapping[str, Any]]:
+    wanted, own = {**evaluation, **figure.evaluation}, run.config["evaluation"]
+    if wanted == own:
         return run.protocol, sums
-    protocol = run.resolve({**run.config["evaluation"], **figure.evaluation})
+    if "max_context" in wanted and wanted["max_context"] is own.get("max_context") is None and run.protocol.stride:
+        # Where nobody says how long windows are, training has decided it.
+        wanted["max_context"] = run.protocol.max_context
+    protocol = run.resolve(wanted)
+    if protocol.name == run.protocol.name:
+        return run.protocol, sums
     return protocol, run.evaluate(split, protocol=protocol).as_dict()
 
 

@@ -252,7 +252,8 @@ class Run:
 
         store = self.store(corpus)
         if split not in store.splits:
-            raise ValueError(f"split={split}: this text has {', '.join(store.splits)}")
+            others = list(store.splits)
+            raise ValueError(f"split={split}: this text has {', '.join(others)}; say split={others[-1]}")
         if protocol.unknown == "token":
             return store.split(split)
         train = (store if corpus is None else self.store(), self.corpus)

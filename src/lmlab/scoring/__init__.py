@@ -12,6 +12,7 @@ from lmlab.metrics import Likelihood
 from lmlab.models.carry import Carry, device_of
 from lmlab.scoring.display import as_table
 from lmlab.scoring.score import Alternative, TextScore, TokenScore, as_json
+from lmlab.types import for_float64
 
 __all__ = [
     "Alternative",
@@ -163,7 +164,7 @@ def _look_up(log_probs: torch.Tensor, targets: torch.Tensor, top: int) -> Iterab
     chosen = log_probs.gather(-1, targets[..., None])
     ranks = 1 + (log_probs > chosen).sum(-1)
     best = log_probs.topk(top, -1)
-    tensors = (chosen[..., 0].double(), ranks, best.indices, best.values.double())
+    tensors = (for_float64(chosen[..., 0]).double(), ranks, best.indices, for_float64(best.values).double())
     return [tensor.cpu().numpy() for tensor in tensors]
 
 

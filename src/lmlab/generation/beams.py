@@ -81,17 +81,18 @@ class BeamSearch:
         scores = self.chooser.allow(log_probs, seen)
         total = _added(scores, [b.score for b in beams])
         exact = _added(log_probs, [b.log_prob for b in beams])
-        seen: set[int] = set()
+        told: set[int] = set()
         # Twice as many leave enough where each beam has one token that ends it, <eos>; of a stop string more may.
         n = 2 * self.decoding.num_beams
-        while len(seen) < total.numel():
+        while len(told) < total.numel():
             best = total.flatten().topk(min(n, total.numel()))
             values, log_prob = best.values.tolist(), exact.flatten()[best.indices].tolist()
             for value, exact_value, index in zip(values, log_prob, best.indices.tolist(), strict=True):
-                if value == -torch.inf:
+                # Nor any that is NaN.
+                if not value > -torch.inf:
                     return
-                if index not in seen:
-                    seen.add(index)
+                if index not in told:
+                    told.add(index)
                     row, id = divmod(index, total.shape[1])
                     yield Beam(row, (*beams[row].ids, id), value, exact_value)
             n *= 2

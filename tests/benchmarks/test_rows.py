@@ -78,6 +78,20 @@ def test_other_work_is_refused(same, ours, peer):
         same(ours, peer)
 
 
+def test_a_gpus_loss_is_held_against_the_same_steps_of_the_peer(tmp_path, monkeypatch):
+    """Ours is logged twice: 11.0 of the first step, and the mean of the rest, (9 x 11 + 10 + 8 + 6) / 12 = 10.25."""
+    steps = list(range(13))
+    told = {
+        "write_work": {"tokens_a_step": 64, "parameters": 10_000},
+        "ours": {"steps": steps, "losses": [11.0] * 12 + [10.25]},
+        "nanogpt_step": {"steps": steps, "losses": [11.0] * 10 + [10.0, 8.0, 6.0]},
+    }
+    monkeypatch.setattr(gpu, "isolated", lambda function, **arguments: told[function.__name__])
+    result = measure(ROWS["gpt2_124m_gpu"], Settings(scratch=tmp_path, quick=True), repetitions=1)
+    facts = result["cases"][0]["facts"]
+    assert facts["ours"] == facts["peer"] == {"steps": 13, "loss": 10.25}
+
+
 def test_without_liger_kernel_its_row_is_not_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(cross_entropy.importlib.util, "find_spec", lambda name: None)
     told = cross_entropy.cases(Settings(scratch=tmp_path, quick=True, device="cuda"))

@@ -166,3 +166,31 @@ def test_each_kind_of_machine_has_a_table_of_its_own(tmp_path, monkeypatch):
     heads = [line for line in made if line.startswith("**")]
     assert len(heads) == 2, "the second would have taken the first one's place"
     assert any("Elsewhere" in head and "AVX2, no bf16" in head for head in heads)
+
+
+def test_a_result_of_one_case_leaves_the_others_as_they_were_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RECORDED", tmp_path / "recorded")
+
+    def whole(ours: float, only: tuple[str, ...] = ()):
+        made = (replace(case([ours], [6.0], Measure("speed", "s")), name=name) for name in ("one", "two", "three"))
+        return measure(Row("row", "", lambda settings: made), Settings(scratch=tmp_path, only=only), 1)
+
+    def rendered(result):
+        write(result, tmp_path / "out")
+        table.record(tmp_path / "out")
+        return table.render(["row"]).splitlines()
+
+    made = rendered(whole(1.0, only=("two",)))
+    assert made[-1] == "Not measured on this machine: `row` (one; three)."
+    made = rendered(whole(2.0, only=("one", "three")))
+    speeds = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in made if "speed" in line}
+    assert speeds == {f"`row` (a) {name}: speed": f"{n}.00 s" for name, n in (("one", 2), ("two", 1), ("three", 2))}
+    assert "Not measured" not in made[-1]
+    assert "| `row` (a) two: speed | 3.00 s |" in "\n".join(rendered(whole(3.0, only=("two",))))
+    elsewhere = whole(4.0, only=("two",))
+    elsewhere["machine"]["commit"] = "other"
+    with pytest.raises(ValueError, match="now other, and without one; three: measure the whole row"):
+        rendered(elsewhere)
+    elsewhere = whole(4.0)
+    elsewhere["machine"]["commit"] = "other"
+    assert len([line for line in rendered(elsewhere) if "4.00 s" in line]) == 3

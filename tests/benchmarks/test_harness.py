@@ -3,12 +3,14 @@
 import argparse
 import json
 import math
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.benchmarks import __main__ as main
-from tests.benchmarks import table, time_to_loss
+from tests.benchmarks import machine, table, time_to_loss
 from tests.benchmarks.__main__ import ROWS
 from tests.benchmarks.harness import Case, Measure, Row, Sample, Settings, alternate, join, lines, measure, write
 from tests.benchmarks.process import Finished
@@ -194,3 +196,33 @@ def test_a_result_of_one_case_leaves_the_others_as_they_were_recorded(tmp_path, 
     elsewhere = whole(4.0)
     elsewhere["machine"]["commit"] = "other"
     assert len([line for line in rendered(elsewhere) if "4.00 s" in line]) == 3
+
+
+def test_a_measurement_is_of_the_code_of_both_sides(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "lmlab", SimpleNamespace(__file__=str(tmp_path / "src/lmlab/__init__.py")))
+
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
+        subprocess.run(("git", "-C", tmp_path, *who, *words), check=True, capture_output=True)
+
+    def after(*changed: str) -> str | None:
+        """What a change of these files, not yet committed, is told as; then it is committed."""
+        for name in changed:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            with (tmp_path / name).open("a") as file:
+                file.write("more\n")
+        git("add", ".")
+        told = machine.commit()
+        git("commit", "-qm", "more")
+        return told
+
+    git("init", "-q")
+    after("src/lmlab/__init__.py", "conf/a.yaml", "tests/benchmarks/peer.py", "tests/benchmarks/recorded/a.json")
+    first = machine.commit()
+    assert first
+    assert after("README.md", "tests/test_other.py", "tests/benchmarks/recorded/a.json") == first
+    assert machine.commit() == first
+    for name in ("tests/benchmarks/peer.py", "src/lmlab/__init__.py", "conf/a.yaml"):
+        before = machine.commit()
+        assert after(name) == f"{before}+"
+        assert machine.commit() not in (before, f"{before}+")

@@ -26,6 +26,7 @@ from tests.warm import Warm
 
 torch.set_num_threads(1)
 # Nobody here cuts the power, which is all that waiting for the disk is for: some 20 ms of each checkpoint.
+# That it is asked for test_checkpoints shows.
 os.fsync = lambda descriptor: None
 
 

@@ -2,6 +2,7 @@
 that differ (`same` of its cases, for which test_harness shows that it is asked)."""
 
 import math
+import os
 import subprocess
 import sys
 import time
@@ -111,6 +112,21 @@ def test_while_a_peer_trains_the_file_of_first_weights_is_no_memory_of_its(peer,
     assert len(batches) == 2
     assert len(seen) == 1
     assert work not in seen[0]
+
+
+def test_a_terminal_that_nobody_looks_at_never_fills(capfd):
+    """And leaves stderr as it was, also for what went wrong."""
+
+    def goes_wrong() -> None:
+        assert os.isatty(2)
+        os.write(2, b"more than a terminal keeps\n" * 10_000)
+        raise KeyError
+
+    with pytest.raises(KeyError), overhead.terminal():
+        goes_wrong()
+    assert not os.isatty(2)
+    os.write(2, b"seen\n")
+    assert capfd.readouterr().err == "seen\n"
 
 
 def test_a_gpus_loss_is_held_against_the_same_steps_of_the_peer(tmp_path, monkeypatch):

@@ -22,10 +22,13 @@ install_import_hook("lmlab", "numeric_tower.check")
 
 import pytest
 import torch
+from tests import network
 from tests.warm import Warm
 
 torch.set_num_threads(1)
+network.refuse()
 # Nobody here cuts the power, which is all that waiting for the disk is for: some 20 ms of each checkpoint.
+# That it is asked for test_checkpoints shows.
 os.fsync = lambda descriptor: None
 
 

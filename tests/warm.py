@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from tests import network
+
 REPOSITORY = Path(__file__).parents[1]
 PLACES = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")])
 OWN = {"PYTHONPATH": PLACES, "CUDA_VISIBLE_DEVICES": ""}
@@ -103,8 +105,9 @@ def serve() -> None:
     import lmlab.sweeps.sweeper
     import lmlab.training.fit  # noqa: F401
 
-    torch.set_num_threads(1)
     # As in tests/conftest.py.
+    torch.set_num_threads(1)
+    network.refuse()
     os.fsync = lambda descriptor: None
     imported: dict[int, TextIO] = {}
     for line in sys.stdin:

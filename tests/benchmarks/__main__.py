@@ -99,6 +99,10 @@ def measure_rows(settings: Settings, options: argparse.Namespace) -> None:
         except ValueError as error:
             print(f"{error}\n")
             continue
+        except AssertionError as error:
+            # The rows that follow are not lost with this one.
+            print(f"{name} refused: ours and the peer did not do the same work: {error}\n", flush=True)
+            continue
         print("\n".join(lines(join(before, result) if before else result)))
         print(f"written to {path}\n", flush=True)
 

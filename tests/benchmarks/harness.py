@@ -101,7 +101,7 @@ def measure(
     repetitions: int | None = None,
     keep: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """Run a row. keep: gets what there is after each case.
+    """Run a row; `left_out` of the result are the cases that were not asked for. keep: gets what there is after each.
 
     Raises ValueError where text is needed that no option names, or a GPU that is not there.
     """
@@ -117,11 +117,14 @@ def measure(
         "machine": machine() | {"device": settings.device},
     }
     done: list[dict[str, Any]] = []
+    left_out: list[str] = []
     for case in row.cases(settings):
         if not settings.only or case.name in settings.only:
             done.append(alternate(case, repetitions or row.repetitions))
-            keep(found | {"cases": done})
-    return found | {"cases": done}
+            keep(found | {"cases": done, "left_out": left_out})
+        else:
+            left_out.append(case.name)
+    return found | {"cases": done, "left_out": left_out}
 
 
 def alternate(case: Case, repetitions: int) -> dict[str, Any]:
@@ -174,14 +177,18 @@ def derive(told: Mapping[str, Any]) -> dict[str, Any]:
     return {**told, **made, "n": len(told["ours"]), "met": met}
 
 
-def join(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """More repetitions of a row that was measured before: of the same code on the same machine, or ValueError."""
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """In what machine or code two results differ, in words; None where they may stand together."""
     for key in ("cpu", "cores", "torch", "commit", "device"):
         if before["machine"].get(key) != now["machine"].get(key):
-            raise ValueError(
-                f"{now['row']} was measured with {key}={before['machine'].get(key)}, now {now['machine'].get(key)}: "
-                "repetitions of the two cannot be put together; measure anew without --more"
-            )
+            return f"{now['row']} was measured with {key}={before['machine'].get(key)}, now {now['machine'].get(key)}"
+    return None
+
+
+def join(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """More repetitions of a row that was measured before: of the same code on the same machine, or ValueError."""
+    if why := differing(before, now):
+        raise ValueError(f"{why}: repetitions of the two cannot be put together; measure anew without --more")
     cases = {case["case"]: case for case in before["cases"]}
     for case in now["cases"]:
         if case["case"] in cases:

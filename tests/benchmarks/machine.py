@@ -44,15 +44,19 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The last commit of what is measured, with '+' where it has been changed since; None outside a checkout."""
+    """The last commit of what is measured, with '+' where it has been changed since; None outside a checkout.
+
+    The peers count, and how both sides are measured; what was recorded does not.
+    """
+    measured = ("--", "src", "conf", "tests/benchmarks", ":(exclude)tests/benchmarks/recorded")
 
     def git(*words: str) -> str:
         command = ("git", "-C", str(Path(lmlab.__file__).parents[2]), *words)
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        last = git("log", "-1", "--format=%h", "--", "src", "conf")
-        return last + ("+" if git("status", "--porcelain", "-uno", "src", "conf") else "")
+        last = git("log", "-1", "--format=%h", *measured)
+        return last + ("+" if git("status", "--porcelain", "-uno", *measured) else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -2,8 +2,12 @@
 
 import copy
 import json
+import os
+import pty
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -14,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lmlab.training import optim
+from lmlab.training.progress import Progress
 from lmlab.types import Batch
 
 from .harness import Case, Measure, Row, Sample, Settings
@@ -42,6 +47,7 @@ class Beside(Callback):
     def __init__(self, path: str):
         self.path = Path(path)
         self.told: dict[str, list[float]] = {"ours": [], "bare": [], "loss": [], "bare_loss": []}
+        self.bar = False
         self.pending: list[Batch] = []
         self.began = 0.0
 
@@ -55,6 +61,7 @@ class Beside(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, i: int
     ) -> None:
         self.told["ours"].append(time.perf_counter() - self.began)
+        self.bar = any(isinstance(c, Progress) and c.bar is not None for c in trainer.callbacks)
         self.pending.append(batch)
         if len(self.pending) == SEGMENT:
             losses = [self.bare_step(batch, pl_module) for batch in self.pending]
@@ -82,7 +89,34 @@ class Beside(Callback):
         return loss.detach()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.path.write_text(json.dumps(self.told))
+        self.path.write_text(json.dumps(self.told | {"bar": self.bar}))
+
+
+@contextmanager
+def terminal() -> Iterator[None]:
+    """Within, what this process writes to stderr goes to a terminal that nobody looks at; behind a pipe is no bar."""
+    ours, theirs = pty.openpty()
+    before = os.dup(2)
+    os.dup2(theirs, 2)
+    os.close(theirs)
+    reader = threading.Thread(target=_read, args=(ours,), daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        # Its last open end, and the reader comes to its own; unless a process that was started within goes on.
+        os.dup2(before, 2)
+        os.close(before)
+        reader.join(1.0)
+        if not reader.is_alive():
+            os.close(ours)
+
+
+def _read(terminal: int) -> None:
+    # Linux tells the end by an error.
+    with suppress(OSError):
+        while os.read(terminal, 1 << 16):
+            pass
 
 
 def beside(overrides: list[str], path: str) -> dict[str, Any]:
@@ -90,7 +124,8 @@ def beside(overrides: list[str], path: str) -> dict[str, Any]:
     import lmlab
 
     node = f"+callbacks.beside={{_target_: tests.benchmarks.overhead.Beside, path: '{path}'}}"
-    lmlab.train(lmlab.compose([*overrides, node]))
+    with terminal():
+        lmlab.train(lmlab.compose([*overrides, node]))
     return json.loads(Path(path).read_text())
 
 
@@ -117,6 +152,7 @@ def _case(name: str, shape: list[str], steps: int, folder: Path) -> Case:
     def both() -> tuple[Sample, Sample]:
         run_dir = folder / f"run{len(list(folder.glob('run*')))}"
         told = isolated(beside, overrides=[*overrides, f"run_dir={run_dir}"], path=str(folder / "beside.json"))
+        assert told["bar"], "the progress bar was not shown: users have it"
         # The first two segments warm up. Neighbouring segments are compared: a machine's speed drifts. Their means:
         # one step in SEGMENT logs, which a median within the segment would leave out.
         starts = range(2 * SEGMENT, steps, SEGMENT)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .harness import shown, verdict
+from .harness import differing, join, shown, verdict
 from .machine import ROOT, described, kind
 
 # outputs/ is not kept in the repository; what the README shows is.
@@ -19,7 +19,10 @@ LONGEST = 50
 
 
 def record(folder: Path) -> list[str]:
-    """Take the full results from where they were measured, a folder a kind of machine; returns the rows' names."""
+    """Take the full results from where they were measured, a folder a kind of machine; returns the rows' names.
+
+    Cases that a result lacks stay as they were recorded. Raises ValueError where those are of other code.
+    """
     taken = []
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -30,21 +33,48 @@ def record(folder: Path) -> list[str]:
                 short = {k: v for k, v in facts.items() if not (isinstance(v, list) and len(v) > LONGEST)}
                 case["facts"][side] = short
         kept = RECORDED / kind(result["machine"]) / path.name
+        if kept.exists():
+            result = _completed(result, json.loads(kept.read_text("utf-8")))
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         taken.append(result["row"])
     return taken
 
 
+def _completed(result: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The result, and of the one recorded before those cases that it lacks."""
+    have = _cases(result)
+    lacking = [case for case in before["cases"] if case["case"] not in have]
+    if lacking and (why := differing(before, result)):
+        raise ValueError(
+            f"{why}, and without {'; '.join(case['case'] for case in lacking)}: measure the whole row, or delete what "
+            "is recorded of it"
+        )
+    return join({**before, "cases": lacking}, result) if lacking else result
+
+
+def _cases(result: Mapping[str, Any]) -> list[str]:
+    return [case["case"] for case in result["cases"]]
+
+
 def render(names: list[str]) -> str:
     """Markdown of the recorded rows in the order of `names`: a table a kind of machine, and what it did not measure."""
+    machines = [
+        {name: json.loads(path.read_text("utf-8")) for name in names if (path := folder / f"{name}.json").exists()}
+        for folder in sorted(path for path in RECORDED.iterdir() if path.is_dir())
+    ]
+    # Cases that any machine measured, or was told to leave out.
+    known: dict[str, list[str]] = {}
+    for name, result in (pair for results in machines for pair in results.items()):
+        known.setdefault(name, []).extend([*_cases(result), *result.get("left_out", [])])
     parts = []
-    for folder in sorted(path for path in RECORDED.iterdir() if path.is_dir()):
-        results = {
-            name: json.loads(path.read_text("utf-8")) for name in names if (path := folder / f"{name}.json").exists()
-        }
+    for results in machines:
         parts.append(_table(results))
-        if missing := [f"`{name}`" for name in names if name not in results]:
+        missing = [f"`{name}`" for name in names if name not in results]
+        for name, result in results.items():
+            if lacking := [case for case in dict.fromkeys(known[name]) if case not in _cases(result)]:
+                missing.append(f"`{name}` ({'; '.join(lacking)})")
+        if missing:
             parts.append(f"Not measured on this machine: {', '.join(missing)}.")
     return "\n\n".join(parts)
 

@@ -2,12 +2,24 @@
 that differ (`same` of its cases, for which test_harness shows that it is asked)."""
 
 import math
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from tests.benchmarks import cross_entropy, evaluating, generating, gpu, overhead, preparing, process, throughput
+from tests.benchmarks import (
+    cross_entropy,
+    evaluating,
+    generating,
+    gpu,
+    overhead,
+    preparing,
+    process,
+    throughput,
+    training,
+)
 from tests.benchmarks.__main__ import ROWS
 from tests.benchmarks.harness import Settings, measure
 from tests.benchmarks.process import ROOT, environment
@@ -76,6 +88,59 @@ def test_other_work_is_refused(same, ours, peer):
     same(ours, ours)
     with pytest.raises(AssertionError):
         same(ours, peer)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell what a process has mapped")
+@pytest.mark.parametrize("peer", ["lstm", "awd"])
+def test_while_a_peer_trains_the_file_of_first_weights_is_no_memory_of_its(peer, text_file, tmp_path, monkeypatch):
+    settings, work, seen = Settings(scratch=tmp_path, quick=True), str(tmp_path / "work.pt"), []
+    words, shape = throughput.awd_words(settings, batch_size=2)
+    if peer == "lstm":
+        words = ["experiment=examples_650_tied", "model.d_model=8", "batching.batch_size=2"]
+    words += ["corpus=files", f"corpus.train={text_file}", "corpus.split_by=share", *throughput.ALONE, "trainer=cpu"]
+    training.write_work(words, steps=2, path=work)
+
+    def steps(loop, batches, device):
+        seen.append(Path("/proc/self/maps").read_text())
+        return batches
+
+    monkeypatch.setattr(training, "_steps", steps)
+    if peer == "lstm":
+        batches = training.examples_lstm(work, d_model=8, dropout=0.0, device="cpu")
+    else:
+        batches = training.awd_lstm(work, **shape, device="cpu")
+    assert len(batches) == 2
+    assert len(seen) == 1
+    assert work not in seen[0]
+
+
+def test_a_terminal_that_nobody_looks_at_never_fills(capfd):
+    """And leaves stderr as it was, also for what went wrong."""
+
+    def goes_wrong() -> None:
+        assert os.isatty(2)
+        os.write(2, b"more than a terminal keeps\n" * 10_000)
+        raise KeyError
+
+    with pytest.raises(KeyError), overhead.terminal():
+        goes_wrong()
+    assert not os.isatty(2)
+    os.write(2, b"seen\n")
+    assert capfd.readouterr().err == "seen\n"
+
+
+def test_a_gpus_loss_is_held_against_the_same_steps_of_the_peer(tmp_path, monkeypatch):
+    """Ours is logged twice: 11.0 of the first step, and the mean of the rest, (9 x 11 + 10 + 8 + 6) / 12 = 10.25."""
+    steps = list(range(13))
+    told = {
+        "write_work": {"tokens_a_step": 64, "parameters": 10_000},
+        "ours": {"steps": steps, "losses": [11.0] * 12 + [10.25]},
+        "nanogpt_step": {"steps": steps, "losses": [11.0] * 10 + [10.0, 8.0, 6.0]},
+    }
+    monkeypatch.setattr(gpu, "isolated", lambda function, **arguments: told[function.__name__])
+    result = measure(ROWS["gpt2_124m_gpu"], Settings(scratch=tmp_path, quick=True), repetitions=1)
+    facts = result["cases"][0]["facts"]
+    assert facts["ours"] == facts["peer"] == {"steps": 13, "loss": 10.25}
 
 
 def test_without_liger_kernel_its_row_is_not_measured(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from tests.generation.toys import write
 from tests.models.test_contract import build
 from torch import nn
 
+from lmlab.models import kernels
 from lmlab.models import packed as module
 from lmlab.models.head import LinearHead
 from lmlab.models.packed import can_pack, packed, pays, product
@@ -22,8 +23,8 @@ FAMILIES = ("lstm", "lstm awd", "lstm softcap", "transformer", "transformer alib
 
 @pytest.fixture
 def everything(monkeypatch):
-    """Every matrix is packed, however small, whatever the machine."""
-    monkeypatch.setattr(module, "can_pack", lambda weight: True)
+    """Every matrix is packed, however small, whatever the machine; not where plain kernels are asked for."""
+    monkeypatch.setattr(module, "can_pack", lambda weight: kernels.may_be_ours(weight.device))
     monkeypatch.setattr(module, "SMALLEST", 1)
     monkeypatch.setattr(module, "LARGE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -108,13 +109,17 @@ def test_small_models_and_short_texts_are_left_alone(vocab_size, steps, expected
 
 
 @needs_onednn
-def test_both_kernels_write_the_same_text(everything):
+def test_both_kernels_write_the_same_text(everything, monkeypatch):
     model = build("gpt2")
     tell = partial(write, model, ["ab", "abcd"], max_new_tokens=40, stop_at_eos=False)
+    taken = []
+    monkeypatch.setattr(module, "product", lambda *matrix: taken.append(matrix) or product(*matrix))
     for how in ({}, {"temperature": 1.0}, {"num_beams": 2}):
-        assert [[t.ids for t in texts] for texts in tell(kernels="plain", **how)] == [
-            [t.ids for t in texts] for texts in tell(kernels="auto", **how)
-        ]
+        plain = [[t.ids for t in texts] for texts in tell(kernels="plain", **how)]
+        assert not taken
+        assert [[t.ids for t in texts] for texts in tell(kernels="auto", **how)] == plain
+        assert taken
+        taken.clear()
     with pytest.raises(ValueError, match="kernels=fast"):
         tell(kernels="fast")
 

@@ -14,8 +14,8 @@ LOSSES = 1.2 + 40 / N**0.34 + 300 / D**0.45
 
 @pytest.fixture(scope="module")
 def noisy():
-    """Three laws of runs that scatter by 0.003, as replicates do."""
-    return [fit(N, D, LOSSES + 0.003 * np.random.default_rng(seed).normal(size=len(N))) for seed in range(3)]
+    """Twelve laws of runs that scatter by 0.003, as replicates do."""
+    return [fit(N, D, LOSSES + 0.003 * np.random.default_rng(seed).normal(size=len(N))) for seed in range(12)]
 
 
 def test_the_truth_is_found_again_without_noise():
@@ -32,7 +32,8 @@ def test_the_truth_is_found_again_without_noise():
 @pytest.mark.parametrize("name", TRUTH)
 def test_intervals_hold_the_truth_most_of_the_time(noisy, name: str):
     inside = [low <= TRUTH[name] <= high for low, high in (law.interval(name) for law in noisy)]
-    assert sum(inside) >= 2
+    # Of 12 at 95 % fewer than ten come in 2 cases of 100.
+    assert sum(inside) >= 10
     assert all(law.interval(name)[0] < getattr(law, name) < law.interval(name)[1] for law in noisy)
 
 

@@ -58,6 +58,37 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_half_written(room,
     assert read(path)["step"] == 3
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_old_ones_name(tmp_path, monkeypatch):
+    """Renamed first, a cut of power could leave the name with nothing behind it."""
+    path, replace = tmp_path / "last.ckpt", os.replace
+    done: list[tuple] = []
+
+    def fsync(file: int) -> None:
+        told = os.fstat(file)
+        done.append(("on disk", told.st_ino, told.st_size))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", lambda *names: done.append(("renamed",)) or replace(*names))
+    write(STATE, path)
+    assert done == [("on disk", path.stat().st_ino, path.stat().st_size), ("renamed",)]
+
+
+def test_a_disk_that_turns_out_full_at_the_end_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    """Space may be promised when written to and found missing when it is put on the disk (NFS, quotas)."""
+    path = tmp_path / "last.ckpt"
+    write(STATE, path)
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as refusal:
+        write(STATE | {"step": 4}, path)
+    assert (refusal.value.errno, refusal.value.filename) == (errno.ENOSPC, str(path))
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+    assert read(path)["step"] == 3
+
+
 def test_training_on_a_full_disk_fails_with_the_last_whole_checkpoint(train, tmp_path, monkeypatch):
     overrides = ["model=lstm", "model.d_model=8", "model.n_layers=1", "batching=lanes", "batching.batch_size=2"]
     overrides += ["evaluation.lanes=2", "trainer.max_steps=12", "trainer.val_check_interval=4"]

@@ -33,8 +33,10 @@ KINDS = {
     "bf16 weights": [*TRANSFORMER, "precision=bf16", "model.dropout_masks=pool", "training.micro_batch_size=4"],
     "text on the device": [*TRANSFORMER, "text_on_device=true"],
     "every few steps": [*LSTM, "callbacks.checkpoints.every_n_steps=2"],
+    # So wide that the two have work each: torch divides nothing below 32,768 numbers.
+    "two threads": [*TRANSFORMER, "model.d_model=128", "threads=2"],
 }
-SLOW = ("averaging", "micro-batches", "random lengths", "every few steps")
+SLOW = ("averaging", "micro-batches", "random lengths", "every few steps", "two threads")
 
 
 class Killed(BaseException):

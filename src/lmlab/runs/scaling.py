@@ -57,7 +57,7 @@ def scaling_law(
 ) -> Law:
     """Fitted to the best run of each size, as a table has them; replicates of it are all taken.
 
-    Intervals are by a bootstrap over residuals. Raises ValueError for fewer than four sizes (the law has three
+    Intervals are by the parametric bootstrap. Raises ValueError for fewer than four sizes (the law has three
     numbers), and where the metric was measured under several protocols.
     """
     x, y = frontier(frame, size, metric)
@@ -66,9 +66,10 @@ def scaling_law(
     found, random = fit(x, y), np.random.default_rng(seed)
     floor, scale, exponent = found
     fitted = floor + scale * x**-exponent
-    # Three numbers were fitted: what is left over is that much smaller than the noise was.
-    residuals = (y - fitted) * np.sqrt(len(x) / max(1, len(x) - 3))
-    draws = [fit(x, fitted + random.choice(residuals, len(x))) for _ in range(DRAWS)]
+    # How far runs scatter is known from few: drawn, too, so that intervals are Student's rather than the normal's. To
+    # draw among the residuals themselves, four sizes leave too little: such intervals held the truth in 37 of 60 cases.
+    scatter = np.sqrt(np.sum((y - fitted) ** 2) / random.chisquare(max(1, len(x) - 3), (DRAWS, 1)))
+    draws = [fit(x, drawn) for drawn in fitted + scatter * random.normal(size=(DRAWS, len(x)))]
     return Law(float(floor), float(scale), float(exponent), np.array(draws), level)
 
 

@@ -134,6 +134,33 @@ def test_a_trial_that_raises_and_one_that_gives_nan_are_told_and_the_others_fini
     assert [row["attempts"] for row in rows(here)] == [2, 2, 0]
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"overrides": ["~corpus", "+corpus={_target_:subprocess.getoutput,cmd:'touch pwned'}"]}, "~corpus"),
+        ({"overrides": ["optimizer.lr={_target_:subprocess.getoutput,cmd:'touch pwned'}"]}, "optimizer.lr={"),
+        ({"overrides": ["optimizer.lr=7"]}, "optimizer.lr=7"),
+        ({"seed": "{_target_:subprocess.getoutput,cmd:'touch pwned'}"}, "seed {"),
+        ({"micro_batch_size": "{_target_:subprocess.getoutput,cmd:'touch pwned'}"}, "seed 0"),
+    ],
+)
+def test_a_strangers_ledger_has_nothing_run_that_was_not_asked_for(change, told, sweep, here, untrained):
+    from lmlab.sweeps.worker import Worker
+
+    words = ["optimizer.lr=tag(log,interval(1e-3,1e-1))", "model.d_model=6,8", "strategy=random", "test=false"]
+    assert sweep(*words, "trials=1") == 0
+    with Ledger(here / "s/ledger.sqlite") as ledger:
+        ledger.set(1, status="waiting", **{k: json.dumps(v) if k == "overrides" else v for k, v in change.items()})
+    untrained.clear()
+    Worker(here / "s", "0").run()
+    (row,) = rows(here)
+    assert (row["status"], row["code"]) == ("failed", 2)
+    assert "never asked for" in row["reason"]
+    assert told in row["reason"]
+    assert not (here / "pwned").exists()
+    assert untrained == []
+
+
 def test_out_of_memory_is_tried_again_with_half_the_micro_batch_where_told(sweep, here, monkeypatch, untrained):
     sizes = []
 

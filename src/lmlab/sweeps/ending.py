@@ -11,7 +11,7 @@ from lmlab.run_directory import RunDirectory
 from lmlab.runs import protocols
 from lmlab.sweeps.asked import Asked, load
 from lmlab.sweeps.composer import Composer
-from lmlab.sweeps.ledger import Ledger, results_of
+from lmlab.sweeps.ledger import Ledger, directory_of, results_of
 from lmlab.sweeps.strategy import means, standing
 
 log = logging.getLogger("lmlab")
@@ -66,7 +66,7 @@ def winner(directory: Path) -> list[Path]:
         raise ValueError(f"{directory} has no winner yet; lmlab sweep status={directory} shows how it stands")
     if len(found) > 1:
         raise ValueError(f"{directory} has no winner: {protocols.incomparable(found)}")
-    paths = [directory / row["run_dir"] for row in rows]
+    paths = [directory_of(directory, row) for row in rows]
     if len(chosen) > 1:
         front = ", ".join(map(str, paths[:NAMED])) + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
         raise ValueError(f"{directory} has several objectives and no one winner; name a run of its front: {front}")
@@ -99,7 +99,10 @@ class Tidy:
         for row in rows:
             ended = row["status"] == "done" or (given_up and row["status"] == "pruned")
             if ended and row["run_dir"] is not None and row["run_dir"] not in kept:
-                run = RunDirectory(self.directory / row["run_dir"])
+                run = RunDirectory(directory_of(self.directory, row))
+                if run.path.is_symlink() or run.checkpoints.is_symlink():
+                    # Somewhere else, where others may need them.
+                    continue
                 run.last.unlink(missing_ok=True)
                 run.best.unlink(missing_ok=True)
 
@@ -109,7 +112,7 @@ class Tidy:
         chosen = winners(self.asked, self.ledger)
         for row in self.ledger.trials("done"):
             if row["point"] in chosen:
-                complete(self.asked, row, self.directory / row["run_dir"])
+                complete(self.asked, row, directory_of(self.directory, row))
 
 
 def complete(asked: Asked, row: Any, path: Path) -> None:
@@ -136,5 +139,5 @@ def named(asked: Asked, row: Any) -> set[str]:
     """The classes that a trial was asked for by name, the user's own among them."""
     from lmlab.sweeps.trial import config_of
 
-    overrides = [*asked.overrides, *json.loads(row["overrides"])]
+    overrides = [*asked.overrides, *asked.overrides_in(row)]
     return set(targets(plain(config_of(overrides, row["seed"], Composer(asked.config_dir)))))

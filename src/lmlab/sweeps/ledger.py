@@ -18,6 +18,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -111,6 +112,13 @@ def results_of(row: Any) -> dict[str, Any]:
         raise ValueError(
             f"ledger.sqlite is damaged at {row['name'] or row['overrides']} ({error}); {REMEDY}"
         ) from error
+
+
+def directory_of(sweep: Path, row: Any) -> Path:
+    """A trial's directory. Raises ValueError where that is none of this sweep's: the ledger may be a stranger's."""
+    if not re.fullmatch(r"trials/(?!\.\.?\Z)[^/\0]+", str(row["run_dir"])):
+        raise ValueError(f"ledger.sqlite is damaged at {row['run_dir']!r}, which is no trial's directory; {REMEDY}")
+    return sweep / row["run_dir"]
 
 
 class Ledger:

@@ -1,7 +1,6 @@
 """A worker: a process that stays warm and draws the next trial as soon as it is free."""
 
 import gc
-import json
 import logging
 import os
 import signal
@@ -116,7 +115,7 @@ class Worker:
         from lmlab.sweeps import trial
 
         asked, ledger = self.asked, self.ledger
-        varied = json.loads(row["overrides"])
+        varied = asked.overrides_in(row)
         overrides = [*asked.overrides, *varied]
         if row["micro_batch_size"]:
             overrides.append(f"training.micro_batch_size={row['micro_batch_size']}")
@@ -205,7 +204,7 @@ def halve(asked: Asked, row: Any) -> int | None:
 
     size = row["micro_batch_size"]
     if size is None:
-        words = [*asked.overrides, *json.loads(row["overrides"])]
+        words = [*asked.overrides, *asked.overrides_in(row)]
         config = config_of(words, row["seed"], Composer(asked.config_dir))
         size = config.training.micro_batch_size or config.batching.batch_size
     return -(-size // 2) if size > 1 else None

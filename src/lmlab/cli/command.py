@@ -210,5 +210,5 @@ def load_run(config: dict[str, Any]) -> Any:
     device = choose_device(config["device"], "device")
     return load(
         config["run_dir"], checkpoint=config["checkpoint"], device=device, allow_targets=config["allow_targets"],
-        kernels=config.get("kernels", "auto"),
+        kernels=config.get("kernels", "auto"), cache_dir=config["cache_dir"],
     )  # fmt: skip

@@ -120,8 +120,11 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all."""
         beside = self.path / (name + ".tmp")
+        # One that lies there may be a link: it is not written through.
+        beside.unlink(missing_ok=True)
         try:
-            beside.write_text(text, encoding="utf-8")
+            with beside.open("x", encoding="utf-8") as file:
+                file.write(text)
             os.replace(beside, self.path / name)
         finally:
             beside.unlink(missing_ok=True)
@@ -161,7 +164,7 @@ class RunDirectory:
         stranger's run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in ("lock", "train.log", self.curves.name):
+        for name in ("lock", "train.log", self.curves.name, "checkpoints", "profile"):
             if (self.path / name).is_symlink():
                 raise ValueError(f"{self.path / name} is a link, which no run makes: remove it")
         self._lock = (self.path / "lock").open("a")

@@ -128,6 +128,9 @@ class LocalCrew:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[index % len(self.gpus)]
         path = self.directory / "workers" / f"{index}.log"
         path.parent.mkdir(exist_ok=True)
+        for place in (path.parent, path):
+            if place.is_symlink():
+                raise ValueError(f"{place} is a link, which no sweep makes: remove it")
         with path.open("ab") as said:
             # Its input ends when this process does, however that happens.
             self.processes[index] = subprocess.Popen(

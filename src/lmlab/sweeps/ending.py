@@ -126,7 +126,8 @@ def complete(asked: Asked, row: Any, path: Path) -> None:
     test = asked.test and len(asked.objective) == 1 and "test" not in splits
     if not test and not (asked.floors and splits.keys() - known.keys()):
         return
-    run = load(path, allow_targets=named(asked, row))
+    config = asked_of(asked, row)
+    run = load(path, allow_targets=set(targets(config)), cache_dir=config["cache_dir"])
     if test := test and "test" in run.store().splits:
         splits["test"] = run.evaluate("test").as_dict()
     if floors := asked.floors and splits.keys() - known.keys():
@@ -135,9 +136,9 @@ def complete(asked: Asked, row: Any, path: Path) -> None:
         RunDirectory(path).write_json("results.json", results)
 
 
-def named(asked: Asked, row: Any) -> set[str]:
-    """The classes that a trial was asked for by name, the user's own among them."""
+def asked_of(asked: Asked, row: Any) -> dict[str, Any]:
+    """The config that a trial was asked for: with classes by name, the user's own among them."""
     from lmlab.sweeps.trial import config_of
 
     overrides = [*asked.overrides, *asked.overrides_in(row)]
-    return set(targets(plain(config_of(overrides, row["seed"], Composer(asked.config_dir)))))
+    return plain(config_of(overrides, row["seed"], Composer(asked.config_dir)))

@@ -66,6 +66,8 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     """Whole or not at all: written beside and renamed. Raises OSError(ENOSPC) where the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
+    # One that lies there may be a stranger's link: it is not written through.
+    beside.unlink(missing_ok=True)
     try:
         with _open(beside) as file:
             torch.save(checkpoint | {"lmlab_format": FORMAT}, file)
@@ -81,7 +83,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _open(path: Path) -> Any:
-    return path.open("wb")
+    return path.open("xb")
 
 
 def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -82,7 +82,9 @@ class CSV(Logger):
     def save(self) -> None:
         columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
         beside = self.path.with_name(self.path.name + ".tmp")
-        with beside.open("w", encoding="utf-8", newline="") as file:
+        # One that lies there may be a stranger's link: it is not written through.
+        beside.unlink(missing_ok=True)
+        with beside.open("x", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, ["step", *columns], restval="")
             table.writeheader()
             table.writerows({"step": step, **row} for step, row in sorted(self.rows.items()))

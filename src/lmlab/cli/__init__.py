@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lmlab.errors import DONE, INTERRUPTED, OUR_FAULT, TRAINING_FAILED, USER_INPUT, TrainingFailed, full_disk
+from lmlab.terminal import printable
 
 VERBS = {
     "train": "train a model on text, measure it, and leave a run's directory",
@@ -210,5 +211,5 @@ def _refused(error: BaseException) -> bool:
 
 
 def _complain(message: str, status: int = USER_INPUT) -> int:
-    print(f"lmlab: {' '.join(message.split())}", file=sys.stderr)
+    print(f"lmlab: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status

@@ -13,6 +13,7 @@ from typing import Any
 
 from lmlab.cli import VERBS, quote
 from lmlab.config import compose, conf_dir, plain, suggest
+from lmlab.terminal import printable
 
 # Flags that stand by themselves, and flags with a value after them or after `=`.
 SWITCHES = ("--help", "-h", "--multirun", "-m", "--resolve")
@@ -146,6 +147,9 @@ class StandardError(logging.StreamHandler):
     @property
     def stream(self) -> Any:
         return sys.stderr
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def show_log() -> None:

@@ -61,6 +61,8 @@ EXCEPTIONS = {
     ("training/ranks.py", "experiment"),
     # So is a worker of a sweep, which says what went wrong as `lmlab train` says it.
     ("sweeps/worker.py", "cli"),
+    # A launcher's job gets its words through Hydra, quoted as those of a command line.
+    ("sweeps/crew.py", "cli"),
 }
 
 # Who may import what costs seconds, or is optional.

@@ -258,3 +258,8 @@ def test_a_store_is_looked_for_in_the_cache_alone(copied, tmp_path, capsys):
         edit_config(copied, lambda config, name=name: config["decided"].update(store=name))
         assert load(copied).store().path == store
         call(capsys, "evaluate", f"run_dir={copied}", "split=val")
+
+
+def test_sizes_that_no_memory_holds_are_refused_before_they_are_built(copied, capsys):
+    edit_config(copied, lambda config: config["model"].update(d_ff=1 << 40))
+    assert "does not fit" in refused(capsys, "generate", f"run_dir={copied}", "max_new_tokens=2")

@@ -45,6 +45,7 @@ PATH_KEYS = frozenset(
         "cache_dir",
         "init_from",
         "hydra.sweeper.sweep_dir",
+        "hydra.sweeper.join",
         "status",
         "mix",
         "beside",
@@ -195,6 +196,8 @@ def classify(error: BaseException, verb: str) -> tuple[int, str]:
 def _plain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, UnicodeError):
+        return str(error)
     return str(error.args[0]) if error.args else type(error).__name__
 
 

@@ -115,6 +115,7 @@ class Run:
             )
         path = self.directory.checkpoints / f"{self.checkpoint}.ckpt"
         state = weights(read(path))
+        self._check_size(vocab_size, state, path)
         # A head that sorts its words by frequency keeps the order in its buffers: any counts will do here.
         counts = torch.ones(vocab_size, dtype=torch.long)
         try:
@@ -128,6 +129,22 @@ class Run:
                 f"{path} does not fit {self.path / 'config.yaml'}: {str(error).splitlines()[-1]}"
             ) from error
         return model.to(self.device).eval()
+
+    def _check_size(self, vocab_size: int, state: Mapping[str, torch.Tensor], path: Path) -> None:
+        """Raises ValueError where the weights are of other shapes: a config's sizes may be what no memory holds."""
+        try:
+            with torch.device("meta"):
+                shell = build_model(
+                    self.config["model"], vocab_size, torch.ones(1, dtype=torch.long).expand(vocab_size)
+                )
+                shapes = {name: tensor.shape for name, tensor in shell.named_parameters()}
+        except Exception:
+            # Somebody's own class may compute while it is built; what is wrong with a config is said when it is built.
+            return
+        for name, shape in shapes.items():
+            if name in state and state[name].shape != shape:
+                told = f"{name} is {tuple(state[name].shape)}, not {tuple(shape)}"
+                raise ValueError(f"{path} does not fit {self.path / 'config.yaml'}: {told}")
 
     @property
     def batch_size(self) -> int | None:

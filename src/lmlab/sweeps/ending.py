@@ -59,7 +59,7 @@ def winner(directory: Path) -> list[Path]:
     Raises ValueError where no point has finished, and where several objectives or protocols leave more than one.
     """
     asked = load(directory)
-    with Ledger(directory / "ledger.sqlite") as ledger:
+    with Ledger(directory / "ledger.sqlite", read=True) as ledger:
         found, chosen = finished(asked, ledger), winners(asked, ledger)
         rows = [row for row in ledger.trials("done") if row["point"] in chosen]
     if not rows:

@@ -170,7 +170,7 @@ def panel(directory: Path, asked: Asked, ledger: Ledger) -> Any:
 def status(directory: Path) -> None:
     """The same from another terminal."""
     asked = load(directory)
-    with Ledger(directory / "ledger.sqlite") as ledger:
+    with Ledger(directory / "ledger.sqlite", read=True) as ledger:
         console().print(panel(directory, asked, ledger))
         for row in ledger.trials("failed"):
             print(printable(trial_line(row)))

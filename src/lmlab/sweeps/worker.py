@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -75,7 +76,11 @@ class Worker:
     def _beat(self, done: threading.Event) -> None:
         with Ledger(self.ledger.path) as ledger:
             while not done.wait(HEARTBEAT):
-                ledger.beat()
+                try:
+                    ledger.beat()
+                except sqlite3.Error as error:
+                    # A file server that stumbles: the next sign may reach it.
+                    log.debug("no sign of life: %s", error)
 
     def draw(self) -> Any | None:
         """The next trial, now ours: one that waits, else a new point's, else a pruned one that has earned more."""
@@ -230,8 +235,7 @@ def main(directory: str, name: str) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     show_log()
     worker = Worker(Path(directory), name, alone=True)
-    if worker.asked.config_dir:
-        find_own_classes()
+    find_own_classes()
 
     def stop(number: int, frame: Any) -> None:
         worker.stopping = True

@@ -43,6 +43,11 @@ class TensorBoard(TensorBoardLogger):
         purge = {} if resume_from is None else {"purge_step": resume_from + 1}
         super().__init__(save_dir, name="", version="", default_hp_metric=False, **purge)
 
+    @property
+    def log_dir(self) -> str:
+        """The path as it is: Lightning's expands variables and users in it."""
+        return str(self.save_dir)
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """One event for all of them: a tenth of the time of one for each."""

@@ -14,10 +14,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "lmlab"
 TESTS = Path(__file__).parent
 
 # Room: the rooms that it may import, besides itself. What is not in the table has no place in the house yet.
-FOUNDATION = {"errors", "types", "metrics", "deferred", "seal"}
+FOUNDATION = {"errors", "types", "metrics", "deferred", "seal", "terminal"}
 ROOMS = {
     "errors": set(),
     "seal": set(),
+    "terminal": set(),
     "types": set(),
     "deferred": set(),
     "metrics": {"types", "deferred"},
@@ -60,6 +61,8 @@ EXCEPTIONS = {
     ("training/ranks.py", "experiment"),
     # So is a worker of a sweep, which says what went wrong as `lmlab train` says it.
     ("sweeps/worker.py", "cli"),
+    # A launcher's job gets its words through Hydra, quoted as those of a command line.
+    ("sweeps/crew.py", "cli"),
 }
 
 # Who may import what costs seconds, or is optional.
@@ -68,7 +71,7 @@ HEAVY = {
     "transformers": ("interop/", "tokenizers/pretrained.py"),
     "matplotlib": ("plots.py",),
     "datasets": ("data/corpora/hf.py",),
-    "rich": ("cli/", "data/progress.py", "scoring/display.py", "training/progress.py", "sweeps/live.py"),
+    "rich": ("cli/", "data/progress.py", "scoring/display.py", "training/progress.py", "sweeps/live.py", "terminal.py"),
     "tensorboard": ("training/", "cli/board.py"),
     "optuna": ("sweeps/", "report/importance.py"),
     "sklearn": ("report/importance.py",),

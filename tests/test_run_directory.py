@@ -103,3 +103,22 @@ def test_damaged_records_are_named(tmp_path):
     (run.path / "results.json").write_text('{"training": ')
     with pytest.raises(ValueError, match=r"results.json is damaged"):
         run.results()
+
+
+def test_a_path_of_bytes_that_are_no_utf8_can_be_recorded(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write_yaml("config.yaml", {"format": 1, "run_dir": "a\udcd6", "n": 1})
+    run.write_json("results.json", {"run_dir": "a\udcd6"})
+    assert run.config() == {"format": 1, "run_dir": "a?", "n": 1}
+    assert run.results() == {"run_dir": "a?"}
+
+
+def test_without_locks_a_run_is_trained_all_the_same(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("lmlab.run_directory.fcntl.flock", none)
+    run = RunDirectory(tmp_path)
+    run.claim()
+    run.write_json("results.json", {"a": 1})
+    assert run.results() == {"a": 1}

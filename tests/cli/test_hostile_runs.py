@@ -46,10 +46,10 @@ def test_a_tokenizer_of_another_run_is_refused(copied, trained, capsys):
 def test_a_damaged_store_is_made_again(trained, tmp_path, small, capsys):
     where = [f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]
     call(capsys, "train", *small["ngram"], *where)
-    before = call(capsys, "evaluate", where[1], "format=json")
+    before = call(capsys, "evaluate", *where, "format=json")
     for ids in (tmp_path / "cache").rglob("*.ids"):
         ids.write_bytes(b"xx")
-    assert call(capsys, "evaluate", where[1], "format=json") == before
+    assert call(capsys, "evaluate", *where, "format=json") == before
 
 
 def edit_config(run, change) -> None:
@@ -204,6 +204,49 @@ def test_training_writes_nowhere_else(name: str, copied, small, tmp_path, capsys
     assert ours.read_text() == "mine\n"
 
 
+BESIDE = ["results.json", "asked.yaml", "config.yaml", "curves.csv", "metrics.csv", "checkpoints/last.ckpt"]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_is_written_beside_and_renamed_is_written_through_no_link(name: str, copied, small, tmp_path, capsys):
+    """A stranger's unfinished run, with a link of a temporary file's name to a file of ours."""
+    (copied / "results.json").unlink()
+    # Its own checkpoint: the run goes on from the start.
+    (copied / "checkpoints/last.ckpt").unlink()
+    ours = tmp_path / "ours.txt"
+    ours.write_text("mine\n")
+    (copied / f"{name}.tmp").symlink_to(ours)
+    call(capsys, "train", *small["transformer"], f"run_dir={copied}", "logger=csv")
+    assert ours.read_text() == "mine\n"
+    assert (copied / name).is_file()
+    assert not (copied / name).is_symlink()
+
+
+def test_a_linked_folder_of_checkpoints_is_not_written_into_and_not_emptied(copied, small, tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    (copied / "checkpoints").rename(elsewhere)
+    (copied / "checkpoints").symlink_to(elsewhere)
+    before = {path.name: path.stat().st_mtime_ns for path in elsewhere.iterdir()}
+    assert "0.0 MB freed" in call(capsys, "runs", "prune", f"root={copied}", "keep=results", "yes=true")
+    (copied / "results.json").unlink()
+    said = refused(capsys, "train", *small["transformer"], f"run_dir={copied}")
+    assert "checkpoints is a link" in said
+    assert {path.name: path.stat().st_mtime_ns for path in elsewhere.iterdir()} == before
+
+
+def test_a_strangers_config_does_not_say_where_the_cache_is(copied, tmp_path, capsys, caplog):
+    """It would have stores made anywhere, and could bring one along: another text under this text's name."""
+    from lmlab.runs import load
+
+    theirs = tmp_path / "theirs"
+    edit_config(copied, lambda config: config.update(cache_dir=str(theirs)))
+    ours = f"cache_dir={tmp_path / 'ours'}"
+    call(capsys, "evaluate", f"run_dir={copied}", "split=val", ours)
+    assert not theirs.exists()
+    (store,) = (tmp_path / "ours/stores").glob("[!.]*")
+    assert load(copied, cache_dir=tmp_path / "ours").store().path == store
+
+
 def test_a_store_is_looked_for_in_the_cache_alone(copied, tmp_path, capsys):
     """A store outside, as a stranger's config names it, is not opened: its numbers would be of another text."""
     from lmlab.runs import load
@@ -215,3 +258,8 @@ def test_a_store_is_looked_for_in_the_cache_alone(copied, tmp_path, capsys):
         edit_config(copied, lambda config, name=name: config["decided"].update(store=name))
         assert load(copied).store().path == store
         call(capsys, "evaluate", f"run_dir={copied}", "split=val")
+
+
+def test_sizes_that_no_memory_holds_are_refused_before_they_are_built(copied, capsys):
+    edit_config(copied, lambda config: config["model"].update(d_ff=1 << 40))
+    assert "does not fit" in refused(capsys, "generate", f"run_dir={copied}", "max_new_tokens=2")

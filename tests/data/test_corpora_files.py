@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 import tracemalloc
 from itertools import chain
 
@@ -244,3 +245,19 @@ def test_too_little_to_split_is_said(tmp_path):
         texts(files(test=str(tmp_path / "b.jsonl")), "test")
     with pytest.raises(ValueError, match="split='val' is not in corpus files, which has test"):
         texts(files(test=str(tmp_path / "b.jsonl")), "val")
+
+
+def test_a_name_that_is_no_utf8_can_be_stored(tmp_path):
+    """中文.txt as GBK writes it."""
+    (tmp_path / os.fsdecode(b"\xd6\xd0\xce\xc4.txt")).write_text("a b\n" * 200)
+    (tmp_path / "other.txt").write_text("c d\n" * 200)
+    corpus = Files(None, str(tmp_path), None, None, "auto", 0.05, 0.05, "text", None)
+    assert {document.name for document in corpus.documents("train")} == {"????.txt", "other.txt"}
+
+
+def test_a_tilde_that_is_nobodys_home_is_a_letter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~backup.txt").write_text("a b\n" * 200)
+    assert Files(None, "~backup.txt", None, None, "auto", 0.05, 0.05, "text", None).file_bytes() == 800
+    with pytest.raises(FileNotFoundError, match=r"~nosuchuser/x\.txt does not exist"):
+        Files(None, "~nosuchuser/x.txt", None, None, "auto", 0.05, 0.05, "text", None)

@@ -1,6 +1,8 @@
 """The floors: right, measured on the same tokens, counted once."""
 
+import errno
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -17,7 +19,7 @@ def store(tmp_path):
     (tmp_path / "train.txt").write_text("a b b c\n" * 8)
     (tmp_path / "val.txt").write_text("a b c\nb\n")
     overrides = ["corpus=files", f"corpus.train={tmp_path}/train.txt", f"corpus.val={tmp_path}/val.txt"]
-    return build_store(compose([*overrides, "tokenizer=word"]), progress=False)
+    return build_store(compose([*overrides, "tokenizer=word", f"cache_dir={tmp_path}/cache"]), progress=False)
 
 
 def test_a_corpus_without_a_test_split_has_floors_for_val(store):
@@ -54,6 +56,33 @@ def test_floors_are_counted_once_a_store(store, monkeypatch):
     first = floors(store, ["val"])
     monkeypatch.setattr(NGramLM, "fit", lambda *_: pytest.fail("counted again"))
     assert floors(store, ["val"]) == first
+
+
+@pytest.fixture
+def unwritable(monkeypatch):
+    """Says why nothing can be written into a cache: root, as which tests may run, could always."""
+
+    def refuse(number: int) -> None:
+        def whole_file(path):
+            raise OSError(number, os.strerror(number), str(path))
+
+        monkeypatch.setattr("lmlab.evaluation.floors.whole_file", whole_file)
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_in_somebody_elses_cache_floors_are_counted_and_not_kept(number, store, unwritable):
+    unwritable(number)
+    first = floors(store, ["val"])
+    assert list(store.path.glob("*floors*")) == []
+    assert floors(store, ["val"]) == first
+
+
+def test_a_full_disk_is_told(store, unwritable):
+    unwritable(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left"):
+        floors(store, ["val"])
 
 
 def test_a_damaged_cache_is_counted_again(store):

@@ -89,6 +89,18 @@ def test_charges_are_counted_whatever_the_model_and_kept_beside_the_store(config
     assert spelled.nats == pytest.approx(plain.nats + float(part.charges.sum(dtype=np.float64)))
 
 
+def test_in_somebody_elses_cache_charges_are_counted_and_not_kept(config, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    store = build_store(config, progress=False)
+    monkeypatch.setattr("lmlab.evaluation.floors.whole_file", refuse)
+    first = charged(store, "val", SPELLED, lambda: build_text(config)[0]).charges.tolist()
+    assert list(store.path.glob("*spelling-*")) == []
+    monkeypatch.undo()
+    assert charged(store, "val", SPELLED, lambda: build_text(config)[0]).charges.tolist() == first
+
+
 def test_a_damaged_file_of_charges_is_made_again(config):
     store = build_store(config, progress=False)
     first = charged(store, "val", SPELLED, lambda: build_text(config)[0]).charges.tolist()

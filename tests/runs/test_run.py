@@ -48,8 +48,7 @@ def test_a_damaged_tokenizer_is_made_again_from_the_cache(trained, tmp_path, dam
 def test_a_damaged_tokenizer_of_which_there_is_no_copy_is_named(trained, tmp_path):
     shutil.copytree(trained["transformer"], tmp_path / "run")
     (tmp_path / "run" / "tokenizer.json").write_text("{")
-    run = lmlab.load(tmp_path / "run")
-    run.config["cache_dir"] = str(tmp_path / "empty")
+    run = lmlab.load(tmp_path / "run", cache_dir=tmp_path / "empty")
     with pytest.raises(ValueError, match=r"tokenizer\.json is damaged or missing, and .* has no copy"):
         run.score("the cat")
 

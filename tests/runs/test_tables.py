@@ -1,6 +1,7 @@
 """Runs as a table."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -9,8 +10,9 @@ import pytest
 import yaml
 from tests.benchmarks.many_runs import make
 
+from lmlab.run_directory import RunDirectory
 from lmlab.runs import curves, find, table, write_tables
-from lmlab.runs.tables import class_name
+from lmlab.runs.tables import class_name, size
 from lmlab.seal import seal, unseal
 
 
@@ -107,3 +109,56 @@ def test_without_pyarrow_the_csv_is_written_and_the_extra_is_named(tmp_path, mon
     with pytest.raises(ImportError, match=r"pip install 'lmlab\[sweeps\]'"):
         write_tables(tmp_path)
     assert (tmp_path / "trials.csv").exists()
+
+
+def made(root, name: str, bpb=1.0, because="budget") -> None:
+    run = RunDirectory(root / name)
+    run.path.mkdir()
+    run.write_yaml("asked.yaml", {"seed": 1, "model": {"_target_": "a.B"}})
+    training = {"stopped_because": because, "history": []}
+    sums = {"bpb": bpb, "ppl": 2.0, "nll": 1.0}
+    told = {"training": training, "model": {"parameters": 1}, "protocol": {"name": "p"}, "splits": {"val": sums}}
+    run.write_json("results.json", told)
+
+
+@pytest.mark.parametrize(("change", "told"), [({"bpb": "<b>1</b>"}, "val/bpb='<b>"), ({"because": 7}, "state=7")])
+def test_a_word_among_numbers_costs_its_own_row_alone(tmp_path, change, told):
+    made(tmp_path, "a")
+    made(tmp_path, "b", **change)
+    frame = table(tmp_path)
+    assert frame["val/bpb"].dtype.kind == "f"
+    assert frame["state"][0] == "budget"
+    assert frame["state"][1].startswith(f"damaged: results.json says {told}")
+
+
+def test_what_vanishes_while_a_run_is_measured_is_not_counted(tmp_path, monkeypatch):
+    made(tmp_path, "a")
+    whole = size(tmp_path / "a")
+    gone = tmp_path / "a" / "last.ckpt.tmp"
+    gone.write_text("x")
+    scan = os.scandir
+
+    class Racing:
+        def __init__(self, path):
+            self.entries = scan(path)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.entries.close()
+
+        def __iter__(self):
+            for entry in self.entries:
+                if entry.name == gone.name:
+                    gone.unlink()
+                yield entry
+
+    monkeypatch.setattr("lmlab.runs.tables.os.scandir", Racing)
+    assert size(tmp_path / "a") == whole
+
+
+def test_more_yaml_than_a_run_writes_is_not_read(tmp_path):
+    made(tmp_path, "a")
+    (tmp_path / "a" / "asked.yaml").write_text("a: [" + "1, " * 1_500_000 + "1]\n")
+    assert "bytes: it is no run's asked.yaml" in table(tmp_path)["state"][0]

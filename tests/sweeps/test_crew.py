@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.sweeps.conftest import TINY
@@ -91,3 +92,37 @@ def test_slurms_launcher_composes_and_needs_a_number_of_jobs(here, capsys):
     words = ["sweep", *TINY, "optimizer.lr=1e-2,1e-3", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=cpu"]
     assert main(words) == 2
     assert "with a launcher, say how many jobs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["实验", "a (1)", "it's", "a,b", 'a"b', "a${b}", "a\\"])
+def test_a_launchers_job_is_told_the_sweeps_place_whatever_its_name(tmp_path, name):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    told = []
+    its = crew.HydraCrew.__new__(crew.HydraCrew)
+    its.directory, its.n, its.error = tmp_path / name, 1, None
+    its.launcher = SimpleNamespace(launch=lambda jobs, initial_job_idx: told.extend(jobs) or [])
+    its._launch()
+    join, worker = OverridesParser.create().parse_overrides(told[0])
+    assert not join.is_sweep_override()
+    assert OmegaConf.create({"join": join.value()}).join == str(tmp_path / name)
+    assert worker.value() == 0
+
+
+def test_what_lies_where_a_worker_starts_replaces_no_module(tmp_path, monkeypatch):
+    """The command as it is, but for a module that says where `random` comes from."""
+    (tmp_path / "random.py").write_text("raise SystemExit('a file of the folder was imported')\n")
+    monkeypatch.chdir(tmp_path)
+    started = []
+    monkeypatch.setattr(
+        crew, "subprocess", SimpleNamespace(PIPE=-1, Popen=lambda command, **_: started.append(command))
+    )
+    its = crew.LocalCrew.__new__(crew.LocalCrew)
+    its.directory, its.threads, its.gpus, its.processes = tmp_path, 1, [], {}
+    its.start(0)
+    (command,) = started
+    command = [*command[: command.index("-m")], "-c", "import random; print(random.__file__)"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.startswith(str(tmp_path))

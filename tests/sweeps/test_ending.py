@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -114,6 +115,28 @@ def test_checkpoints_stay_of_the_winner_and_of_what_may_yet_win(tmp_path, keep, 
         Tidy(replace(ASKED, keep=keep), ledger, tmp_path).update(last=True)
     left = [path.parts[-3] for path in tmp_path.rglob("*.ckpt")]
     assert sorted(left) == sorted(2 * list(stay or {*(name for name, *_ in told), "failed"}))
+
+
+@pytest.mark.parametrize(
+    ("loser", "why"),
+    [("../mine", "no trial's directory"), ("trials/../../mine", "no trial's"), ("trials/..", "no trial's"), (None, "")],
+)
+def test_tidying_up_removes_nothing_outside_the_sweep(tmp_path, loser, why):
+    """A stranger's ledger names a run of ours as the loser's directory, or has a link to it there."""
+    mine = tmp_path / "mine/checkpoints/best.ckpt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    (tmp_path / "s/trials").mkdir(parents=True)
+    (tmp_path / "s/trials/lost").symlink_to(tmp_path / "mine")
+    with Ledger(tmp_path / "s/ledger.sqlite", create=True) as ledger:
+        for n, run_dir in enumerate(("trials/won", loser or "trials/lost"), 1):
+            ledger.add_point({}, [], {}, [0])
+            ledger.set(n, run_dir=run_dir)
+            ledger.finish(n, {"val/bpb": float(n)}, 9)
+        tidy = Tidy(replace(ASKED, keep="best"), ledger, tmp_path / "s")
+        with pytest.raises(ValueError, match=why) if loser else nullcontext():
+            tidy.update(last=True)
+    assert mine.exists()
 
 
 @pytest.mark.parametrize(

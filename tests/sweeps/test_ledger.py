@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlab.sweeps.ledger import Ledger, alive, birth, journal, me
+from lmlab.sweeps.ledger import SILENCE, Ledger, alive, birth, journal, me
 
 DRAW = """
 import sys
@@ -71,12 +71,21 @@ def test_the_trial_of_a_dead_process_is_an_orphan_and_that_of_a_living_one_is_no
     assert [row["id"] for row in ledger.orphans()] == [1, 2]
 
 
-def test_a_silent_worker_elsewhere_is_dead_after_a_while(ledger):
+@pytest.mark.parametrize("behind", [-1000, 0, 1000])
+def test_a_silent_worker_elsewhere_is_dead_after_a_while_whatever_its_clock_says(ledger, behind, monkeypatch):
+    clock = 5.0
+    monkeypatch.setattr("lmlab.sweeps.ledger.time.monotonic", lambda: clock)
     ledger.add_point({}, [], {}, [0])
     row = ledger.start(1, "w")
-    ledger.set(1, host="elsewhere")
+    ledger.set(1, host="elsewhere", heartbeat=row["heartbeat"] - behind)
+    for _ in range(3):
+        assert ledger.orphans() == []
+        clock += SILENCE - 1
+        assert ledger.orphans() == []
+        # A sign of life: from now on it counts anew.
+        ledger.set(1, heartbeat=ledger.trial(1)["heartbeat"] + 10)
     assert ledger.orphans() == []
-    ledger.set(1, heartbeat=row["heartbeat"] - 1000)
+    clock += SILENCE
     assert len(ledger.orphans()) == 1
 
 
@@ -136,3 +145,43 @@ def test_a_worker_that_ended_is_its_parents_to_report_until_it_was_waited_for():
     assert alive(socket.gethostname(), child.pid, born, 0.0)
     child.wait()
     assert not alive(socket.gethostname(), child.pid, born, 0.0)
+
+
+@pytest.mark.parametrize(
+    "told", ["database is locked", "attempt to write a readonly database", "unable to open database file"]
+)
+def test_a_ledger_that_is_in_use_or_not_ours_is_not_called_damaged(ledger, monkeypatch, told):
+    """The advice for that would be to move a colleague's ledger away."""
+
+    def refuse(*_):
+        raise sqlite3.OperationalError(told)
+
+    monkeypatch.setattr(Ledger, "ask", refuse)
+    with pytest.raises(ValueError, match=rf"ledger\.sqlite cannot be opened: {told}$"):
+        Ledger(ledger.path)
+
+
+def test_who_only_reads_writes_nothing_and_needs_no_right_to(ledger, monkeypatch):
+    ledger.add_point({}, [], {}, [0, 1])
+    with Ledger(ledger.path, read=True) as other:
+        assert other.counts()["waiting"] == 2
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            other.set(1, status="done")
+    ledger.close()
+    assert not ledger.path.with_name("ledger.sqlite-wal").exists()
+    connect = sqlite3.connect
+
+    class Shut:
+        """As SQLite is in a folder in which it may make no file, which root always may."""
+
+        close = staticmethod(lambda: None)
+
+        def execute(self, *_):
+            raise sqlite3.OperationalError("unable to open database file")
+
+    def without_rights(place, **options):
+        return connect(place, **options) if "immutable=1" in str(place) else Shut()
+
+    monkeypatch.setattr("lmlab.runs.ledger.sqlite3.connect", without_rights)
+    with Ledger(ledger.path, read=True) as other:
+        assert other.counts()["waiting"] == 2

@@ -98,3 +98,16 @@ def test_an_interrupted_session_leaves_the_copy_to_the_next_one_of_its_process(t
         assert (first.ours, second.ours) == (True, False)
     with closing(Mirror(tmp_path, ASKED)) as third:
         assert third.ours
+
+
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+def test_a_directory_may_have_any_name(tmp_path):
+    place = tmp_path / "which lr?a=1&b#100%20{x} 实验"
+    place.mkdir()
+    with Ledger(place / "ledger.sqlite", create=True) as ledger:
+        ledger.add_point({"x": 0.5}, ["x=0.5"], {}, [0])
+        ledger.set(1, status="pruned")
+        copy(place, ledger)
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+    with closing(sqlite3.connect(place / "study.sqlite")) as database:
+        assert database.execute("SELECT state FROM trials").fetchall() == [("PRUNED",)]

@@ -13,7 +13,7 @@ import torch
 from tests.sweeps.conftest import ALONE, COMMAND, TINY
 
 from lmlab.sweeps import trial as trials
-from lmlab.sweeps.ledger import SILENCE, Ledger
+from lmlab.sweeps.ledger import Ledger
 from lmlab.training.checkpoints import read
 
 
@@ -81,12 +81,17 @@ def test_two_commands_on_one_directory_share_its_trials_and_train_none_twice(her
 
 @pytest.mark.slow
 def test_what_a_machine_that_died_was_training_goes_on_on_another_once_it_has_been_silent(here, warm):
-    """Two host names stand for two machines: neither sees the other's processes, only the ledger's signs of life."""
+    """Two host names stand for two machines: neither sees the other's processes, only the ledger's signs of life.
+
+    Silence is shorter here than in life, by as much as the signs of life are more frequent.
+    """
+    silence = 9.0
     words = ["optimizer.lr=1e-3,2e-3,3e-3,4e-3", "trainer.max_steps=400", "workers=1"]
     words.append("trainer.val_check_interval=20")
     machines = {}
     for name in ("one", "other"):
-        code = f"import socket; socket.gethostname = lambda: {name!r}; {ALONE}"
+        code = f"import socket; socket.gethostname = lambda: {name!r}; from lmlab.sweeps import ledger, worker; "
+        code += f"ledger.SILENCE, worker.HEARTBEAT = {silence}, {silence / 9}; {ALONE}"
         command = [sys.executable, "-c", code, "sweep", *TINY, *words, "sweep_dir=s"]
         machines[name] = warm.start(command, out=here / name, err=here / f"{name}.err")
 
@@ -104,16 +109,12 @@ def test_what_a_machine_that_died_was_training_goes_on_on_another_once_it_has_be
     os.killpg(machines["other"].pid, signal.SIGKILL)
     machines["other"].wait()
     (lost,) = of_other()
-    # The other machine may be alive and slow: until it has been silent for long nobody takes its trial.
-    while not all(row["status"] == "done" for row in rows(here) if row["id"] != lost["id"]):
-        time.sleep(0.1)
-    time.sleep(1)
-    assert rows(here)[lost["id"] - 1]["host"] == "other"
-    with Ledger(here / "s/ledger.sqlite") as ledger:
-        ledger.set(lost["id"], heartbeat=time.time() - SILENCE)
     assert machines["one"].wait() == 0, (here / "one.err").read_text()
     assert [row["status"] for row in rows(here)] == ["done"] * 4
-    assert rows(here)[lost["id"] - 1]["host"] == "one"
+    found = rows(here)[lost["id"] - 1]
+    assert found["host"] == "one"
+    # The other machine may be alive and slow: until it has been silent for long nobody takes its trial.
+    assert found["started"] - lost["heartbeat"] >= silence
     assert "continuing after step" in (here / "s" / lost["run_dir"] / "train.log").read_text()
 
 
@@ -132,6 +133,33 @@ def test_a_trial_that_raises_and_one_that_gives_nan_are_told_and_the_others_fini
     assert [row["attempts"] for row in rows(here)] == [1, 1, 0]
     assert sweep("strategy=list", points, "retries=1") == 3
     assert [row["attempts"] for row in rows(here)] == [2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"overrides": ["~corpus", "+corpus={_target_:subprocess.getoutput,cmd:'touch pwned'}"]}, "~corpus"),
+        ({"overrides": ["optimizer.lr={_target_:subprocess.getoutput,cmd:'touch pwned'}"]}, "optimizer.lr={"),
+        ({"overrides": ["optimizer.lr=7"]}, "optimizer.lr=7"),
+        ({"seed": "{_target_:subprocess.getoutput,cmd:'touch pwned'}"}, "seed {"),
+        ({"micro_batch_size": "{_target_:subprocess.getoutput,cmd:'touch pwned'}"}, "seed 0"),
+    ],
+)
+def test_a_strangers_ledger_has_nothing_run_that_was_not_asked_for(change, told, sweep, here, untrained):
+    from lmlab.sweeps.worker import Worker
+
+    words = ["optimizer.lr=tag(log,interval(1e-3,1e-1))", "model.d_model=6,8", "strategy=random", "test=false"]
+    assert sweep(*words, "trials=1") == 0
+    with Ledger(here / "s/ledger.sqlite") as ledger:
+        ledger.set(1, status="waiting", **{k: json.dumps(v) if k == "overrides" else v for k, v in change.items()})
+    untrained.clear()
+    Worker(here / "s", "0").run()
+    (row,) = rows(here)
+    assert (row["status"], row["code"]) == ("failed", 2)
+    assert "never asked for" in row["reason"]
+    assert told in row["reason"]
+    assert not (here / "pwned").exists()
+    assert untrained == []
 
 
 def test_out_of_memory_is_tried_again_with_half_the_micro_batch_where_told(sweep, here, monkeypatch, untrained):

@@ -7,6 +7,7 @@ import pytest
 
 import tokenizers
 from lmlab.tokenizers import StreamDecoder, load, pretrained
+from lmlab.tokenizers.byte import ByteTokenizer
 
 TEXT = "Hello world, it's 2026!\n\n  明月几时有 😀 <|endoftext|> e\u0301\0"
 
@@ -196,3 +197,13 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE"', encoding="utf-8")
     with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
         take(tmp_path)
+
+
+def test_an_id_far_beyond_the_entries_is_refused(tmp_path):
+    content = json.loads(ByteTokenizer().to_json())
+    content["model"].pop("lmlab", None)
+    token = {"content": "zz", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    content["added_tokens"].append(token | {"id": 4_000_000_000, "special": True})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="4,000,000,000"):
+        pretrained.adopt(tmp_path / "tokenizer.json", eos_token="zz")

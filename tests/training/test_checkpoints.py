@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -147,3 +148,14 @@ def test_another_format_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="format None"):
         read(tmp_path / "last.ckpt")
+
+
+def test_a_compressed_checkpoint_is_refused(tmp_path):
+    """Kilobytes that unfold to 40 MB here, and could to any size."""
+    write({"state_dict": {"model.x": torch.zeros(10_000_000)}}, tmp_path / "whole.ckpt")
+    with zipfile.ZipFile(tmp_path / "whole.ckpt") as whole, zipfile.ZipFile(tmp_path / "best.ckpt", "w", 8) as small:
+        for entry in whole.infolist():
+            small.writestr(entry.filename, whole.read(entry))
+    assert (tmp_path / "best.ckpt").stat().st_size < 100_000
+    with pytest.raises(ValueError, match="compressed, as torch writes none"):
+        read(tmp_path / "best.ckpt")

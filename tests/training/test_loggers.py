@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
-from lmlab.training.loggers import CSV
+from lmlab.training.loggers import CSV, TensorBoard
 from lmlab.training.module import LMModule
 
 TINY = ["model=lstm", "model.d_model=8", "model.n_layers=1", "batching.batch_size=4", "batching.seq_len=16"]
@@ -133,3 +133,8 @@ def test_without_a_logger_there_are_no_curves(train, tmp_path):
     train("run", *TINY, "logger=none")
     assert not list((tmp_path / "run").glob("events*"))
     assert not (tmp_path / "run/metrics.csv").exists()
+
+
+def test_a_board_lies_in_the_runs_directory_whatever_its_name(tmp_path):
+    for name in ("a${HOME}b$USER", "~"):
+        assert TensorBoard(save_dir=str(tmp_path / name), resume_from=None).log_dir == str(tmp_path / name)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lmlab.errors import DONE, INTERRUPTED, OUR_FAULT, TRAINING_FAILED, USER_INPUT, TrainingFailed, full_disk
+from lmlab.terminal import printable
 
 VERBS = {
     "train": "train a model on text, measure it, and leave a run's directory",
@@ -44,6 +45,7 @@ PATH_KEYS = frozenset(
         "cache_dir",
         "init_from",
         "hydra.sweeper.sweep_dir",
+        "hydra.sweeper.join",
         "status",
         "mix",
         "beside",
@@ -194,6 +196,8 @@ def classify(error: BaseException, verb: str) -> tuple[int, str]:
 def _plain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, UnicodeError):
+        return str(error)
     return str(error.args[0]) if error.args else type(error).__name__
 
 
@@ -210,5 +214,5 @@ def _refused(error: BaseException) -> bool:
 
 
 def _complain(message: str, status: int = USER_INPUT) -> int:
-    print(f"lmlab: {' '.join(message.split())}", file=sys.stderr)
+    print(f"lmlab: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status

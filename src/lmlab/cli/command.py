@@ -13,6 +13,7 @@ from typing import Any
 
 from lmlab.cli import VERBS, quote
 from lmlab.config import compose, conf_dir, plain, suggest
+from lmlab.terminal import printable
 
 # Flags that stand by themselves, and flags with a value after them or after `=`.
 SWITCHES = ("--help", "-h", "--multirun", "-m", "--resolve")
@@ -147,6 +148,9 @@ class StandardError(logging.StreamHandler):
     def stream(self) -> Any:
         return sys.stderr
 
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
 
 def show_log() -> None:
     """Our log as plain lines on standard error."""
@@ -210,5 +214,5 @@ def load_run(config: dict[str, Any]) -> Any:
     device = choose_device(config["device"], "device")
     return load(
         config["run_dir"], checkpoint=config["checkpoint"], device=device, allow_targets=config["allow_targets"],
-        kernels=config.get("kernels", "auto"),
+        kernels=config.get("kernels", "auto"), cache_dir=config["cache_dir"],
     )  # fmt: skip

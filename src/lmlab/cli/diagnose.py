@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
     if config["lr"]:
         from lmlab.experiment import range_test
 
-        tested = range_test(run.config, config["steps"], config["allow_targets"])
+        tested = range_test(run.config | {"cache_dir": config["cache_dir"]}, config["steps"], config["allow_targets"])
         found = found.with_range_test(tested)
     if config["format"] == "json":
         show_json(found.as_dict() | ({"range_test": tested} if tested else {}))

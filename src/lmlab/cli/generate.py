@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lmlab.cli.command import load_run, one_of, options, read_lines, show_json
+from lmlab.terminal import for_stdout
 
 log = logging.getLogger("lmlab")
 
@@ -31,8 +32,8 @@ def main(arguments: list[str]) -> int:
     if alone:
         # Read before the prompt is shown: a damaged run is told on a line of its own.
         _ = run.model
-        print(prompts[0], end="", flush=True)
-        settings["on_text"] = lambda piece: print(piece, end="", flush=True)
+        print(for_stdout(prompts[0]), end="", flush=True)
+        settings["on_text"] = lambda piece: print(for_stdout(piece), end="", flush=True)
     written = run.generate(prompts, **settings)
     if alone:
         print()
@@ -46,5 +47,5 @@ def main(arguments: list[str]) -> int:
     else:
         for prompt, samples in zip(prompts, written, strict=True):
             for sample in samples:
-                print(f"{prompt}{sample.text}\n{'-' * 40}")
+                print(for_stdout(f"{prompt}{sample.text}\n{'-' * 40}"))
     return 0

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lmlab.cli.command import options
+from lmlab.terminal import printable
 
 
 def main(arguments: list[str]) -> int:
@@ -17,5 +18,5 @@ def main(arguments: list[str]) -> int:
     from lmlab.report import leave
 
     for path in leave(root, config["metric"], config["out"]):
-        print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
+        print(f"{path.stat().st_size / 1e6:8.2f} MB  {printable(str(path))}")
     return 0

@@ -2,6 +2,7 @@
 
 from lmlab.cli.command import one_of, options
 from lmlab.config import suggest
+from lmlab.terminal import for_stdout, printable
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +37,7 @@ def show(config: dict) -> int:
     if config["format"] == "table":
         show_table(frame, config["columns"])
     elif config["format"] == "csv":
-        print(frame.to_csv(index=False), end="")
+        print(for_stdout(frame.to_csv(index=False)), end="")
     else:
         print(runs.as_json(frame))
     return 0
@@ -67,7 +68,7 @@ def prune(config: dict) -> int:
 
     freed = runs.prune(config["root"], config["keep"], config["yes"])
     for path, size in freed:
-        print(f"{size / 1e6:10.1f} MB  {path}")
+        print(f"{size / 1e6:10.1f} MB  {printable(str(path))}")
     done = "freed" if config["yes"] else "would be freed; yes=true does it"
     print(f"{sum(size for _, size in freed) / 1e6:10.1f} MB {done}")
     return 0

@@ -9,13 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lmlab import terminal
+from lmlab.terminal import printable
+
 SHOWN = (("nll", ".4f"), ("ppl", ",.2f"), ("bpb", ".4f"))
 FLOORS = {"unigram": "unigram", "kneser_ney_5": "Kneser-Ney 5-gram"}
 
 
 def console(width: int | None = None) -> Console:
     """Standard output; wide where it is no terminal, so that no number is cut. No text is markup: much is people's."""
-    plain = Console(width=width, markup=False, emoji=False)
+    plain = terminal.console(width=width)
     return plain if width or plain.is_terminal else console(160)
 
 
@@ -51,7 +54,7 @@ def show_results(results: Mapping[str, Any], alone: bool) -> None:
     out.print(f"measured {Protocol(**results['protocol']).describe()}", highlight=False)
     if alone:
         for sample in results.get("samples", ()):
-            out.print(Text.assemble(("\nsample  ", "dim"), sample.strip()), soft_wrap=True)
+            out.print(Text.assemble(("\nsample  ", "dim"), printable(sample.strip())), soft_wrap=True)
     out.print(f"\nrun: {results['run_dir']}", highlight=False, soft_wrap=True)
     if alone:
         _show_next(out, results["run_dir"], list(splits)[-1])
@@ -143,10 +146,10 @@ LAST = ("tokens", "seconds", "tokens_per_s", "megabytes", "val/nll", "val/ppl", 
 def show_frame(frame: Any, all_columns: bool) -> None:
     """A DataFrame, columns without any value left out; unless all_columns, only as many as fit a terminal's line."""
     columns = [c for c in frame.columns if frame[c].notna().any()]
-    cells = {c: [_cell(value) for value in frame[c]] for c in columns}
+    cells = {c: [printable(_cell(value)) for value in frame[c]] for c in columns}
     width = {c: 2 + max(len(c), *map(len, cells[c])) for c in columns}
-    terminal = console()
-    fitting, room = set(columns), terminal.width
+    plain = console()
+    fitting, room = set(columns), plain.width
     if not all_columns:
         order = sorted(columns, key=lambda c: (c in LAST, columns.index(c)))
         while len(order) > 1 and sum(width[c] for c in order) > room:
@@ -159,10 +162,10 @@ def show_frame(frame: Any, all_columns: bool) -> None:
             table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=all_columns)
     for values in zip(*(cells[c] for c in columns if c in fitting), strict=True):
         table.add_row(*values)
-    out = console(max(room, sum(width.values()))) if all_columns else terminal
+    out = console(max(room, sum(width.values()))) if all_columns else plain
     out.print(table)
     if hidden := [c for c in columns if c not in fitting]:
-        print(f"{len(hidden)} more columns (format=csv, or columns=[run,...]): {', '.join(hidden)}")
+        print(f"{len(hidden)} more columns (format=csv, or columns=[run,...]): {printable(', '.join(hidden))}")
 
 
 def _cell(value: Any) -> str:

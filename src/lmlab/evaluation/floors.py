@@ -1,20 +1,36 @@
 """The floors under every table: the unigram and the Kneser-Ney 5-gram, counted on the same tokens."""
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lmlab.data.cache import whole_file
 from lmlab.data.store import Split, Store
+from lmlab.errors import full_disk
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import VERSION, Protocol, batches
 from lmlab.models.ngram import NGramLM
 from lmlab.seal import seal, unseal
 
+log = logging.getLogger("lmlab")
+
 ORDERS = {"unigram": 1, "kneser_ney_5": 5}
 # Raised when counting or smoothing changes.
 IDENTITY = 1
 PLAIN = Protocol(VERSION, "carried", 1, None, None, "32", None)
+
+
+def keep(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write what can be counted again whole, or, into a cache that we may not write into, not at all."""
+    try:
+        with whole_file(path) as beside:
+            write(beside)
+    except OSError as error:
+        if full_disk(error) is not None:
+            raise
+        log.debug("could not write %s (%s): it will be counted again", path, error)
 
 
 def floors_protocol(protocol: Protocol) -> Protocol:
@@ -36,7 +52,7 @@ def floors(
     try:
         found = json.loads(unseal(path.read_text(encoding="utf-8")))
         known = {name: dict(found[name]) for name in ORDERS}
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         known = {name: {} for name in ORDERS}
     # Under the plain protocol a split is known by its name.
     keys = {split: split if ours == PLAIN else f"{split} {ours.name}" for split in parts}
@@ -48,6 +64,5 @@ def floors(
             for split in missing:
                 rows = batches(parts[split], ours, store.tokenizer.start_id, batch_size=1, chunk=4096)
                 known[name][keys[split]] = evaluate(model, rows, ours.precision).as_dict()
-        with whole_file(path) as beside:
-            beside.write_text(seal(json.dumps(known, indent=1)), encoding="utf-8")
+        keep(path, lambda beside: beside.write_text(seal(json.dumps(known, indent=1)), encoding="utf-8"))
     return {name: {split: known[name][keys[split]] for split in parts} for name in ORDERS}

@@ -12,15 +12,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
+from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
-from lmlab.data.cache import whole_file
 from lmlab.data.corpora import Corpus
 from lmlab.data.store import Split, Store
+from lmlab.evaluation.floors import keep
 from lmlab.evaluation.protocol import Protocol
 from lmlab.models.ngram import NGramLM
 from lmlab.seal import seal, unseal
@@ -105,8 +106,12 @@ def _charges(store: Store, split: str, corpus: Callable[[], Corpus], train: Trai
     charges = np.zeros(len(ids), np.float32)
     words = _spellings(store, split, corpus)
     charges[np.asarray(ids) == tokenizer.unk_id] = _model(*train).nats(words, tokenizer.kind == "word")
-    with whole_file(path) as beside, beside.open("wb") as file:
-        np.savez(file, charges=charges)
+
+    def write(beside: Path) -> None:
+        with beside.open("wb") as file:
+            np.savez(file, charges=charges)
+
+    keep(path, write)
     return charges
 
 
@@ -118,8 +123,8 @@ def _model(store: Store, corpus: Callable[[], Corpus]) -> SpellingModel:
         return SpellingModel(told["unknown"], told["rare"], told["once"])
     except (OSError, ValueError, KeyError, TypeError):
         told = _counted(store, corpus)
-    with whole_file(path) as beside:
-        beside.write_text(seal(json.dumps(told, indent=1, ensure_ascii=False)), encoding="utf-8")
+    text = seal(json.dumps(told, indent=1, ensure_ascii=False))
+    keep(path, lambda beside: beside.write_text(text, encoding="utf-8"))
     return SpellingModel(told["unknown"], told["rare"], told["once"])
 
 

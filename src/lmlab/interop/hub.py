@@ -1,6 +1,7 @@
 """The files of a pretrained model: in a directory, or on the Hugging Face Hub. Tensors and plain data only."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def find(path_or_name: str, filename: str) -> Path | None:
 
     FileNotFoundError when there is no such model, or the Hub cannot be reached.
     """
-    folder = Path(path_or_name).expanduser()
+    folder = Path(os.path.expanduser(path_or_name))
     if folder.is_dir():
         return folder / filename if (folder / filename).is_file() else None
     if not _NAME.fullmatch(str(path_or_name)):

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lmlab.config import BUDGETS, asked, cache_dir, differences, directory_name, plain, treatment, with_budget
+from lmlab.config import BUDGETS, asked, differences, directory_name, plain, treatment, with_budget
 from lmlab.decisions import choose_device
 from lmlab.evaluation.published import Figure, Published, read
 from lmlab.experiment import train
@@ -53,7 +53,10 @@ def reproduce(name: str, recipe: DictConfig, config: DictConfig) -> dict[str, An
     results = train(config)
     if config.dry_run:
         return results
-    run = load(config.run_dir, device=choose_device(config.trainer.accelerator), allow_targets=config.allow_targets)
+    run = load(
+        config.run_dir, device=choose_device(config.trainer.accelerator), allow_targets=config.allow_targets,
+        cache_dir=config.cache_dir,
+    )  # fmt: skip
     changed, budgets = departures(recipe, config)
     training = {k: v for k, v in results["training"].items() if k not in ("history", "performance", "first_loss")}
     reason = target.why_partial(training, budgets)
@@ -143,7 +146,7 @@ def machine(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
     about = RunDirectory(run.path).read_json("environment.json")
     device = run.config["decided"]["device"]
     return {
-        "device": Machine(device, cache_dir(run.config.get("cache_dir"))).key["device"],
+        "device": Machine(device, run.cache).key["device"],
         "cores": os.cpu_count(),
         "threads": about["threads"],
         # Of the last quarter of an hour: above the cores, others were at work.

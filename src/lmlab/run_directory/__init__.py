@@ -4,6 +4,7 @@ import csv
 import fcntl
 import io
 import json
+import logging
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -17,6 +18,8 @@ from lmlab.config import BUDGETS, differences, flatten, identity
 from lmlab.run_directory.plain_yaml import read_yaml, write_yaml
 from lmlab.run_directory.train_log import failure
 from lmlab.seal import Broken, seal, unseal, unseal_lines
+
+log = logging.getLogger("lmlab")
 
 # Raised when the layout of a run's directory changes.
 FORMAT = 1
@@ -111,7 +114,9 @@ class RunDirectory:
         self.write_text(name, seal(write_yaml(dict(tree))))
 
     def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
-        self.write_text(name, seal(json.dumps(tree, indent=2, ensure_ascii=False) + "\n"))
+        # A path of bytes that are no UTF-8 has no text: there are question marks in it then.
+        text = json.dumps(tree, indent=2, ensure_ascii=False).encode("utf-8", "replace").decode()
+        self.write_text(name, seal(text + "\n"))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """What `write_json` wrote. Raises ValueError where it is not that any more."""
@@ -120,8 +125,11 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all."""
         beside = self.path / (name + ".tmp")
+        # One that lies there may be a link: it is not written through.
+        beside.unlink(missing_ok=True)
         try:
-            beside.write_text(text, encoding="utf-8")
+            with beside.open("x", encoding="utf-8") as file:
+                file.write(text)
             os.replace(beside, self.path / name)
         finally:
             beside.unlink(missing_ok=True)
@@ -161,17 +169,20 @@ class RunDirectory:
         stranger's run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in ("lock", "train.log", self.curves.name):
+        for name in ("lock", "train.log", self.curves.name, "checkpoints", "profile"):
             if (self.path / name).is_symlink():
                 raise ValueError(f"{self.path / name} is a link, which no run makes: remove it")
         self._lock = (self.path / "lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self.release()
             raise ValueError(
                 f"run_dir={self.path} is being trained by another process; wait for it or name another"
             ) from error
+        except OSError as error:
+            # Some network file systems have none.
+            log.debug("no lock on %s: %s", self.path, error)
 
     def release(self) -> None:
         if self._lock is not None:

@@ -1,5 +1,6 @@
 """YAML of plain data, as a run writes it and as it is safe to read from a stranger's run."""
 
+import json
 from typing import Any, ClassVar
 
 import yaml
@@ -31,7 +32,11 @@ class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
 
 
 def write_yaml(tree: dict[str, Any]) -> str:
-    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    try:
+        return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    except UnicodeEncodeError:
+        # A path of bytes that are no UTF-8 has no text: there are question marks in it then.
+        return write_yaml(json.loads(json.dumps(tree, ensure_ascii=False).encode("utf-8", "replace")))
 
 
 def read_yaml(text: str) -> Any:

@@ -20,7 +20,7 @@ class log_to:
         self.path = path
 
     def __enter__(self) -> None:
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        self.handler = logging.FileHandler(self.path, encoding="utf-8", errors="backslashreplace")
         self.handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         self.handler.setLevel(logging.DEBUG)
         # A full disk is said by whatever else it stops, in one line: no traceback for each line of the log.

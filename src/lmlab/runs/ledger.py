@@ -95,11 +95,25 @@ def numbers(trial: Mapping[str, Any], ledger: Path) -> dict[str, float]:
         return {}
 
 
+def reading(ledger: Path) -> sqlite3.Connection:
+    """A connection that writes nothing, also where SQLite may not make its files beside. Raises sqlite3.Error."""
+    uri = ledger.resolve().as_uri()
+    database = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=10, isolation_level=None)
+    try:
+        database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        database.close()
+        if "locked" in str(error) or ledger.with_name(ledger.name + "-wal").exists():
+            raise
+        # Nobody is writing: what is in the file is all.
+        database = sqlite3.connect(f"{uri}?immutable=1", uri=True, isolation_level=None)
+    return database
+
+
 def trials(ledger: Path) -> list[dict[str, Any]]:
     """What every trial is and how it stands. A ledger that cannot be read is said, and has none."""
     try:
-        database = sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True, timeout=10)
-        with closing(database):
+        with closing(reading(ledger)) as database:
             database.row_factory = sqlite3.Row
             query = "SELECT id, point, status, reason, seed, run_dir, values_ FROM trials"
             return [dict(row) for row in database.execute(query)]

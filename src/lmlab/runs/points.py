@@ -31,11 +31,13 @@ def curves(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
 def of_runs(directories: Iterable[RunDirectory], root: str | os.PathLike) -> "pd.DataFrame":
     import pandas as pd
 
+    from lmlab.runs.tables import name_of
+
     # Files with the same columns are parsed as one: a call of the parser for each takes ten times as long.
     alike: dict[str, list[tuple[str, str]]] = {}
     frames = []
     for directory in directories:
-        name = os.path.relpath(directory.path, root)
+        name = name_of(directory, root)
         if not directory.curves.is_file():
             frames.append(_validations(directory, name))
             continue

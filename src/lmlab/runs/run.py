@@ -12,7 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmlab.config import cache_dir, check_targets, conf_dir, plain
+from lmlab.config import cache_dir as cache_at
+from lmlab.config import check_targets, conf_dir, plain
 from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
 from lmlab.models.kernels import check, using
@@ -34,7 +35,8 @@ class Run:
     """A stored run. Its model and tokenizer load when first used; nothing of it is executed.
 
     checkpoint: 'best' or 'last'. device: where the model goes. allow_targets: classes of your own that it may name.
-    kernels: 'plain' measures, scores and writes by PyTorch's own operations alone.
+    kernels: 'plain' measures, scores and writes by PyTorch's own operations alone. cache_dir: where token stores are
+    and are made; the run's own config, which may be a stranger's, is not asked.
     """
 
     def __init__(
@@ -44,12 +46,13 @@ class Run:
         device: str = "cpu",
         allow_targets: Iterable[str] = (),
         kernels: str = "auto",
+        cache_dir: str | os.PathLike | None = None,
     ):
         if checkpoint not in CHECKPOINTS:
             raise ValueError(f"checkpoint={checkpoint} must be one of {', '.join(CHECKPOINTS)}")
         self.directory = RunDirectory(path)
         self.path, self.checkpoint, self.device = self.directory.path, checkpoint, device
-        self.kernels = check(kernels)
+        self.kernels, self.cache = check(kernels), cache_at(cache_dir)
         self.config = self.directory.config()
         self._allow_targets = tuple(allow_targets)
         for group in ("model", "corpus", "tokenizer", "decided"):
@@ -84,7 +87,7 @@ class Run:
             found = load_tokenizer(path)
         except (ValueError, FileNotFoundError) as error:
             # The name alone: a stranger's config leads nowhere else.
-            store = cache_dir(self.config.get("cache_dir")) / "stores" / Path(decided["store"]).name
+            store = self.cache / "stores" / Path(decided["store"]).name
             try:
                 found = load_tokenizer(store / path.name)
                 check_tokenizer(store / path.name, decided)
@@ -113,6 +116,7 @@ class Run:
             )
         path = self.directory.checkpoints / f"{self.checkpoint}.ckpt"
         state = weights(read(path))
+        self._check_size(vocab_size, state, path)
         # A head that sorts its words by frequency keeps the order in its buffers: any counts will do here.
         counts = torch.ones(vocab_size, dtype=torch.long)
         try:
@@ -126,6 +130,22 @@ class Run:
                 f"{path} does not fit {self.path / 'config.yaml'}: {str(error).splitlines()[-1]}"
             ) from error
         return model.to(self.device).eval()
+
+    def _check_size(self, vocab_size: int, state: Mapping[str, torch.Tensor], path: Path) -> None:
+        """Raises ValueError where the weights are of other shapes: a config's sizes may be what no memory holds."""
+        try:
+            with torch.device("meta"):
+                shell = build_model(
+                    self.config["model"], vocab_size, torch.ones(1, dtype=torch.long).expand(vocab_size)
+                )
+                shapes = {name: tensor.shape for name, tensor in shell.named_parameters()}
+        except Exception:
+            # Somebody's own class may compute while it is built; what is wrong with a config is said when it is built.
+            return
+        for name, shape in shapes.items():
+            if name in state and state[name].shape != shape:
+                told = f"{name} is {tuple(state[name].shape)}, not {tuple(shape)}"
+                raise ValueError(f"{path} does not fit {self.path / 'config.yaml'}: {told}")
 
     @property
     def batch_size(self) -> int | None:
@@ -149,7 +169,7 @@ class Run:
         """
         from lmlab.data.store import DamagedStore, Store, prepare, remove
 
-        cache = cache_dir(self.config.get("cache_dir"))
+        cache = self.cache
         if corpus is None:
             try:
                 # The name alone: a stranger's config leads nowhere else.
@@ -164,7 +184,9 @@ class Run:
                     raise
                 return store
             except (FileNotFoundError, DamagedStore):
-                log.info("the run's token store is not in %s; it is made again", cache)
+                made = self.config.get("cache_dir")
+                hint = f" (its training had cache_dir={made})" if made and Path(made) != cache else ""
+                log.info("the run's token store is not in %s%s; it is made again", cache, hint)
         text = self.own_corpus() if corpus is None else self.corpus(corpus)
         # Keyed by the tokenizer's own content: another run's tokenizer of the same recipe may differ.
         recipe = {"tokenizer": self.tokenizer.to_json()}
@@ -222,7 +244,7 @@ class Run:
         if results and (target := published.read(self.config.get("published"))) is not None:
             told = target.distances(results["splits"], self.protocol, results["training"])
             found = replace(found, distances=told)
-        runs = [self, *(Run(path, allow_targets=self._allow_targets) for path in fractions)]
+        runs = [self, *(Run(path, allow_targets=self._allow_targets, cache_dir=self.cache) for path in fractions)]
         return found.with_more_text(*zip(*(run._size_and_loss() for run in runs), strict=True)) if fractions else found
 
     def _size_and_loss(self) -> tuple[int, float]:

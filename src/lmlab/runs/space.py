@@ -23,6 +23,9 @@ def prune(root: str | os.PathLike, keep: str, do_it: bool) -> list[tuple[Path, i
             paths = [] if finished else [directory.path]
         else:
             paths = [directory.last] + ([directory.best] if keep == "results" else []) if finished else []
+            if directory.checkpoints.is_symlink():
+                # Somewhere else, where others may need them.
+                paths = []
         for path in filter(Path.exists, paths):
             freed.append((path, size(path) if path.is_dir() else path.stat().st_size))
             if do_it:

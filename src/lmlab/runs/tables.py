@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import yaml
 
 from lmlab.config import flatten, treatment
 from lmlab.data.cache import whole_file
-from lmlab.run_directory import RunDirectory
+from lmlab.run_directory import MOST_YAML, RunDirectory
 from lmlab.run_directory.plain_yaml import read_yaml
 from lmlab.runs import ledger, protocols
 from lmlab.seal import unseal
@@ -76,7 +76,7 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
 def flat_asked(directory: RunDirectory, known: Sections) -> dict[str, Any]:
     """What was asked, by dotted key. known: sections of YAML that were read before."""
     try:
-        text = unseal((directory.path / "asked.yaml").read_text(encoding="utf-8"))
+        text = text_of(directory.path / "asked.yaml")
     except (OSError, ValueError):
         return flatten(directory.asked())
     flat: dict[str, Any] = {}
@@ -91,6 +91,13 @@ def flat_asked(directory: RunDirectory, known: Sections) -> dict[str, Any]:
     return flat
 
 
+def text_of(path: Path) -> str:
+    """Of a run's YAML. Raises ValueError where it is none: more than is read, or changed."""
+    if not path.is_file() or path.stat().st_size > MOST_YAML:
+        raise ValueError(f"{path} is no run's {path.name}")
+    return unseal(path.read_text(encoding="utf-8"))
+
+
 def _section(text: str) -> dict[str, Any] | None:
     """A key of the top and all below it, flat; None where the text is not that."""
     try:
@@ -100,7 +107,7 @@ def _section(text: str) -> dict[str, Any] | None:
 
 
 def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> dict[str, Any]:
-    told: dict[str, Any] = {"run": os.path.relpath(directory.path, root), "state": "unfinished", "asked": {}}
+    told: dict[str, Any] = {"run": name_of(directory, root), "state": "unfinished", "asked": {}}
     try:
         flat, results = flat_asked(directory, known), directory.results()
         told |= {"model": class_name({"_target_": flat["model._target_"]}), "seed": flat["seed"]}
@@ -112,23 +119,33 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
         if results is None or not results["splits"]:
             # Its validations were under a protocol, too.
             told |= decided_protocol(directory, known)
+        told["megabytes"] = round(size(directory.path) / 1e6, 1)
     except (ValueError, OSError) as error:
         return told | {"state": f"damaged: {error}"}
     except (KeyError, TypeError, AttributeError) as error:
         return told | {"state": f"damaged: {directory.path} lacks {error}"}
-    told["megabytes"] = round(size(directory.path) / 1e6, 1)
     return told | {"asked": differing_keys(flat)}
 
 
+def name_of(directory: RunDirectory, root: str | os.PathLike) -> str:
+    """Its path below `root`; bytes of it that are no UTF-8, which no table holds, are question marks."""
+    return os.path.relpath(directory.path, root).encode("utf-8", "replace").decode()
+
+
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run that came to an end."""
+    """Of a run that came to an end. Raises ValueError where a number is none."""
     training = results["training"]
     told = {"state": training["stopped_because"], "parameters": results["model"]["parameters"]}
     told["protocol"] = protocols.of_results(results)
     told |= {k: training.get(k) for k in ("steps", "tokens", "seconds", "tokens_per_s")}
     for split, sums in results["splits"].items():
         told |= {f"{split}/{k}": sums[k] for k in ("bpb", "ppl", "nll")}
-    return told | {"best_step": training.get("best_step")} | followed(training.get("history") or [])
+    told |= {"best_step": training.get("best_step")} | followed(training.get("history") or [])
+    for key, value in told.items():
+        # Edited, or a stranger's: a word among numbers would end whoever sorts or draws them.
+        if not isinstance(value, str if key in ("state", "protocol") else int | float | None):
+            raise ValueError(f"results.json says {key}={value!r}")
+    return told
 
 
 def so_far(directory: RunDirectory) -> dict[str, Any]:
@@ -147,7 +164,7 @@ def so_far(directory: RunDirectory) -> dict[str, Any]:
 def decided_protocol(directory: RunDirectory, known: Sections) -> dict[str, str]:
     """Of a run that was not measured at its end."""
     try:
-        text = unseal((directory.path / "config.yaml").read_text(encoding="utf-8"))
+        text = text_of(directory.path / "config.yaml")
     except (OSError, ValueError):
         return {}
     section = next((one for one in SECTION.split(text) if one.startswith("decided:")), None)
@@ -194,7 +211,9 @@ def size(path: Path) -> int:
             if entry.is_dir(follow_symlinks=False):
                 total += size(Path(entry.path))
             elif entry.is_file(follow_symlinks=False):
-                total += entry.stat(follow_symlinks=False).st_size
+                # Training renames and removes while we look.
+                with suppress(FileNotFoundError):
+                    total += entry.stat(follow_symlinks=False).st_size
     return total
 
 

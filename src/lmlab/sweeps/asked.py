@@ -81,6 +81,23 @@ class Asked:
     def overrides_of(self, point: Mapping[str, Any]) -> list[str]:
         return overrides(self.parameters, point)
 
+    def overrides_in(self, row: Any) -> list[str]:
+        """Of a trial in the ledger. Raises ValueError where this sweep has no such trial.
+
+        A ledger may be a stranger's, and an override can name anything to be called.
+        """
+        words, size = json.loads(row["overrides"]), row["micro_batch_size"]
+        if self.strategy == "list":
+            known = row["point"] in range(len(self.points)) and words == self.points[row["point"]]
+        else:
+            known = isinstance(words, list) and all(any(one.admits(word) for one in self.parameters) for word in words)
+        if not known or row["seed"] not in self.seeds or not (size is None or isinstance(size, int)):
+            raise ValueError(
+                f"ledger.sqlite has a trial that this sweep never asked for: {row['overrides']}, seed {row['seed']}; "
+                "if it is not yours, take another sweep_dir"
+            )
+        return words
+
     def identity(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self).items() if k not in (*_NOT_IDENTITY, "overrides")}
 

@@ -128,10 +128,14 @@ class LocalCrew:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[index % len(self.gpus)]
         path = self.directory / "workers" / f"{index}.log"
         path.parent.mkdir(exist_ok=True)
+        for place in (path.parent, path):
+            if place.is_symlink():
+                raise ValueError(f"{place} is a link, which no sweep makes: remove it")
         with path.open("ab") as said:
+            # -P: files of the folder that we stand in replace no modules.
             # Its input ends when this process does, however that happens.
             self.processes[index] = subprocess.Popen(
-                [sys.executable, "-m", "lmlab.sweeps.worker", str(self.directory), str(index)],
+                [sys.executable, "-P", "-m", "lmlab.sweeps.worker", str(self.directory), str(index)],
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=said,
@@ -203,7 +207,9 @@ class HydraCrew:
         return False
 
     def _launch(self) -> None:
-        jobs = [[f"++hydra.sweeper.join={self.directory}", f"++hydra.sweeper.worker={i}"] for i in range(self.n)]
+        from lmlab.cli import quote
+
+        jobs = [[quote(f"++hydra.sweeper.join={self.directory}"), f"++hydra.sweeper.worker={i}"] for i in range(self.n)]
         try:
             for job in self.launcher.launch(jobs, initial_job_idx=0):
                 _ = job.return_value

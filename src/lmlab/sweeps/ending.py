@@ -12,7 +12,7 @@ from lmlab.runs import protocols
 from lmlab.runs.measures import front
 from lmlab.sweeps.asked import Asked, load
 from lmlab.sweeps.composer import Composer
-from lmlab.sweeps.ledger import Ledger, results_of
+from lmlab.sweeps.ledger import Ledger, directory_of, results_of
 from lmlab.sweeps.strategy import means, standing
 
 log = logging.getLogger("lmlab")
@@ -56,14 +56,14 @@ def winner(directory: Path) -> list[Path]:
     Raises ValueError where no point has finished, and where several objectives or protocols leave more than one.
     """
     asked = load(directory)
-    with Ledger(directory / "ledger.sqlite") as ledger:
+    with Ledger(directory / "ledger.sqlite", read=True) as ledger:
         found, chosen = finished(asked, ledger), winners(asked, ledger)
         rows = [row for row in ledger.trials("done") if row["point"] in chosen]
     if not rows:
         raise ValueError(f"{directory} has no winner yet; lmlab sweep status={directory} shows how it stands")
     if len(found) > 1:
         raise ValueError(f"{directory} has no winner: {protocols.incomparable(found)}")
-    paths = [directory / row["run_dir"] for row in rows]
+    paths = [directory_of(directory, row) for row in rows]
     if len(chosen) > 1:
         front = ", ".join(map(str, paths[:NAMED])) + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
         raise ValueError(f"{directory} has several objectives and no one winner; name a run of its front: {front}")
@@ -96,7 +96,10 @@ class Tidy:
         for row in rows:
             ended = row["status"] == "done" or (given_up and row["status"] == "pruned")
             if ended and row["run_dir"] is not None and row["run_dir"] not in kept:
-                run = RunDirectory(self.directory / row["run_dir"])
+                run = RunDirectory(directory_of(self.directory, row))
+                if run.path.is_symlink() or run.checkpoints.is_symlink():
+                    # Somewhere else, where others may need them.
+                    continue
                 run.last.unlink(missing_ok=True)
                 run.best.unlink(missing_ok=True)
 
@@ -106,7 +109,7 @@ class Tidy:
         chosen = winners(self.asked, self.ledger)
         for row in self.ledger.trials("done"):
             if row["point"] in chosen:
-                complete(self.asked, row, self.directory / row["run_dir"])
+                complete(self.asked, row, directory_of(self.directory, row))
 
 
 def complete(asked: Asked, row: Any, path: Path) -> None:
@@ -120,7 +123,8 @@ def complete(asked: Asked, row: Any, path: Path) -> None:
     test = asked.test and len(asked.objective) == 1 and "test" not in splits
     if not test and not (asked.floors and splits.keys() - known.keys()):
         return
-    run = load(path, allow_targets=named(asked, row))
+    config = asked_of(asked, row)
+    run = load(path, allow_targets=set(targets(config)), cache_dir=config["cache_dir"])
     if test := test and "test" in run.store().splits:
         splits["test"] = run.evaluate("test").as_dict()
     if floors := asked.floors and splits.keys() - known.keys():
@@ -129,9 +133,9 @@ def complete(asked: Asked, row: Any, path: Path) -> None:
         RunDirectory(path).write_json("results.json", results)
 
 
-def named(asked: Asked, row: Any) -> set[str]:
-    """The classes that a trial was asked for by name, the user's own among them."""
+def asked_of(asked: Asked, row: Any) -> dict[str, Any]:
+    """The config that a trial was asked for: with classes by name, the user's own among them."""
     from lmlab.sweeps.trial import config_of
 
-    overrides = [*asked.overrides, *json.loads(row["overrides"])]
-    return set(targets(plain(config_of(overrides, row["seed"], Composer(asked.config_dir)))))
+    overrides = [*asked.overrides, *asked.overrides_in(row)]
+    return plain(config_of(overrides, row["seed"], Composer(asked.config_dir)))

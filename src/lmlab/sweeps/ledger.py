@@ -18,6 +18,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import full_disk
+from lmlab.runs.ledger import reading
 from lmlab.seal import seal, unseal
 
 FORMAT = 1
@@ -84,10 +86,9 @@ def birth(pid: int) -> str | None:
     return None if fields[0] == "Z" and fields[1] == "1" else fields[19]
 
 
-def alive(host: str, pid: int, born: str, heartbeat: float) -> bool:
-    if host == socket.gethostname():
-        return birth(pid) == born
-    return time.time() - heartbeat < SILENCE
+def alive(host: str, pid: int, born: str, silent: float) -> bool:
+    """silent: seconds for which a process of another machine has given no sign of life."""
+    return birth(pid) == born if host == socket.gethostname() else silent < SILENCE
 
 
 def journal(path: Path) -> str:
@@ -113,17 +114,29 @@ def results_of(row: Any) -> dict[str, Any]:
         ) from error
 
 
-class Ledger:
-    """Open it in each process anew. Raises ValueError where the file is damaged or of another format."""
+def directory_of(sweep: Path, row: Any) -> Path:
+    """A trial's directory. Raises ValueError where that is none of this sweep's: the ledger may be a stranger's."""
+    if not re.fullmatch(r"trials/(?!\.\.?\Z)[^/\0]+", str(row["run_dir"])):
+        raise ValueError(f"ledger.sqlite is damaged at {row['run_dir']!r}, which is no trial's directory; {REMEDY}")
+    return sweep / row["run_dir"]
 
-    def __init__(self, path: str | os.PathLike, create: bool = False):
+
+class Ledger:
+    """Open it in each process anew. Raises ValueError where the file is damaged, of another format or not to be opened.
+
+    read: only that; a colleague's sweep may be looked at.
+    """
+
+    def __init__(self, path: str | os.PathLike, create: bool = False, read: bool = False):
         self.path = Path(path)
+        # {trial: (its last sign of life, when that was first seen)}
+        self.signs: dict[int, tuple[Any, float]] = {}
         if not create and not self.path.is_file():
             raise FileNotFoundError(f"{self.path.parent} is no sweep: it has no {self.path.name}")
         try:
             if create and not self.path.exists():
                 self._create()
-            self.connection = self._connect(self.path)
+            self.connection = self._connect(self.path, read)
             found = self.meta("format")
             # A millisecond for a thousand trials. SQLite itself notices a damaged page only when it comes across it.
             if (said := self.ask("PRAGMA integrity_check(1)")[0][0]) != "ok":
@@ -134,13 +147,15 @@ class Ledger:
                 raise
             if "disk I/O error" in str(error) and shutil.disk_usage(self.path.parent).free < SHARED:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
+            if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
+                raise ValueError(f"{self.path} cannot be opened: {error}") from error
             raise ValueError(f"{self.path} is damaged ({error}); {REMEDY}") from error
         if found != str(FORMAT):
             raise ValueError(f"{self.path} has ledger format {found}, this version reads {FORMAT}")
 
     @staticmethod
-    def _connect(path: Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(path, timeout=120, isolation_level=None)
+    def _connect(path: Path, read: bool = False) -> sqlite3.Connection:
+        connection = reading(path) if read else sqlite3.connect(path, timeout=120, isolation_level=None)
         connection.row_factory = sqlite3.Row
         # What a disk changed may be no text; checksums say so, and SQLite's error would name no remedy.
         connection.text_factory = lambda content: content.decode("utf-8", "replace")
@@ -156,9 +171,16 @@ class Ledger:
         connection.execute(f"PRAGMA journal_mode={journal(self.path)}")
         connection.close()
         # Another process may have been faster.
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(beside, self.path)
-        beside.unlink()
+        except FileExistsError:
+            pass
+        except OSError:
+            # Some file systems have no links: whoever makes the empty file is first.
+            with contextlib.suppress(FileExistsError):
+                self.path.open("x").close()
+                os.replace(beside, self.path)
+        beside.unlink(missing_ok=True)
 
     def close(self) -> None:
         self.connection.close()
@@ -291,7 +313,14 @@ class Ledger:
     def orphans(self) -> list[sqlite3.Row]:
         """Trials whose worker is dead."""
         rows = self.trials("running")
-        return [r for r in rows if not alive(r["host"], r["pid"], r["born"], r["heartbeat"])]
+        return [r for r in rows if not alive(r["host"], r["pid"], r["born"], self._silent(r))]
+
+    def _silent(self, row: Any) -> float:
+        """Seconds since its sign of life was first seen, by our clock: another machine's may be wrong."""
+        sign, now = (row["host"], row["pid"], row["born"], row["heartbeat"]), time.monotonic()
+        seen, since = self.signs.get(row["id"], (None, now))
+        self.signs[row["id"]] = (sign, since if sign == seen else now)
+        return now - self.signs[row["id"]][1]
 
     def report(self, number: int, step: int, value: float) -> None:
         with self.transaction():

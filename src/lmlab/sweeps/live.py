@@ -14,6 +14,7 @@ from lmlab.sweeps.asked import Asked, load
 from lmlab.sweeps.ending import best, finished
 from lmlab.sweeps.ledger import Ledger, results_of
 from lmlab.sweeps.strategy import comparing
+from lmlab.terminal import printable
 
 # Seconds between looks at the ledger.
 EVERY = 1.0
@@ -130,22 +131,22 @@ class View:
             self.live.update(panel(self.directory, self.asked, self.ledger), refresh=True)
 
     def say(self, line: str) -> None:
-        (self.live.console.print if self.live else lambda text: print(text, file=sys.stderr))(line)
+        (self.live.console.print if self.live else lambda text: print(printable(text), file=sys.stderr))(line)
 
     def conclude(self) -> None:
         """What the sweep found."""
-        print(f"{self.directory}: {counted(self.asked, self.ledger)}")
+        print(f"{printable(str(self.directory))}: {counted(self.asked, self.ledger)}")
         if (told := paced(self.ledger)) is not None:
             print(told)
         for what, which in leaders(self.asked, self.ledger):
-            print(f"{what}: {which}")
+            print(printable(f"{what}: {which}"))
 
 
 def console(stderr: bool = False) -> Any:
     """A terminal on which no text is markup: overrides and reasons have brackets of their own."""
-    from rich.console import Console
+    from lmlab import terminal
 
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    return terminal.console(stderr=stderr, highlight=False)
 
 
 def panel(directory: Path, asked: Asked, ledger: Ledger) -> Any:
@@ -169,7 +170,7 @@ def panel(directory: Path, asked: Asked, ledger: Ledger) -> Any:
 def status(directory: Path) -> None:
     """The same from another terminal."""
     asked = load(directory)
-    with Ledger(directory / "ledger.sqlite") as ledger:
+    with Ledger(directory / "ledger.sqlite", read=True) as ledger:
         console().print(panel(directory, asked, ledger))
         for row in ledger.trials("failed"):
-            print(trial_line(row))
+            print(printable(trial_line(row)))

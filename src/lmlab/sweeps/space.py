@@ -40,6 +40,16 @@ class Parameter:
                 return text
         return str(value)
 
+    def admits(self, override: str) -> bool:
+        """Whether it gives this key one of the values, or a number within the bounds."""
+        key, _, text = str(override).partition("=")
+        if key != self.key or text in self.texts:
+            return key == self.key
+        try:
+            return self.numeric and self.low <= float(text) <= self.high
+        except ValueError:
+            return False
+
     def distribution(self) -> "BaseDistribution":
         from optuna import distributions as d
 

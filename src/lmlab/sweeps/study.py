@@ -45,8 +45,11 @@ class Mirror:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.ours = True
-        except OSError:
+        except BlockingIOError:
             self.ours = False
+        except OSError:
+            # Some network file systems have no locks.
+            self.ours = True
 
     def update(self, ledger: Ledger, last: bool = False) -> None:
         """last: what is pruned stays so. Whatever befalls the copy is said once, and the next one begins anew."""
@@ -90,7 +93,7 @@ class Mirror:
                 raise
             # It holds nothing that the ledger has not.
             log.warning("%s cannot be read (%s); it is made again", self.path, type(error).__name__)
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
             study = self._create()
         for trial in study.get_trials(deepcopy=False):
             point = trial.user_attrs.get("point", trial.number)
@@ -105,8 +108,9 @@ class Mirror:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             storage = optuna.storages.RDBStorage(
-                f"sqlite:///{self.path.resolve()}",
-                engine_kwargs={"connect_args": {"factory": Unhurried, "timeout": PATIENCE}},
+                # Opened by us: in a URL `?`, `%` and braces of a path mean something.
+                "sqlite:///study.sqlite",
+                engine_kwargs={"creator": self._connect},
             )
             study = optuna.create_study(
                 study_name=self.asked.name,
@@ -116,6 +120,9 @@ class Mirror:
             )
             study.set_metric_names([one["metric"] for one in self.asked.objective])
         return study
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, factory=Unhurried, timeout=PATIENCE, check_same_thread=False)
 
     def _write(self, point: int, trial: Any) -> None:
         """Bring Optuna's trial of this point up to what the ledger says."""

@@ -1,10 +1,10 @@
 """A worker: a process that stays warm and draws the next trial as soon as it is free."""
 
 import gc
-import json
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -77,7 +77,11 @@ class Worker:
     def _beat(self, done: threading.Event) -> None:
         with Ledger(self.ledger.path) as ledger:
             while not done.wait(HEARTBEAT):
-                ledger.beat()
+                try:
+                    ledger.beat()
+                except sqlite3.Error as error:
+                    # A file server that stumbles: the next sign may reach it.
+                    log.debug("no sign of life: %s", error)
 
     def draw(self) -> Any | None:
         """The next trial, now ours: one that waits, else a new point's, else a pruned one that has earned more."""
@@ -117,7 +121,7 @@ class Worker:
         from lmlab.sweeps import trial
 
         asked, ledger = self.asked, self.ledger
-        varied = json.loads(row["overrides"])
+        varied = asked.overrides_in(row)
         overrides = [*asked.overrides, *varied]
         if row["micro_batch_size"]:
             overrides.append(f"training.micro_batch_size={row['micro_batch_size']}")
@@ -247,7 +251,7 @@ def halve(asked: Asked, row: Any) -> int | None:
 
     size = row["micro_batch_size"]
     if size is None:
-        words = [*asked.overrides, *json.loads(row["overrides"])]
+        words = [*asked.overrides, *asked.overrides_in(row)]
         config = config_of(words, row["seed"], Composer(asked.config_dir))
         size = config.training.micro_batch_size or config.batching.batch_size
     return -(-size // 2) if size > 1 else None
@@ -273,8 +277,7 @@ def main(directory: str, name: str) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     show_log()
     worker = Worker(Path(directory), name, alone=True)
-    if worker.asked.config_dir:
-        find_own_classes()
+    find_own_classes()
 
     def stop(number: int, frame: Any) -> None:
         worker.stopping = True

@@ -37,8 +37,11 @@ def write(text: str, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
+    # One that lies there may be a stranger's link: it is not written through.
+    part.unlink(missing_ok=True)
     try:
-        part.write_text(text, encoding="utf-8", newline="")
+        with part.open("x", encoding="utf-8", newline="") as file:
+            file.write(text)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Somebody else's tokenizer: a tokenizer.json, or a Hugging Face name."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -68,7 +69,7 @@ def train(
     source: a tokenizer.json, a folder with one, or a Hugging Face name; `revision` is a branch, tag or commit of that.
     eos_token, bos_token: null takes what the tokenizer's own files say.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.is_file():
         _, note = document.read(file)
@@ -169,7 +170,11 @@ def _vocab(content: dict[str, Any]) -> dict[str, int]:
 
 def _size(content: dict[str, Any]) -> int:
     # Ids may have gaps, and a model has a row for each.
-    return max(_vocab(content).values()) + 1
+    vocab = _vocab(content)
+    last = max(vocab.values())
+    if last > 2 * len(vocab) + 1_000:
+        raise ValueError(f"it has {len(vocab):,} tokens, and one of them the id {last:,}")
+    return last + 1
 
 
 def _unk_id(content: dict[str, Any]) -> int | None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ def read(path: Path) -> dict[str, Any]:
         remedy = "take checkpoint=last, or train anew under another run_dir"
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                # Kilobytes may unfold to what no memory holds.
+                raise zipfile.BadZipFile("it is compressed, as torch writes none")
             # torch reads weights without looking at their checksums.
             if (part := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"the checksum of {part} is wrong")
@@ -35,7 +39,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is damaged, or holds something other than tensors and plain data, and is not loaded; {remedy}"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is damaged or truncated ({why}); {remedy}") from error
     found = checkpoint.get("lmlab_format") if isinstance(checkpoint, dict) else None
@@ -66,6 +70,8 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     """Whole or not at all: written beside and renamed. Raises OSError(ENOSPC) where the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
+    # One that lies there may be a stranger's link: it is not written through.
+    beside.unlink(missing_ok=True)
     try:
         with _open(beside) as file:
             torch.save(checkpoint | {"lmlab_format": FORMAT}, file)
@@ -81,7 +87,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _open(path: Path) -> Any:
-    return path.open("wb")
+    return path.open("xb")
 
 
 def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

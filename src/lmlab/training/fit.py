@@ -260,7 +260,11 @@ def fit_counts(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
     write(checkpoint, directory.best)
     if directory.last.exists():
         directory.last.unlink()
-    os.link(directory.best, directory.last)
+    try:
+        os.link(directory.best, directory.last)
+    except OSError:
+        # Some file systems have no links.
+        write(checkpoint, directory.last)
     return {
         "steps": 1,
         "tokens": len(split),

@@ -43,6 +43,11 @@ class TensorBoard(TensorBoardLogger):
         purge = {} if resume_from is None else {"purge_step": resume_from + 1}
         super().__init__(save_dir, name="", version="", default_hp_metric=False, **purge)
 
+    @property
+    def log_dir(self) -> str:
+        """The path as it is: Lightning's expands variables and users in it."""
+        return str(self.save_dir)
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """One event for all of them: a tenth of the time of one for each."""
@@ -82,7 +87,9 @@ class CSV(Logger):
     def save(self) -> None:
         columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
         beside = self.path.with_name(self.path.name + ".tmp")
-        with beside.open("w", encoding="utf-8", newline="") as file:
+        # One that lies there may be a stranger's link: it is not written through.
+        beside.unlink(missing_ok=True)
+        with beside.open("x", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, ["step", *columns], restval="")
             table.writeheader()
             table.writerows({"step": step, **row} for step, row in sorted(self.rows.items()))

@@ -59,6 +59,9 @@ class Profile(Callback):
         profiler.stop()
         self.directory.mkdir(exist_ok=True)
         trace = self.directory / f"steps_{self.first + 1}-{pl_module.step}.pt.trace.json"
+        for path in (trace, self.directory / "operators.txt"):
+            # A link there would be written through.
+            path.unlink(missing_ok=True)
         profiler.export_chrome_trace(str(trace))
         on_gpu = ProfilerActivity.CUDA in supported_activities()
         by = "self_device_time_total" if on_gpu else "self_cpu_time_total"

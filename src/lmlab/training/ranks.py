@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from lmlab.config import plain
+from lmlab.config import literal, plain
 from lmlab.errors import DONE, OUR_FAULT, TRAINING_FAILED, TrainingFailed
 from lmlab.training.plan import Plan
 
@@ -43,7 +43,8 @@ def launched(plan: Plan, run_dir: Path) -> Iterator[None]:
         # where it was named by the second.
         decided = {key: plan.decided[key] for key in ("precision", "compile")}
         asked = plain(plan.config) | decided | {"n_params": None, "run_dir": str(run_dir)}
-        config.write_text(OmegaConf.to_yaml(asked))
+        # Resolved: a `${` that is left is part of a path or a text.
+        config.write_text(OmegaConf.to_yaml(literal(asked)), encoding="utf-8")
         ranks = [_start(rank, config) for rank in range(1, world_size)]
         watching = threading.Thread(target=_watch, args=(ranks, done := threading.Event()), daemon=True)
         watching.start()
@@ -87,8 +88,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _start(rank: int, config: Path) -> subprocess.Popen:
+    # -P: files of the folder that we stand in replace no modules.
     # A session of its own: Ctrl-C in a terminal is for rank 0, which tells the others.
-    command = [sys.executable, "-m", "lmlab.training.ranks", str(config)]
+    command = [sys.executable, "-P", "-m", "lmlab.training.ranks", str(config)]
     environment = os.environ | {"LOCAL_RANK": str(rank)}
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
 
@@ -114,6 +116,9 @@ def _finish(ranks: list[subprocess.Popen]) -> None:
 def main(path: str) -> int:
     """Rank 1 or higher: the same plan, the same steps, nothing written."""
     threading.Thread(target=_leave_with_rank_zero, daemon=True).start()
+    if os.getcwd() not in sys.path:
+        # A person's own classes may lie there; last in line, so that they replace nothing.
+        sys.path.append(os.getcwd())
     from lmlab.experiment import plan
     from lmlab.models import kernels
     from lmlab.run_directory import RunDirectory

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -202,12 +203,16 @@ def _place(text: str, at: int, edges: list[int], slack: int) -> int:
 def _find(split: str, given: str | Sequence[str]) -> list[tuple[str, Path]]:
     """(name, path) of every file that was asked for; names do not tell where on the machine the files lie."""
     return [
-        found for one in ([given] if isinstance(given, str | Path) else given) for found in _find_one(split, str(one))
+        # Names are stored: bytes of them that are no UTF-8 become question marks.
+        (name.encode("utf-8", "replace").decode(), path)
+        for one in ([given] if isinstance(given, str | Path) else given)
+        for name, path in _find_one(split, str(one))
     ]
 
 
 def _find_one(split: str, given: str) -> list[tuple[str, Path]]:
-    path = Path(given).expanduser()
+    # Unlike pathlib's, it leaves "~backup.txt" as it is where nobody is called so.
+    path = Path(os.path.expanduser(given))
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.is_file() and formats.kind(p))
         names = [(p.relative_to(path).as_posix(), p) for p in inside]

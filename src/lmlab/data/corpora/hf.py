@@ -1,6 +1,7 @@
 """Any Hugging Face data set: on the Hub, in its cache, or in a folder."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,7 @@ class HuggingFace:
         self.splits = tuple(self._names)
         self._where, self._config, self._revision = path, name, revision
         self._streaming, self._text_field = streaming, text_field
-        self._folder = folder if (folder := Path(path).expanduser()).is_dir() else None
+        self._folder = folder if (folder := Path(os.path.expanduser(path))).is_dir() else None
 
     def fingerprint(self) -> str:
         parts = [RULES, self._content(), self._config, self._names, self._text_field]

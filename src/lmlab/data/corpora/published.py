@@ -1,6 +1,7 @@
 """Data sets with published numbers: tiny Shakespeare, WikiText-2, PTB, enwik8; your copy, or fetched and verified."""
 
 import hashlib
+import os
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -34,7 +35,7 @@ class Published:
     files: ClassVar[dict[str, tuple[tuple[str, ...], str]]]
 
     def __init__(self, path: str | None):
-        self._path = None if path is None else Path(path).expanduser()
+        self._path = None if path is None else Path(os.path.expanduser(path))
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -172,7 +172,7 @@ def test_a_mixture_of_runs_of_two_texts_is_tuned_on_the_first_ones(small, tmp_pa
         # Bytes, that the two may be mixed at all; one counts, so that they differ.
         words = [*small["lstm"], "model.d_model=8"] if name == "one" else [*small["ngram"], "tokenizer=byte"]
         train(compose([w for w in words if not w.startswith("tokenizer.vocab_size")] + where))
-    run, other = (load(tmp_path / name) for name in texts)
+    run, other = (load(tmp_path / name, cache_dir=tmp_path / "cache") for name in texts)
     corpus = plain(compose(["corpus=files", f"corpus.test={tmp_path}/two.txt"]).corpus)
     place = Place("test", corpus, None)
     found = measure(run, place, run.protocol, asked(tune_tokens=300), (other, other.protocol))

@@ -122,3 +122,4 @@ def test_without_locks_a_run_is_trained_all_the_same(tmp_path, monkeypatch):
     run.claim()
     run.write_json("results.json", {"a": 1})
     assert run.results() == {"a": 1}
+    run.release()

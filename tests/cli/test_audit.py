@@ -53,7 +53,7 @@ def test_a_flipped_bit_in_a_large_store_is_seen_and_made_again(seen_by, small, t
     file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     os.utime(file, ns=(told.st_atime_ns, told.st_mtime_ns))
     if seen_by == "audit":
-        assert cli.main(["audit", f"run_dir={tmp_path / 'run'}"]) == 3
+        assert cli.main(["audit", f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path}"]) == 3
         assert "byte ledger" in capsys.readouterr().out
     else:
         train(compose([f"run_dir={tmp_path / 'other'}", *overrides]))

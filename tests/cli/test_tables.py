@@ -25,11 +25,7 @@ def test_nothing_from_a_run_steers_the_terminal(capsys):
     shown += capsys.readouterr().out
     assert shown.count(SEEN) == 3
     assert all(c.isprintable() for c in shown if c != "\n")
-    logging.getLogger("lmlab").addHandler(handler := StandardError())
-    try:
-        logging.getLogger("lmlab").warning("%s\n%s", HOSTILE, HOSTILE)
-    finally:
-        logging.getLogger("lmlab").removeHandler(handler)
+    StandardError().handle(logging.makeLogRecord({"msg": f"{HOSTILE}\n{HOSTILE}"}))
     assert capsys.readouterr().err == f"{SEEN}\td\n{SEEN}\td\n"
 
 

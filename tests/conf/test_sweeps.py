@@ -69,7 +69,7 @@ def test_a_grid_has_as_many_points_as_its_comment_says(name: str, points: int):
 
 @pytest.mark.parametrize(
     ("name", "key", "protocol"),
-    [("lstm_vs_transformer", "model", "sliding-32/16"), ("tokenizer", "tokenizer", "sliding-64/32-spelled")],
+    [("lstm_vs_transformer", "model", "sliding-32/16"), ("tokenizer", "tokenizer", "sliding-64/32-spelled-v2")],
 )
 def test_what_is_compared_is_measured_under_one_protocol(name: str, key: str, protocol: str):
     """A point of each model, or of each tokenizer: else the sweep would have no winner."""

@@ -11,7 +11,7 @@ from tests.tokenizers.conftest import LOSSLESS, TRAIN
 from tests.tokenizers.test_protocol import TEXTS
 
 from lmlab.data.store import prepare
-from lmlab.evaluation.protocol import VERSION, Protocol, batches
+from lmlab.evaluation.protocol import Protocol, batches
 
 SIZES = ("n_bytes", "n_chars", "n_words")
 some = settings(max_examples=12, deadline=None)
@@ -93,7 +93,7 @@ def test_windows_are_stretches_of_the_tokens_with_their_source(kind, texts, orde
 def test_evaluation_scores_each_token_once_and_all_of_the_source(kind, context, texts, batch_size, tmp_path_factory):
     split = stored(kind, texts, tmp_path_factory)
     window = {"carried": (2, None, None), "sliding": (None, 4, 8), "documents": (None, 4, 8)}[context]
-    protocol = Protocol(VERSION, context, *window, "32", None)
+    protocol = Protocol(1, context, *window, "32", None)
     rows = list(batches(split, protocol, kind[1].start_id, batch_size))
     assert sorted(torch.cat([counted(b) for b in rows]).tolist()) == sorted(split.ids.tolist())
     assert sum(b.counts.sum(0) for b in rows).tolist() == source(texts)

@@ -10,7 +10,7 @@ from torch import nn
 from lmlab.config import compose
 from lmlab.data.store import Split
 from lmlab.evaluation import checks, protocol
-from lmlab.evaluation.protocol import VERSION, Protocol
+from lmlab.evaluation.protocol import Protocol
 from lmlab.experiment import build_model
 from lmlab.metrics import TokenNLL
 from lmlab.models.ngram import NGramLM
@@ -23,9 +23,9 @@ OPTIONS = {
     "lstm": "model=lstm model.d_model=16 model.n_layers=2",
     "mixture": "model=lstm model.d_model=16 model/head=mixture",
 }
-SLIDING = Protocol(VERSION, "sliding", None, 12, 24, "32", None)
-CARRIED = Protocol(VERSION, "carried", 5, None, None, "32", None)
-DOCUMENTS = Protocol(VERSION, "documents", None, 12, 24, "32", None)
+SLIDING = Protocol(1, "sliding", None, 12, 24, "32", None)
+CARRIED = Protocol(1, "carried", 5, None, None, "32", None)
+DOCUMENTS = Protocol(1, "documents", None, 12, 24, "32", None)
 
 
 class Text(Split):

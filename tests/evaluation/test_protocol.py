@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,14 @@ def test_every_option_makes_the_policy_of_its_name(path):
 
 def test_a_protocol_survives_the_way_through_results():
     assert all(Protocol(**policy.as_dict()) == policy for policy in POLICIES)
+
+
+def test_what_was_measured_by_older_code_is_another_protocol_where_its_numbers_would_be_others_today():
+    recorded = replace(protocol("carried", lanes=4), unknown="spelled")
+    today = recorded.now()
+    assert (recorded.name, today.name) == ("carried-4-spelled", "carried-4-spelled-v2")
+    assert recorded.differences(today) == ["version: 1 against 2"]
+    assert today.now(unknown="token") == protocol("carried", lanes=4) == protocol("carried", lanes=4).now()
 
 
 def test_a_protocol_is_described_in_one_line():

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lmlab.evaluation.protocol import VERSION, Protocol
+from lmlab.evaluation.protocol import Protocol
 from lmlab.evaluation.published import Figure, read
 
 NODE = {
@@ -21,7 +21,7 @@ NODE = {
     "cost": "a day",
 }
 WHOLE = {"stopped_because": "budget", "steps": 400}
-TEN_LANES = Protocol(VERSION, "carried", 10, None, None, "32", None)
+TEN_LANES = Protocol(1, "carried", 10, None, None, "32", None)
 
 
 def test_a_node_is_read_and_told_again():

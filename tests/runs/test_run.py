@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 import lmlab
+from lmlab.run_directory.plain_yaml import read_yaml, write_yaml
 from lmlab.runs import settle
 
 
@@ -31,6 +32,15 @@ def test_a_moved_run_is_the_same_run(trained, tmp_path):
     shutil.copytree(trained["transformer"], tmp_path / "elsewhere")
     moved = lmlab.load(tmp_path / "elsewhere")
     assert moved.score("the cat").log_prob == lmlab.load(trained["transformer"]).score("the cat").log_prob
+
+
+def test_an_older_run_is_measured_under_the_name_of_what_is_measured_today(trained, tmp_path):
+    shutil.copytree(trained["transformer"], tmp_path / "older")
+    path = tmp_path / "older" / "config.yaml"
+    config = read_yaml(path.read_text())
+    config["decided"]["protocol"] |= {"version": 1, "unknown": "spelled"}
+    path.write_text(write_yaml(config))
+    assert lmlab.load(tmp_path / "older").protocol.name.endswith("-spelled-v2")
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), lambda path: path.unlink()])

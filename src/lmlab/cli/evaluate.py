@@ -1,6 +1,5 @@
 """lmlab evaluate: the numbers of results.json again from disk, or of any text; adapted, mixed, and broken down."""
 
-from dataclasses import replace
 from typing import Any
 
 from lmlab.cli.command import load_run, one_of, options, show_json
@@ -45,7 +44,7 @@ def partner(config: dict[str, Any], protocol: Any) -> Any:
         return None
     other = load_run(config | {"run_dir": config["mix"]})
     theirs = other.protocol if config.get("evaluation") is None else other.resolve(config["evaluation"])
-    return other, replace(theirs, limit_tokens=protocol.limit_tokens, unknown=protocol.unknown)
+    return other, theirs.now(limit_tokens=protocol.limit_tokens, unknown=protocol.unknown)
 
 
 def _names(by: str | list[str] | None) -> list[str]:

@@ -10,7 +10,7 @@ from lmlab.data.cache import whole_file
 from lmlab.data.store import Split, Store
 from lmlab.errors import full_disk
 from lmlab.evaluation.evaluate import evaluate
-from lmlab.evaluation.protocol import VERSION, Protocol, batches
+from lmlab.evaluation.protocol import VERSIONS, Protocol, batches
 from lmlab.models.ngram import NGramLM
 from lmlab.seal import seal, unseal
 
@@ -19,7 +19,7 @@ log = logging.getLogger("lmlab")
 ORDERS = {"unigram": 1, "kneser_ney_5": 5}
 # Raised when counting or smoothing changes.
 IDENTITY = 1
-PLAIN = Protocol(VERSION, "carried", 1, None, None, "32", None)
+PLAIN = Protocol(VERSIONS["token"], "carried", 1, None, None, "32", None)
 
 
 def keep(path: Path, write: Callable[[Path], Any]) -> None:
@@ -35,7 +35,7 @@ def keep(path: Path, write: Callable[[Path], Any]) -> None:
 
 def floors_protocol(protocol: Protocol) -> Protocol:
     """Theirs beside a model's: the same tokens at the same charges, in one lane, as they look back a few words only."""
-    return Protocol(VERSION, "carried", 1, None, None, "32", protocol.limit_tokens, protocol.unknown)
+    return PLAIN.now(limit_tokens=protocol.limit_tokens, unknown=protocol.unknown)
 
 
 def floors(

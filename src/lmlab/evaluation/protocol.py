@@ -12,11 +12,11 @@ from lmlab.data.batching import cut, document_spans
 from lmlab.data.store import Split
 from lmlab.types import Batch
 
-# Raised when the same protocol would give other numbers.
-VERSION = 1
 POLICIES = ("carried", "sliding", "documents")
 PRECISIONS = ("32", "bf16-mixed")
-UNKNOWN = ("token", "spelled")
+# What an <unk> may cost, and the version of protocols under which it does: raised when the same protocol would give
+# other numbers.
+VERSIONS = {"token": 1, "spelled": 2}
 # What says which context a token is predicted from.
 CONTEXT = {"policy", "lanes", "stride", "max_context"}
 # Tokens a row that carries its state reads at once: speed and memory, never a number.
@@ -68,6 +68,11 @@ class Protocol:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def now(self, **changes: Any) -> "Protocol":
+        """The same, or with these changes, in the version that is measured today: a run may be older."""
+        changed = replace(self, **changes)
+        return replace(changed, version=VERSIONS[changed.unknown])
+
     def describe(self) -> str:
         """One line for people."""
         window = f"windows of {self.max_context} tokens, stride {self.stride}"
@@ -96,7 +101,7 @@ class Protocol:
 
 
 def _name(protocol: Protocol) -> str:
-    """E.g. carried-16, sliding-256/128, documents-512/256-spelled+cache(size=500,theta=0.3,weight=0.1)."""
+    """E.g. carried-16, sliding-256/128, documents-512/256-spelled-v2+cache(size=500,theta=0.3,weight=0.1)."""
     words = [protocol.policy]
     words += [] if protocol.lanes is None else [f"{protocol.lanes}"]
     if protocol.policy != "carried" and protocol.max_context is not None:
@@ -137,10 +142,10 @@ def resolve(
         raise ValueError(f"evaluation.precision={precision} must be one of {', '.join(PRECISIONS)}")
     if limit_tokens is not None and limit_tokens < 1:
         raise ValueError(f"evaluation.limit_tokens={limit_tokens} must be at least 1, or null for all")
-    if unknown not in UNKNOWN:
-        raise ValueError(f"evaluation.unknown={unknown} must be one of {', '.join(UNKNOWN)}")
-    fixed = {"version": VERSION, "policy": policy, "precision": str(precision), "limit_tokens": limit_tokens}
-    fixed["unknown"] = unknown
+    if unknown not in VERSIONS:
+        raise ValueError(f"evaluation.unknown={unknown} must be one of {', '.join(VERSIONS)}")
+    fixed = {"version": VERSIONS[unknown], "policy": policy, "precision": str(precision)}
+    fixed |= {"limit_tokens": limit_tokens, "unknown": unknown}
     if policy == "carried" or (policy == "documents" and model.recurrent):
         return Protocol(**fixed, **_carried(policy, model, lanes, stride, max_context))
     return Protocol(**fixed, **_windowed(policy, model, stride, max_context))

@@ -26,7 +26,7 @@ from lmlab.evaluation.protocol import Protocol
 from lmlab.models.ngram import NGramLM
 from lmlab.seal import seal, unseal
 
-# Raised when charges change.
+# Raised when charges change, as is `protocol.VERSIONS` then.
 IDENTITY = 2
 ORDER = 5
 # The end of a spelling, and what its first byte is predicted from; bytes are themselves.

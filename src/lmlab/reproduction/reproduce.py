@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from lmlab.config import BUDGETS, asked, differences, directory_name, plain, treatment, with_budget
 from lmlab.decisions import choose_device
+from lmlab.evaluation.protocol import Protocol
 from lmlab.evaluation.published import Figure, Published, read
 from lmlab.experiment import train
 from lmlab.hardware import Machine
@@ -125,14 +126,12 @@ def under(
     run: Run, evaluation: Mapping[str, Any], figure: Figure, split: str, sums: Mapping[str, Any]
 ) -> tuple[Any, Mapping[str, Any]]:
     wanted, own = {**evaluation, **figure.evaluation}, run.config["evaluation"]
-    if wanted == own:
-        return run.protocol, sums
     if "max_context" in wanted and wanted["max_context"] is own.get("max_context") is None and run.protocol.stride:
         # Where nobody says how long windows are, training has decided it.
         wanted["max_context"] = run.protocol.max_context
-    protocol = run.resolve(wanted)
-    if protocol.name == run.protocol.name:
-        return run.protocol, sums
+    protocol = run.protocol if wanted == own else run.resolve(wanted)
+    if protocol.name == Protocol(**run.config["decided"]["protocol"]).name:
+        return protocol, sums
     return protocol, run.evaluate(split, protocol=protocol).as_dict()
 
 

@@ -154,9 +154,10 @@ class Run:
 
     @property
     def protocol(self) -> "Protocol":
+        """How it is measured: as it was, in today's version."""
         from lmlab.evaluation.protocol import Protocol
 
-        return Protocol(**self.config["decided"]["protocol"])
+        return Protocol(**self.config["decided"]["protocol"]).now()
 
     def resolve(self, evaluation: Mapping[str, Any]) -> "Protocol":
         """The protocol that a node as in conf/evaluation means for this run's model."""

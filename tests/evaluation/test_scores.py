@@ -46,11 +46,14 @@ def test_positions_count_what_was_read_before():
     model = torch.nn.Module()
     model.recurrent, model.max_context = True, None
     text = Text(ids=range(7))
+    text.doc_starts, text.__dict__["docs"] = np.array([0, 4]), [{"name": "a"}, {"name": "b"}]
     for policy, how, expected in (
-        ("carried", {"lanes": 2}, [0, 1, 2, 0, 1, 2, 3]),
-        ("documents", {}, [0, 1, 2, 3, 4, 5, 6]),
-        # Windows 0-3, 3-6: the second scores its last three.
-        ("sliding", {"max_context": 4, "stride": 3}, [0, 1, 2, 3, 1, 2, 3]),
+        # The second lane begins with token 3, which is predicted from token 2.
+        ("carried", {"lanes": 2}, [0, 1, 2, 1, 2, 3, 4]),
+        ("documents", {}, [0, 1, 2, 3, 0, 1, 2]),
+        # Windows 0-3, 3-6: the second reads tokens 2 to 5 and scores its last three.
+        ("sliding", {"max_context": 4, "stride": 3}, [0, 1, 2, 3, 2, 3, 4]),
+        ("sliding", {"max_context": 4, "stride": 4}, [0, 1, 2, 3, 1, 2, 3]),
     ):
         protocol = resolve(policy, "32", model, **how)
         keeper = Keeper(text, protocol)

@@ -16,7 +16,7 @@ from lmlab.metrics import Likelihood
 from lmlab.types import NLL, Batch
 
 # Raised when a column changes its meaning.
-FORMAT = 1
+FORMAT = 2
 NEEDS = "scores.parquet needs pyarrow: pip install 'lmlab[files]'"
 COLUMNS = ("ids", "nats", "charges", "positions", "counts", "documents", "n_bytes", "n_chars", "n_words")
 
@@ -26,7 +26,8 @@ class Scores:
     """Each scored token of a split, in the order of the text; (n,) arrays.
 
     ids. nats: float32, -ln P(token). charges: float32, what it costs besides (letters of an <unk>).
-    positions: tokens of its text that it was predicted from, its first one counting as 0.
+    positions: tokens of its text that it was predicted from: 0 for the first of the text, and 1 for the first of a lane
+    or window that begins inside it, which is read from the token before.
     counts: how often its id occurs in the train split; None where nobody asked.
     documents: the number of its document in the split.
     n_bytes, n_chars, n_words: what it covers of the source; bytes add up to its place in the text.
@@ -65,6 +66,7 @@ class Keeper:
     def __init__(self, split: Split, protocol: Protocol):
         n = len(split) if protocol.limit_tokens is None else min(len(split), protocol.limit_tokens)
         self._split, self._most = split, protocol.max_context
+        self._texts = np.asarray(split.doc_starts) if protocol.policy == "documents" else np.zeros(1, np.int64)
         self.nats = np.full(n, np.nan, np.float32)
         self._positions = np.zeros(n, np.int32)
         self._begun = np.zeros(0, np.int64)
@@ -72,7 +74,7 @@ class Keeper:
     def __call__(self, batch: Batch, nll: NLL) -> None:
         starts = batch.starts.numpy()
         if batch.reset is None or bool(batch.reset.all()):
-            self._begun = starts
+            self._begun = np.where(np.isin(starts, self._texts), starts, starts - 1)
         columns = np.arange(batch.targets.shape[1])
         counted = batch.counted.cpu().numpy()
         at = (starts[:, None] + columns)[counted]

@@ -62,6 +62,13 @@ def test_positions_count_what_was_read_before():
         assert keeper.scores(np.ones(V, int), {}).positions.tolist() == expected
 
 
+def test_a_model_that_gives_no_number_is_the_user_s_to_know_of(model):
+    with torch.no_grad():
+        model.head.weight[3] = torch.nan
+    with pytest.raises(ValueError, match=r"no number for 101 of 101 tokens, token 1 the first.*another checkpoint"):
+        scores(model)
+
+
 def test_a_charge_is_kept_apart_and_counted(model):
     text = Text()
     text.charges = np.where(text.ids == 3, 2.5, 0.0).astype(np.float32)

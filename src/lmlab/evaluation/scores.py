@@ -67,7 +67,7 @@ class Keeper:
         n = len(split) if protocol.limit_tokens is None else min(len(split), protocol.limit_tokens)
         self._split, self._most = split, protocol.max_context
         self._texts = np.asarray(split.doc_starts) if protocol.policy == "documents" else np.zeros(1, np.int64)
-        self.nats = np.full(n, np.nan, np.float32)
+        self.nats, self._scored = np.zeros(n, np.float32), np.zeros(n, bool)
         self._positions = np.zeros(n, np.int32)
         self._begun = np.zeros(0, np.int64)
 
@@ -78,14 +78,19 @@ class Keeper:
         columns = np.arange(batch.targets.shape[1])
         counted = batch.counted.cpu().numpy()
         at = (starts[:, None] + columns)[counted]
-        self.nats[at] = nll.float().cpu().numpy()[counted]
+        self.nats[at], self._scored[at] = nll.float().cpu().numpy()[counted], True
         seen = ((starts - self._begun)[:, None] + columns)[counted]
         self._positions[at] = seen if self._most is None else np.minimum(seen, self._most)
 
     def scores(self, train_counts: np.ndarray | None, about: Mapping[str, Any]) -> Scores:
-        """train_counts: (V,), or None. Raises AssertionError when a token was not scored."""
-        assert not np.isnan(self.nats).any()
-        n, split = len(self.nats), self._split
+        """train_counts: (V,), or None. Raises ValueError where the model gave no number."""
+        assert self._scored.all(), "a token was not scored"
+        n, split, none = len(self.nats), self._split, np.flatnonzero(np.isnan(self.nats))
+        if len(none):
+            raise ValueError(
+                f"the model gave no number for {len(none):,} of {n:,} tokens, token {none[0] + 1:,} the first: its "
+                "weights diverged (take another checkpoint), or a dynamic.lr or temperature takes it out of range"
+            )
         ids = np.array(split.ids[:n])
         sizes = {name: np.array(getattr(split, name)[:n]) for name in ("n_bytes", "n_chars", "n_words")}
         documents = np.searchsorted(np.asarray(split.doc_starts), np.arange(n), side="right") - 1

@@ -151,6 +151,17 @@ def test_a_mixture_of_a_neural_and_an_n_gram_model_is_better_than_both(trained):
     assert found.likelihood.nats == pytest.approx(-np.log((1 - w) * p[0] + w * p[1]).sum(), rel=1e-5)
 
 
+def test_a_weight_is_tuned_on_as_much_of_val_as_is_told_whatever_is_scored(trained, monkeypatch):
+    run, other = load(trained["transformer"]), load(trained["ngram"])
+    ours, theirs = (each.protocol.now(limit_tokens=20) for each in (run, other))
+    sizes = []
+    monkeypatch.setattr(measurement, "best_weight", lambda *nats: sizes.extend(map(len, nats)) or 0.5)
+    found = measure(run, TEST, ours, asked(tune_tokens=50), (other, theirs))
+    assert found.likelihood.tokens == 20
+    assert found.protocol.options["mix"]["tuned_on"] == "val:50"
+    assert sizes == [50, 50]
+
+
 def test_a_stated_weight_of_nothing_is_the_run_itself(trained):
     run, other = load(trained["transformer"]), load(trained["ngram"])
     found = measure(run, TEST, run.protocol, asked(mix_weight=0.0), (other, other.protocol))

@@ -105,12 +105,12 @@ def scored(
 ) -> Measured:
     """Each token of a split. Where the run keeps the scores of just this, they are read, but with kernels=plain.
 
-    limit_tokens: the first so many, to tune on. counts: gives those of the train split, where they are needed: a run
-    measures other text without its own.
+    limit_tokens: the first so many, to tune on, whatever the protocol's own limit. counts: gives those of the train
+    split, where they are needed: a run measures other text without its own.
     """
     recorded = protocol if adapted is None else replace(protocol, options={**protocol.options, **adapted.options})
     if limit_tokens is not None:
-        protocol = replace(protocol, limit_tokens=min(limit_tokens, protocol.limit_tokens or limit_tokens))
+        protocol = replace(protocol, limit_tokens=limit_tokens)
     about = identity(run, place, recorded)
     may_be_read = limit_tokens is None and run.kernels == "auto"
     if may_be_read and (found := stored(run, place, about)) is not None:
@@ -177,7 +177,7 @@ def _mixed(
     told: dict[str, Any] = {"run": other.path.name, "weights": weights_hash(other), "protocol": other_protocol.name}
     if weight == "auto":
         tokens, plain = wanted["tune_tokens"], replace(ours.protocol, options={})
-        weight = _tuned_weight(run, place.batch_size, plain, adapted, other, other_protocol, tokens)
+        weight = _tuned_weight(run, plain, adapted, other, other_protocol, place.batch_size, tokens)
         told["tuned_on"] = f"val:{tokens}"
     told["weight"] = float(weight)
     nats = interpolate(ours.scores.nats, theirs.scores.nats, float(weight))
@@ -190,35 +190,27 @@ def _mixed(
 
 def _tuned_weight(
     run: "Run",
-    batch_size: int | None,
     protocol: Protocol,
     adapted: Adaptation | None,
     other: "Run",
     other_protocol: Protocol,
+    batch_size: int | None,
     tokens: int,
 ) -> float:
     """The best on the first tokens of the run's val, which the other reads too, whatever it was trained on."""
-    own, theirs = (each.config["decided"]["fingerprint"] for each in (run, other))
-    val = Place("val", None, batch_size)
-    remedy = "give mix_weight=, from 0 to 1"
+    own, trained_on = (each.config["decided"]["fingerprint"] for each in (run, other))
+    val, remedy = Place("val", None, batch_size), "give mix_weight=, from 0 to 1"
+    same_val = val if trained_on == own else val._replace(corpus=run.config["corpus"])
     try:
-        both = [
-            scored(run, val, protocol, adapted, tokens),
-            scored(
-                other,
-                val._replace(corpus=None if theirs == own else run.config["corpus"]),
-                other_protocol,
-                None,
-                tokens,
-            ),
-        ]
+        ours = scored(run, val, protocol, adapted, tokens).scores
+        theirs = scored(other, same_val, other_protocol, None, tokens).scores
     except FileNotFoundError as error:
         raise ValueError(f"mix_weight=auto is the best on the val of {run.path}: {error}; or {remedy}") from error
-    if not np.array_equal(*(each.scores.ids for each in both)):
+    if not np.array_equal(ours.ids, theirs.ids):
         raise ValueError(
             f"mix={other.path} reads other tokens than {run.path} on its val, where mix_weight=auto is found: {remedy}"
         )
-    return round(best_weight(*(each.scores.nats for each in both)), ROUNDED)
+    return round(best_weight(ours.nats, theirs.nats), ROUNDED)
 
 
 # What is kept on disk

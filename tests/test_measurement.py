@@ -93,6 +93,15 @@ def test_a_run_without_its_own_text_is_measured_on_other_text(small, tmp_path, m
             measure(run, other, run.protocol, asked(**wanted), None)
 
 
+@pytest.mark.parametrize(
+    "wanted", [{"temperature": 0.0}, {"dynamic": {**WANTED["dynamic"], "lr": 1e-4}}, {"mix_weight": 2}]
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(wanted, lstm, monkeypatch):
+    monkeypatch.setattr(measurement, "scored", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(ValueError, match=f"{next(iter(wanted))}.*(must be|add evaluation=carried)"):
+        measure(lstm, TEST, lstm.protocol, asked(**wanted), (lstm, lstm.protocol))
+
+
 def test_a_split_that_a_text_lacks_is_refused_with_one_that_it_has(lstm, text_file):
     corpus = plain(compose(["corpus=files", f"corpus.test={text_file}"]).corpus)
     with pytest.raises(ValueError, match="split=val: this text has test; say split=test"):

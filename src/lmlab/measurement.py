@@ -17,6 +17,7 @@ from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
 from lmlab.evaluation import spelling
 from lmlab.evaluation.adaptation import Adaptation, adapt
+from lmlab.evaluation.adaptation import check as check_adaptation
 from lmlab.evaluation.comparison import Side, check, compare
 from lmlab.evaluation.evaluate import evaluate, score_batch
 from lmlab.evaluation.mixture import best_weight, interpolate
@@ -61,6 +62,9 @@ def measure(
 
     mix: another run over the same tokens, and the protocol that it reads them under.
     """
+    check_adaptation(wanted, protocol)
+    if mix is not None:
+        _check_weight(wanted["mix_weight"])
     asked = wanted["scores"] or "frequency" in (wanted["by"] or ())
     counts = partial(train_counts, run) if asked else None
     plain = scored(run, place, protocol, counts=counts)
@@ -159,6 +163,11 @@ def _averaged(read: Any, adapted: Adaptation) -> Keeper:
     return keeper
 
 
+def _check_weight(weight: float | str) -> None:
+    if weight != "auto" and (isinstance(weight, str) or not 0 <= weight <= 1):
+        raise ValueError(f"mix_weight={weight} must be from 0 to 1, or auto")
+
+
 def _mixed(
     run: "Run",
     place: Place,
@@ -169,8 +178,6 @@ def _mixed(
     wanted: Mapping[str, Any],
 ) -> Measured:
     weight = wanted["mix_weight"]
-    if weight != "auto" and (isinstance(weight, str) or not 0 <= weight <= 1):
-        raise ValueError(f"mix_weight={weight} must be from 0 to 1, or auto")
     theirs = scored(other, place, other_protocol)
     if not np.array_equal(ours.scores.ids, theirs.scores.ids):
         raise ValueError(f"mix={other.path} reads other tokens than {run.path}: both need one tokenizer and one text")

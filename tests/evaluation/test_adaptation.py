@@ -8,7 +8,7 @@ import torch
 from tests.evaluation.texts import Text, V
 
 from lmlab.config import compose, plain
-from lmlab.evaluation.adaptation import TEMPERATURES, Tempered, adapt, tune_temperature
+from lmlab.evaluation.adaptation import TEMPERATURES, Tempered, adapt, check, tune_temperature
 from lmlab.evaluation.cache import THETAS, Cache
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import batches, resolve
@@ -94,11 +94,12 @@ def test_nothing_asked_is_nothing_done(model):
     [
         ({"temperature": 0.0}, {"lanes": 3}, "temperature=0.0 must be above 0"),
         ({"cache": {"size": 5, "theta": 1.0, "weight": 0.1}}, {"policy": "sliding", "max_context": 4}, "slides: add"),
+        ({"cache": {"size": 5, "theta": "auto", "weight": 1.5}}, {"lanes": 3}, "weight=1.5 must be from 0 on"),
+        ({"cache": {"size": 5, "theta": -1, "weight": "auto"}}, {"lanes": 3}, "theta=-1.0 must be 0 or more"),
         ({"dynamic": {"lr": 0.1}}, {"lanes": 3}, "evaluation.lanes=1"),
         ({"dynamic": {"lr": 0.1}, "mc_dropout": {"samples": 3, "seed": 0}}, {"lanes": 1}, "exclude each other"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_tuned(model, wanted, how, message):
-    protocol = resolve(**{"policy": "carried", **how}, precision="32", model=model)
+def test_what_cannot_be_is_refused(model, wanted, how, message):
     with pytest.raises(ValueError, match=message):
-        adapt({**WANTED, **wanted}, model, protocol, lambda *_: pytest.fail("tuned"), "cpu", 2)
+        check({**WANTED, **wanted}, resolve(**{"policy": "carried", **how}, precision="32", model=model))

@@ -44,12 +44,12 @@ class Adaptation:
 def adapt(
     wanted: Mapping[str, Any], model: nn.Module, protocol: Protocol, rows: Rows, device: str, batch_size: int
 ) -> Adaptation | None:
-    """What the keys of conf/evaluate.yaml ask for, tuned on val where they say auto; None when nothing is asked."""
+    """What the keys of conf/evaluate.yaml ask for (`check` them first), tuned on val where they say auto; None when
+    nothing is asked."""
     options: dict[str, Any] = {}
     tokens, tuned = wanted["tune_tokens"], {"tuned_on": f"val:{wanted['tune_tokens']}"}
     score: Callable[..., tuple[NLL, State]] = score_batch
     temperature, cache, dynamic = wanted["temperature"], wanted["cache"], wanted["dynamic"]
-    _check(wanted, protocol)
     if temperature is not None:
         value = temperature
         if value == "auto":
@@ -78,8 +78,8 @@ def adapt(
     return Adaptation(score, options, samples, wanted["mc_dropout"]["seed"]) if options else None
 
 
-def _check(wanted: Mapping[str, Any], protocol: Protocol) -> None:
-    """Before anything is tuned."""
+def check(wanted: Mapping[str, Any], protocol: Protocol) -> None:
+    """Before anything is measured or tuned: raises ValueError for what cannot be."""
     cache = wanted["cache"]
     tuned = {"temperature": wanted["temperature"], "cache.theta": cache["theta"], "cache.weight": cache["weight"]}
     for key, value in tuned.items():
@@ -88,11 +88,13 @@ def _check(wanted: Mapping[str, Any], protocol: Protocol) -> None:
     temperature = wanted["temperature"]
     if isinstance(temperature, int | float) and temperature <= 0:
         raise ValueError(f"temperature={temperature} must be above 0, or auto")
-    if wanted["cache"]["size"] is not None and protocol.stride is not None:
-        raise ValueError(
-            f"cache.size={wanted['cache']['size']} needs a state that is carried through the text, and {protocol.name} "
-            "slides: add evaluation=carried"
-        )
+    if cache["size"] is not None:
+        if protocol.stride is not None:
+            raise ValueError(
+                f"cache.size={cache['size']} needs a state that is carried through the text, and {protocol.name} "
+                "slides: add evaluation=carried"
+            )
+        Cache(cache["size"], *(0.0 if cache[key] == "auto" else float(cache[key]) for key in ("theta", "weight")))
     if wanted["dynamic"]["lr"] is None:
         return
     if (protocol.policy, protocol.lanes) != ("carried", 1):

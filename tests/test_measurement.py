@@ -102,6 +102,18 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(wanted, lstm, mon
         measure(lstm, TEST, lstm.protocol, asked(**wanted), (lstm, lstm.protocol))
 
 
+def test_what_a_part_of_the_text_was_counted_in_is_that_part(small, tmp_path):
+    runs = {}
+    for share in (1.0, 0.25):
+        train(compose([*small["ngram"], f"train_share={share}", f"run_dir={tmp_path}/{share}"]))
+        runs[share] = load(tmp_path / str(share))
+    whole, part = (measurement.train_counts(run) for run in runs.values())
+    assert part.sum() == round(0.25 * whole.sum())
+    whole, part = (run.results["training"]["tokens"] for run in runs.values())
+    assert part == round(0.25 * whole)
+    assert runs[0.25].results["splits"]["test"]["nats"] != runs[1.0].results["splits"]["test"]["nats"]
+
+
 def test_a_split_that_a_text_lacks_is_refused_with_one_that_it_has(lstm, text_file):
     corpus = plain(compose(["corpus=files", f"corpus.test={text_file}"]).corpus)
     with pytest.raises(ValueError, match="split=val: this text has test; say split=test"):

@@ -26,6 +26,7 @@ from lmlab.evaluation.scores import Keeper, Scores
 from lmlab.metrics import Likelihood
 from lmlab.models import kernels
 from lmlab.training.checkpoints import require
+from lmlab.training.plan import train_part
 
 if TYPE_CHECKING:
     from lmlab.runs import Run
@@ -133,8 +134,9 @@ def scored(
 
 
 def train_counts(run: "Run") -> np.ndarray:
-    """How often each token occurs in the run's train split, (V,)."""
-    return np.bincount(run.store().split("train").ids, minlength=run.tokenizer.vocab_size)
+    """How often each token occurs in what the run was trained on, (V,)."""
+    part = train_part(run.store(), run.config.get("train_share", 1.0))
+    return np.bincount(part.ids, minlength=run.tokenizer.vocab_size)
 
 
 def _pass(

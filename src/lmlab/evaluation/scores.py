@@ -28,7 +28,7 @@ class Scores:
     ids. nats: float32, -ln P(token). charges: float32, what it costs besides (letters of an <unk>).
     positions: tokens of its text that it was predicted from: 0 for the first of the text, and 1 for the first of a lane
     or window that begins inside it, which is read from the token before.
-    counts: how often its id occurs in the train split; None where nobody asked.
+    counts: how often its id occurs in what the run was trained on; None where nobody asked.
     documents: the number of its document in the split.
     n_bytes, n_chars, n_words: what it covers of the source; bytes add up to its place in the text.
     about: what was measured, as plain data: protocol, split, text, weights, the documents' names and dates.

@@ -190,6 +190,16 @@ def test_a_stated_weight_of_nothing_is_the_run_itself(trained):
     assert "tuned_on" not in found.protocol.options["mix"]
 
 
+def test_parts_of_a_mixture_whose_directories_have_one_name_are_both_told(trained, tmp_path):
+    for family in ("transformer", "ngram"):
+        shutil.copytree(trained[family], tmp_path / family / "000")
+    run, other = load(tmp_path / "transformer" / "000"), load(tmp_path / "ngram" / "000")
+    parts = measure(run, TEST, run.protocol, asked(mix_weight=0.5), (other, other.protocol)).parts
+    assert [parts[str(each.path)].nats for each in (run, other)] == [
+        each.results["splits"]["test"]["nats"] for each in (run, other)
+    ]
+
+
 def test_runs_over_other_tokens_are_no_mixture(trained, lstm):
     other = load(trained["ngram"])
     with pytest.raises(ValueError, match="reads other tokens"):

@@ -193,7 +193,9 @@ def _mixed(
     protocol = replace(ours.protocol, options={**ours.protocol.options, "mix": told})
     about = {**ours.scores.about, "protocol": protocol.as_dict()}
     scores = replace(ours.scores, nats=nats.astype(np.float32), about=about)
-    parts = {run.path.name: ours.likelihood, other.path.name: theirs.likelihood}
+    # Trials of two sweeps may have one name.
+    names = [each.path.name if run.path.name != other.path.name else str(each.path) for each in (run, other)]
+    parts = dict(zip(names, (ours.likelihood, theirs.likelihood), strict=True))
     return Measured(protocol, scores.likelihood(), scores, parts)
 
 

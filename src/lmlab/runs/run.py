@@ -218,7 +218,7 @@ class Run:
         from lmlab.evaluation import published
         from lmlab.evaluation.curve import Facts
         from lmlab.evaluation.diagnosis import diagnose
-        from lmlab.evaluation.protocol import mean_charge
+        from lmlab.evaluation.protocol import Protocol, mean_charge
 
         decided = self.config["decided"]
         if "total_steps" not in decided:
@@ -244,7 +244,7 @@ class Run:
         )
         found = diagnose(points, facts)
         if results and (target := published.read(self.config.get("published"))) is not None:
-            told = target.distances(results["splits"], self.protocol, results["training"])
+            told = target.distances(results["splits"], Protocol(**decided["protocol"]), results["training"])
             found = replace(found, distances=told)
         runs = [self, *(Run(path, allow_targets=self._allow_targets, cache_dir=self.cache) for path in fractions)]
         return found.with_more_text(*zip(*(run._size_and_loss() for run in runs), strict=True)) if fractions else found

@@ -51,10 +51,31 @@ def test_a_temperature_of_one_is_the_model_as_it_is(model):
 
 
 def test_the_tuned_temperature_is_that_of_a_fine_grid(model):
-    tuned = tune_temperature(model, rows(model), "32", "cpu")
+    tuned = tune_temperature(model, partial(rows, model), "32", "cpu")
     costs = {t: cost(model, Tempered(t)) for t in np.linspace(0.6, 1.8, 61)}
     assert cost(model, Tempered(tuned)) <= min(costs.values()) * (1 + 1e-5)
-    assert min(TEMPERATURES) <= tuned <= max(TEMPERATURES)
+
+
+@pytest.mark.parametrize("factor", [0.3, 4.0])
+def test_a_temperature_beyond_the_first_grid_is_found(factor):
+    torch.manual_seed(0)
+    node = compose(["model=lstm", "model.d_model=12", "model.n_layers=1", "model.init_range=1.0"]).model
+    model = instantiate(node)(vocab_size=V, token_counts=torch.ones(V).long()).eval()
+    # Text that the model itself has drawn costs it least at the temperature of drawing.
+    ids, state = [], None
+    for _ in range(800):
+        with torch.inference_mode():
+            hidden, state = model(torch.tensor([[ids[-1] if ids else 0]]), state)
+            p = (model.head.logits(hidden)[0, -1] / factor).softmax(-1)
+        ids.append(int(torch.multinomial(p, 1)))
+
+    def read():
+        return batches(Text(ids=ids), resolve("carried", "32", model, lanes=1), 0, batch_size=1)
+
+    tuned = tune_temperature(model, read, "32", "cpu")
+    costs = {t: evaluate(model, read(), "32", score=Tempered(t)).nats for t in np.geomspace(0.15, 9, 60)}
+    assert not min(TEMPERATURES) <= tuned <= max(TEMPERATURES)
+    assert evaluate(model, read(), "32", score=Tempered(tuned)).nats <= min(costs.values()) * (1 + 1e-4)
 
 
 def test_a_tuned_cache_costs_no_more_than_any_on_the_grid():

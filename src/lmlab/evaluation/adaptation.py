@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from lmlab.types import NLL, Batch, State, for_float64
 
 # Tried at once on val; the best is then found between them.
 TEMPERATURES = (0.6, 0.7, 0.78, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.18, 1.28, 1.42, 1.6, 1.8)
+# Times that val is read for a temperature beyond them: 0.6 ** 4 is 0.13, 1.8 ** 4 is 10.
+ROUNDS = 4
 # Places after the point to which what was tuned is rounded before it is used, so that the record is exact.
 ROUNDED = 4
 
@@ -53,7 +56,7 @@ def adapt(
     if temperature is not None:
         value = temperature
         if value == "auto":
-            value = tune_temperature(model, rows("val", tokens, None), protocol.precision, device)
+            value = tune_temperature(model, partial(rows, "val", tokens, None), protocol.precision, device)
         options["temperature"] = {"value": float(value)} | (tuned if temperature == "auto" else {})
         temperature = float(value)
         score = Tempered(temperature)
@@ -144,11 +147,17 @@ class TemperatureProbe:
         return float(round(1 / (x[1] - slope / (2 * square)), ROUNDED))
 
 
-def tune_temperature(model: nn.Module, batches: Iterable[Batch], precision: str, device: str) -> float:
-    """The temperature by which these batches cost least."""
-    probe = TemperatureProbe(TEMPERATURES)
-    evaluate(model, batches, precision, device, score=probe)
-    return probe.best()
+def tune_temperature(model: nn.Module, batches: Callable[[], Iterable[Batch]], precision: str, device: str) -> float:
+    """The temperature by which these batches cost least. They are read again where it is one of the outermost tried."""
+    tried = TEMPERATURES
+    for _ in range(ROUNDS):
+        probe = TemperatureProbe(tried)
+        evaluate(model, batches(), precision, device, score=probe)
+        best = probe.best()
+        if min(tried) < best < max(tried):
+            break
+        tried = tuple(best * t for t in TEMPERATURES)
+    return round(best, ROUNDED)
 
 
 class CacheProbe:

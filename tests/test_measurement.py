@@ -93,6 +93,27 @@ def test_a_run_without_its_own_text_is_measured_on_other_text(small, tmp_path, m
             measure(run, other, run.protocol, asked(**wanted), None)
 
 
+@pytest.mark.parametrize(
+    "wanted", [{"temperature": 0.0}, {"dynamic": {**WANTED["dynamic"], "lr": 1e-4}}, {"mix_weight": 2}]
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(wanted, lstm, monkeypatch):
+    monkeypatch.setattr(measurement, "scored", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(ValueError, match=f"{next(iter(wanted))}.*(must be|add evaluation=carried)"):
+        measure(lstm, TEST, lstm.protocol, asked(**wanted), (lstm, lstm.protocol))
+
+
+def test_what_a_part_of_the_text_was_counted_in_is_that_part(small, tmp_path):
+    runs = {}
+    for share in (1.0, 0.25):
+        train(compose([*small["ngram"], f"train_share={share}", f"run_dir={tmp_path}/{share}"]))
+        runs[share] = load(tmp_path / str(share))
+    whole, part = (measurement.train_counts(run) for run in runs.values())
+    assert part.sum() == round(0.25 * whole.sum())
+    whole, part = (run.results["training"]["tokens"] for run in runs.values())
+    assert part == round(0.25 * whole)
+    assert runs[0.25].results["splits"]["test"]["nats"] != runs[1.0].results["splits"]["test"]["nats"]
+
+
 def test_a_split_that_a_text_lacks_is_refused_with_one_that_it_has(lstm, text_file):
     corpus = plain(compose(["corpus=files", f"corpus.test={text_file}"]).corpus)
     with pytest.raises(ValueError, match="split=val: this text has test; say split=test"):
@@ -151,11 +172,32 @@ def test_a_mixture_of_a_neural_and_an_n_gram_model_is_better_than_both(trained):
     assert found.likelihood.nats == pytest.approx(-np.log((1 - w) * p[0] + w * p[1]).sum(), rel=1e-5)
 
 
+def test_a_weight_is_tuned_on_as_much_of_val_as_is_told_whatever_is_scored(trained, monkeypatch):
+    run, other = load(trained["transformer"]), load(trained["ngram"])
+    ours, theirs = (each.protocol.now(limit_tokens=20) for each in (run, other))
+    sizes = []
+    monkeypatch.setattr(measurement, "best_weight", lambda *nats: sizes.extend(map(len, nats)) or 0.5)
+    found = measure(run, TEST, ours, asked(tune_tokens=50), (other, theirs))
+    assert found.likelihood.tokens == 20
+    assert found.protocol.options["mix"]["tuned_on"] == "val:50"
+    assert sizes == [50, 50]
+
+
 def test_a_stated_weight_of_nothing_is_the_run_itself(trained):
     run, other = load(trained["transformer"]), load(trained["ngram"])
     found = measure(run, TEST, run.protocol, asked(mix_weight=0.0), (other, other.protocol))
     assert found.likelihood.nats == pytest.approx(run.results["splits"]["test"]["nats"])
     assert "tuned_on" not in found.protocol.options["mix"]
+
+
+def test_parts_of_a_mixture_whose_directories_have_one_name_are_both_told(trained, tmp_path):
+    for family in ("transformer", "ngram"):
+        shutil.copytree(trained[family], tmp_path / family / "000")
+    run, other = load(tmp_path / "transformer" / "000"), load(tmp_path / "ngram" / "000")
+    parts = measure(run, TEST, run.protocol, asked(mix_weight=0.5), (other, other.protocol)).parts
+    assert [parts[str(each.path)].nats for each in (run, other)] == [
+        each.results["splits"]["test"]["nats"] for each in (run, other)
+    ]
 
 
 def test_runs_over_other_tokens_are_no_mixture(trained, lstm):

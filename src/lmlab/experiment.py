@@ -49,7 +49,7 @@ from lmlab.schema import check_keys, check_known, check_node, check_packages
 from lmlab.sizes import count_parameters, missed_size, solve_width
 from lmlab.speed import choose_speed
 from lmlab.training import optim
-from lmlab.training.plan import Plan
+from lmlab.training.plan import Plan, train_part
 from lmlab.training.ranks import count as count_ranks
 
 log = logging.getLogger("lmlab")
@@ -133,6 +133,8 @@ def plan(config: DictConfig, whole: bool = False) -> Plan:
         "device": choose_device(config.trainer.accelerator),
     }
     if hasattr(model, "fit"):
+        # Only to be refused before there is a directory.
+        train_part(store, config.train_share)
         protocol = instantiate(config.evaluation)(model=model)
         decided["protocol"] = protocol.as_dict()
         return Plan(config, store, model, None, protocol, 0, None, decided)
@@ -213,14 +215,6 @@ def _trained_plan(
         "val_check_interval": check_interval(config.trainer.val_check_interval, steps, batching.steps_per_epoch),
     }
     return Plan(config, store, model, batching, protocol, steps, schedule, decided, reasons | why)
-
-
-def train_part(store: Store, share: float) -> Any:
-    """The train split, or of a share below 1 its end, which is the nearest to what is held out."""
-    split = store.split("train")
-    if not 0 < share <= 1:
-        raise ValueError(f"train_share={share} must be above 0 and at most 1")
-    return split if share == 1 else split.tail(max(1, round(share * len(split))))
 
 
 def recorded(plan: Plan, format_number: int) -> dict[str, Any]:

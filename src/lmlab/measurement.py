@@ -17,6 +17,7 @@ from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
 from lmlab.evaluation import spelling
 from lmlab.evaluation.adaptation import Adaptation, adapt
+from lmlab.evaluation.adaptation import check as check_adaptation
 from lmlab.evaluation.comparison import Side, check, compare
 from lmlab.evaluation.evaluate import evaluate, score_batch
 from lmlab.evaluation.mixture import best_weight, interpolate
@@ -25,6 +26,7 @@ from lmlab.evaluation.scores import Keeper, Scores
 from lmlab.metrics import Likelihood
 from lmlab.models import kernels
 from lmlab.training.checkpoints import require
+from lmlab.training.plan import train_part
 
 if TYPE_CHECKING:
     from lmlab.runs import Run
@@ -61,6 +63,9 @@ def measure(
 
     mix: another run over the same tokens, and the protocol that it reads them under.
     """
+    check_adaptation(wanted, protocol)
+    if mix is not None:
+        _check_weight(wanted["mix_weight"])
     asked = wanted["scores"] or "frequency" in (wanted["by"] or ())
     counts = partial(train_counts, run) if asked else None
     plain = scored(run, place, protocol, counts=counts)
@@ -105,12 +110,12 @@ def scored(
 ) -> Measured:
     """Each token of a split. Where the run keeps the scores of just this, they are read, but with kernels=plain.
 
-    limit_tokens: the first so many, to tune on. counts: gives those of the train split, where they are needed: a run
-    measures other text without its own.
+    limit_tokens: the first so many, to tune on, whatever the protocol's own limit. counts: gives those of the train
+    split, where they are needed: a run measures other text without its own.
     """
     recorded = protocol if adapted is None else replace(protocol, options={**protocol.options, **adapted.options})
     if limit_tokens is not None:
-        protocol = replace(protocol, limit_tokens=min(limit_tokens, protocol.limit_tokens or limit_tokens))
+        protocol = replace(protocol, limit_tokens=limit_tokens)
     about = identity(run, place, recorded)
     may_be_read = limit_tokens is None and run.kernels == "auto"
     if may_be_read and (found := stored(run, place, about)) is not None:
@@ -129,8 +134,9 @@ def scored(
 
 
 def train_counts(run: "Run") -> np.ndarray:
-    """How often each token occurs in the run's train split, (V,)."""
-    return np.bincount(run.store().split("train").ids, minlength=run.tokenizer.vocab_size)
+    """How often each token occurs in what the run was trained on, (V,)."""
+    part = train_part(run.store(), run.config.get("train_share", 1.0))
+    return np.bincount(part.ids, minlength=run.tokenizer.vocab_size)
 
 
 def _pass(
@@ -159,6 +165,11 @@ def _averaged(read: Any, adapted: Adaptation) -> Keeper:
     return keeper
 
 
+def _check_weight(weight: float | str) -> None:
+    if weight != "auto" and (isinstance(weight, str) or not 0 <= weight <= 1):
+        raise ValueError(f"mix_weight={weight} must be from 0 to 1, or auto")
+
+
 def _mixed(
     run: "Run",
     place: Place,
@@ -169,56 +180,48 @@ def _mixed(
     wanted: Mapping[str, Any],
 ) -> Measured:
     weight = wanted["mix_weight"]
-    if weight != "auto" and (isinstance(weight, str) or not 0 <= weight <= 1):
-        raise ValueError(f"mix_weight={weight} must be from 0 to 1, or auto")
     theirs = scored(other, place, other_protocol)
     if not np.array_equal(ours.scores.ids, theirs.scores.ids):
         raise ValueError(f"mix={other.path} reads other tokens than {run.path}: both need one tokenizer and one text")
     told: dict[str, Any] = {"run": other.path.name, "weights": weights_hash(other), "protocol": other_protocol.name}
     if weight == "auto":
         tokens, plain = wanted["tune_tokens"], replace(ours.protocol, options={})
-        weight = _tuned_weight(run, place.batch_size, plain, adapted, other, other_protocol, tokens)
+        weight = _tuned_weight(run, plain, adapted, other, other_protocol, place.batch_size, tokens)
         told["tuned_on"] = f"val:{tokens}"
     told["weight"] = float(weight)
     nats = interpolate(ours.scores.nats, theirs.scores.nats, float(weight))
     protocol = replace(ours.protocol, options={**ours.protocol.options, "mix": told})
     about = {**ours.scores.about, "protocol": protocol.as_dict()}
     scores = replace(ours.scores, nats=nats.astype(np.float32), about=about)
-    parts = {run.path.name: ours.likelihood, other.path.name: theirs.likelihood}
+    # Trials of two sweeps may have one name.
+    names = [each.path.name if run.path.name != other.path.name else str(each.path) for each in (run, other)]
+    parts = dict(zip(names, (ours.likelihood, theirs.likelihood), strict=True))
     return Measured(protocol, scores.likelihood(), scores, parts)
 
 
 def _tuned_weight(
     run: "Run",
-    batch_size: int | None,
     protocol: Protocol,
     adapted: Adaptation | None,
     other: "Run",
     other_protocol: Protocol,
+    batch_size: int | None,
     tokens: int,
 ) -> float:
     """The best on the first tokens of the run's val, which the other reads too, whatever it was trained on."""
-    own, theirs = (each.config["decided"]["fingerprint"] for each in (run, other))
-    val = Place("val", None, batch_size)
-    remedy = "give mix_weight=, from 0 to 1"
+    own, trained_on = (each.config["decided"]["fingerprint"] for each in (run, other))
+    val, remedy = Place("val", None, batch_size), "give mix_weight=, from 0 to 1"
+    same_val = val if trained_on == own else val._replace(corpus=run.config["corpus"])
     try:
-        both = [
-            scored(run, val, protocol, adapted, tokens),
-            scored(
-                other,
-                val._replace(corpus=None if theirs == own else run.config["corpus"]),
-                other_protocol,
-                None,
-                tokens,
-            ),
-        ]
+        ours = scored(run, val, protocol, adapted, tokens).scores
+        theirs = scored(other, same_val, other_protocol, None, tokens).scores
     except FileNotFoundError as error:
         raise ValueError(f"mix_weight=auto is the best on the val of {run.path}: {error}; or {remedy}") from error
-    if not np.array_equal(*(each.scores.ids for each in both)):
+    if not np.array_equal(ours.ids, theirs.ids):
         raise ValueError(
             f"mix={other.path} reads other tokens than {run.path} on its val, where mix_weight=auto is found: {remedy}"
         )
-    return round(best_weight(*(each.scores.nats for each in both)), ROUNDED)
+    return round(best_weight(ours.nats, theirs.nats), ROUNDED)
 
 
 # What is kept on disk

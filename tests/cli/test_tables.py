@@ -1,12 +1,17 @@
 """Tables for the terminal show people's text as it is."""
 
 import logging
+import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from lmlab.cli.command import StandardError
-from lmlab.cli.tables import show_frame, show_plan
+from lmlab.cli.tables import show_comparison, show_frame, show_plan
+from lmlab.evaluation.comparison import Side, compare
+from lmlab.evaluation.protocol import Protocol
+from lmlab.evaluation.scores import Scores
 from lmlab.terminal import for_stdout
 
 # To rich a closing tag that nothing opened, a style that there is none of, and a picture.
@@ -45,3 +50,24 @@ def test_brackets_are_no_markup(capsys):
     for text in TEXTS:
         show_plan({"run_dir": text})
         assert text in capsys.readouterr().out
+
+
+def test_word_perplexities_without_end_are_shown_short_and_their_difference_as_none(capsys):
+    """A Chinese line is one word: its perplexity is past what a float holds, or has a hundred digits."""
+    protocol = Protocol(1, "carried", 16, None, None, "32", None).as_dict()
+
+    def side(name: str, nats: float) -> Side:
+        """40 lines of ten characters, two words in all."""
+        n = 400
+        columns = {"ids": np.zeros(n, np.uint16), "nats": np.full(n, nats), "charges": np.zeros(n), "counts": None}
+        columns |= {"positions": np.zeros(n), "documents": np.repeat(np.arange(40), 10), "n_bytes": np.full(n, 3)}
+        columns |= {"n_chars": np.ones(n, int), "n_words": np.arange(n) % 200 == 0}
+        return Side(name, name, [Scores(**columns, about={"protocol": protocol, "tokenizer": name})])
+
+    how = {"pairs": "all", "blocks": "auto", "block_bytes": None, "confidence": 0.95, "resamples": 100, "seed": 0}
+    report = compare([side("a", 3.0), side("b", 5.0), side("c", 6.0)], **how)
+    show_comparison({"split": "val", "protocols": [], **report})
+    shown = capsys.readouterr().out
+    assert "3.773e+260" in shown
+    assert "nan" not in shown
+    assert not re.search(r"\d,\d{3},\d{3},\d{3}", shown)

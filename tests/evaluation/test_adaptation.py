@@ -8,7 +8,7 @@ import torch
 from tests.evaluation.texts import Text, V
 
 from lmlab.config import compose, plain
-from lmlab.evaluation.adaptation import TEMPERATURES, Tempered, adapt, tune_temperature
+from lmlab.evaluation.adaptation import TEMPERATURES, Tempered, adapt, check, tune_temperature
 from lmlab.evaluation.cache import THETAS, Cache
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import batches, resolve
@@ -51,10 +51,31 @@ def test_a_temperature_of_one_is_the_model_as_it_is(model):
 
 
 def test_the_tuned_temperature_is_that_of_a_fine_grid(model):
-    tuned = tune_temperature(model, rows(model), "32", "cpu")
+    tuned = tune_temperature(model, partial(rows, model), "32", "cpu")
     costs = {t: cost(model, Tempered(t)) for t in np.linspace(0.6, 1.8, 61)}
     assert cost(model, Tempered(tuned)) <= min(costs.values()) * (1 + 1e-5)
-    assert min(TEMPERATURES) <= tuned <= max(TEMPERATURES)
+
+
+@pytest.mark.parametrize("factor", [0.3, 4.0])
+def test_a_temperature_beyond_the_first_grid_is_found(factor):
+    torch.manual_seed(0)
+    node = compose(["model=lstm", "model.d_model=12", "model.n_layers=1", "model.init_range=1.0"]).model
+    model = instantiate(node)(vocab_size=V, token_counts=torch.ones(V).long()).eval()
+    # Text that the model itself has drawn costs it least at the temperature of drawing.
+    ids, state = [], None
+    for _ in range(800):
+        with torch.inference_mode():
+            hidden, state = model(torch.tensor([[ids[-1] if ids else 0]]), state)
+            p = (model.head.logits(hidden)[0, -1] / factor).softmax(-1)
+        ids.append(int(torch.multinomial(p, 1)))
+
+    def read():
+        return batches(Text(ids=ids), resolve("carried", "32", model, lanes=1), 0, batch_size=1)
+
+    tuned = tune_temperature(model, read, "32", "cpu")
+    costs = {t: evaluate(model, read(), "32", score=Tempered(t)).nats for t in np.geomspace(0.15, 9, 60)}
+    assert not min(TEMPERATURES) <= tuned <= max(TEMPERATURES)
+    assert evaluate(model, read(), "32", score=Tempered(tuned)).nats <= min(costs.values()) * (1 + 1e-4)
 
 
 def test_a_tuned_cache_costs_no_more_than_any_on_the_grid():
@@ -94,11 +115,12 @@ def test_nothing_asked_is_nothing_done(model):
     [
         ({"temperature": 0.0}, {"lanes": 3}, "temperature=0.0 must be above 0"),
         ({"cache": {"size": 5, "theta": 1.0, "weight": 0.1}}, {"policy": "sliding", "max_context": 4}, "slides: add"),
+        ({"cache": {"size": 5, "theta": "auto", "weight": 1.5}}, {"lanes": 3}, "weight=1.5 must be from 0 on"),
+        ({"cache": {"size": 5, "theta": -1, "weight": "auto"}}, {"lanes": 3}, "theta=-1.0 must be 0 or more"),
         ({"dynamic": {"lr": 0.1}}, {"lanes": 3}, "evaluation.lanes=1"),
         ({"dynamic": {"lr": 0.1}, "mc_dropout": {"samples": 3, "seed": 0}}, {"lanes": 1}, "exclude each other"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_tuned(model, wanted, how, message):
-    protocol = resolve(**{"policy": "carried", **how}, precision="32", model=model)
+def test_what_cannot_be_is_refused(model, wanted, how, message):
     with pytest.raises(ValueError, match=message):
-        adapt({**WANTED, **wanted}, model, protocol, lambda *_: pytest.fail("tuned"), "cpu", 2)
+        check({**WANTED, **wanted}, resolve(**{"policy": "carried", **how}, precision="32", model=model))

@@ -168,8 +168,10 @@ def test_an_eos_of_no_bytes_belongs_to_the_text_before_it():
 
 
 def test_too_little_text_is_refused():
-    with pytest.raises(ValueError, match="the text has 5 stretches, and at least 10"):
+    with pytest.raises(ValueError, match=r"5 stretches, and at least 10 .* or blocks=stream block_bytes=N"):
         block_edges([scores(np.ones(25))], "stream", 20)
+    with pytest.raises(ValueError, match=r"3 stretches, and at least 10 .* or blocks=documents \(15 of them\)"):
+        block_edges([scores(np.ones(375), documents=np.repeat(np.arange(15), 25))], "auto", None)
 
 
 # What does not mean the same is refused, saying what differs

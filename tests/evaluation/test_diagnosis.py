@@ -208,3 +208,11 @@ def test_what_more_text_would_bring_is_by_hand():
     told = next(r for r in found.remedies if r.changes == "text")
     assert (told.low, told.high) == (pytest.approx(0.1), pytest.approx(0.2))
     assert "twice the text would bring 0.100 nats" in found.figures[-1]
+
+
+@pytest.mark.parametrize("charge", [0.0, 1.5])
+def test_what_unk_are_charged_hides_no_rate_that_is_too_low(charge):
+    """Held-out text and its floors have the charges, the training loss has not."""
+    loss = math.log(V) - (math.log(V) - UNIGRAM) * STEPS / 500
+    facts = replace(GOOD, unigram=UNIGRAM + charge, ngram=GOOD.ngram + charge, charge=charge)
+    assert diagnose(points(loss, loss + charge, loss + charge), facts).verdict == "rate too low"

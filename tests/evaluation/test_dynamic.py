@@ -13,6 +13,7 @@ from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.protocol import batches, resolve
 from lmlab.evaluation.scores import Keeper
 from lmlab.instantiate import instantiate
+from lmlab.models.ngram import NGramLM
 
 OVERRIDES = {
     "lstm": ["model=lstm", "model.d_model=12", "model.n_layers=1"],
@@ -105,6 +106,13 @@ def test_the_root_mean_square_of_gradients_by_hand():
     # Two batches of b = 0 (one lane, a token each): gradients -(1 - 1/2) for a 1 and 1/2 for a 0.
     rows = batches(Text(ids=[1, 0]), resolve("carried", "32", Bias(), lanes=1), 0, batch_size=1, chunk=1)
     assert gradient_rms(Bias(), rows, "32")["b"].item() == pytest.approx(0.5)
+
+
+def test_a_model_that_counts_is_refused():
+    model = NGramLM(vocab_size=V, order=2)
+    model.fit(Text().ids, 0)
+    with pytest.raises(ValueError, match="a model that counts has none of"):
+        gradient_rms(model, batches(Text(), resolve("carried", "32", model, lanes=4), 0, batch_size=4), "32")
 
 
 def test_with_a_cache_the_memory_is_carried_through_segments(model):

@@ -46,17 +46,27 @@ def test_positions_count_what_was_read_before():
     model = torch.nn.Module()
     model.recurrent, model.max_context = True, None
     text = Text(ids=range(7))
+    text.doc_starts, text.__dict__["docs"] = np.array([0, 4]), [{"name": "a"}, {"name": "b"}]
     for policy, how, expected in (
-        ("carried", {"lanes": 2}, [0, 1, 2, 0, 1, 2, 3]),
-        ("documents", {}, [0, 1, 2, 3, 4, 5, 6]),
-        # Windows 0-3, 3-6: the second scores its last three.
-        ("sliding", {"max_context": 4, "stride": 3}, [0, 1, 2, 3, 1, 2, 3]),
+        # The second lane begins with token 3, which is predicted from token 2.
+        ("carried", {"lanes": 2}, [0, 1, 2, 1, 2, 3, 4]),
+        ("documents", {}, [0, 1, 2, 3, 0, 1, 2]),
+        # Windows 0-3, 3-6: the second reads tokens 2 to 5 and scores its last three.
+        ("sliding", {"max_context": 4, "stride": 3}, [0, 1, 2, 3, 2, 3, 4]),
+        ("sliding", {"max_context": 4, "stride": 4}, [0, 1, 2, 3, 1, 2, 3]),
     ):
         protocol = resolve(policy, "32", model, **how)
         keeper = Keeper(text, protocol)
         for batch in batches(text, protocol, 0, 2, chunk=2):
             keeper(batch, torch.zeros(batch.targets.shape))
         assert keeper.scores(np.ones(V, int), {}).positions.tolist() == expected
+
+
+def test_a_model_that_gives_no_number_is_the_user_s_to_know_of(model):
+    with torch.no_grad():
+        model.head.weight[3] = torch.nan
+    with pytest.raises(ValueError, match=r"no number for 101 of 101 tokens, token 1 the first.*another checkpoint"):
+        scores(model)
 
 
 def test_a_charge_is_kept_apart_and_counted(model):

@@ -40,7 +40,14 @@ def test_an_older_run_is_measured_under_the_name_of_what_is_measured_today(train
     config = read_yaml(path.read_text())
     config["decided"]["protocol"] |= {"version": 1, "unknown": "spelled"}
     path.write_text(write_yaml(config))
-    assert lmlab.load(tmp_path / "older").protocol.name.endswith("-spelled-v2")
+    older = lmlab.load(tmp_path / "older")
+    assert older.protocol.name.endswith("-spelled-v2")
+    # What it recorded is held against a published number as it was measured, under the older version.
+    figure = {"value": 1.0, "tokens": older.results["splits"]["val"]["tokens"], "under": older.protocol.name}
+    published = {"source": "-", "metric": "ppl", "tolerance": 0.1, "protocol": "-", "steps": 1, "cost": "-"}
+    path.write_text(write_yaml(config | {"published": published | {"splits": {"val": figure}}}))
+    (line,) = lmlab.load(tmp_path / "older").diagnose().distances
+    assert "under another protocol" in line
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), lambda path: path.unlink()])

@@ -1,5 +1,6 @@
 """Tables for the terminal: results beside their floors, a plan, a list of runs."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -96,10 +97,16 @@ def show_likelihoods(rows: Mapping[str, Mapping[str, float]]) -> None:
         table.add_column(name, justify="left" if not name else "right")
     for label, n in rows.items():
         counts = (f"{n[k]:,}" for k in ("tokens", "bytes", "words"))
-        # Few words and many bytes make word perplexities that have no end.
-        derived = (f"{n[k]:,.4f}" if n[k] < 1e7 else f"{n[k]:.3e}" for k in ("nll", "ppl", "bpb", "bpc", "word_ppl"))
+        derived = (_likelihood(n[k], 4) for k in ("nll", "ppl", "bpb", "bpc", "word_ppl"))
         table.add_row(label, *counts, *derived)
     console().print(table)
+
+
+def _likelihood(value: float, places: int, sign: str = "") -> str:
+    """Few words and many bytes, as in Chinese, make word perplexities without end; two of them have no difference."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:{sign},.{places}f}" if abs(value) < 1e7 else f"{value:{sign}.3e}"
 
 
 STATES = {True: "pass", False: "FAIL", None: "not applicable"}
@@ -277,9 +284,9 @@ def show_comparison(report: Mapping[str, Any]) -> None:
         table.add_column(name, justify="left" if not name else "right", overflow="fold")
     for side in report["sides"]:
         spread = "" if side["sd"] is None else f"{side['sd']:.4f}"
-        table.add_row(side["name"], str(side["runs"]), f"{side['bpb']:.4f}", f"{side[unit]:,.2f}", spread)
+        table.add_row(side["name"], str(side["runs"]), f"{side['bpb']:.4f}", _likelihood(side[unit], 2), spread)
     for name, floor in report.get("floors", {}).items():
-        table.add_row(FLOORS[name], "", f"{floor['bpb']:.4f}", f"{floor[unit]:,.2f}", "")
+        table.add_row(FLOORS[name], "", f"{floor['bpb']:.4f}", _likelihood(floor[unit], 2), "")
     out.print(table)
     share = f"{report['confidence']:.0%} interval"
     table = Table(box=None, pad_edge=False)
@@ -289,7 +296,7 @@ def show_comparison(report: Mapping[str, Any]) -> None:
         cells = (
             f"{c['bpb']:+.4f}",
             _interval(c["bpb_interval"], 4),
-            f"{c[unit]:+,.2f}",
+            _likelihood(c[unit], 2, "+"),
             _interval(c[f"{unit}_interval"], 2),
         )
         cells += (f"{c['p']:.2g}", f"{c['p_holm']:.2g}", f"{c['detectable']:.4f}")
@@ -310,4 +317,4 @@ def show_comparison(report: Mapping[str, Any]) -> None:
 
 
 def _interval(bounds: Any, places: int) -> str:
-    return f"[{bounds[0]:+,.{places}f}, {bounds[1]:+,.{places}f}]"
+    return f"[{', '.join(_likelihood(bound, places, '+') for bound in bounds)}]"

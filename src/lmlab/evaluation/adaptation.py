@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from lmlab.types import NLL, Batch, State, for_float64
 
 # Tried at once on val; the best is then found between them.
 TEMPERATURES = (0.6, 0.7, 0.78, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.18, 1.28, 1.42, 1.6, 1.8)
+# Times that val is read for a temperature beyond them: 0.6 ** 4 is 0.13, 1.8 ** 4 is 10.
+ROUNDS = 4
 # Places after the point to which what was tuned is rounded before it is used, so that the record is exact.
 ROUNDED = 4
 
@@ -44,16 +47,16 @@ class Adaptation:
 def adapt(
     wanted: Mapping[str, Any], model: nn.Module, protocol: Protocol, rows: Rows, device: str, batch_size: int
 ) -> Adaptation | None:
-    """What the keys of conf/evaluate.yaml ask for, tuned on val where they say auto; None when nothing is asked."""
+    """What the keys of conf/evaluate.yaml ask for (`check` them first), tuned on val where they say auto; None when
+    nothing is asked."""
     options: dict[str, Any] = {}
     tokens, tuned = wanted["tune_tokens"], {"tuned_on": f"val:{wanted['tune_tokens']}"}
     score: Callable[..., tuple[NLL, State]] = score_batch
     temperature, cache, dynamic = wanted["temperature"], wanted["cache"], wanted["dynamic"]
-    _check(wanted, protocol)
     if temperature is not None:
         value = temperature
         if value == "auto":
-            value = tune_temperature(model, rows("val", tokens, None), protocol.precision, device)
+            value = tune_temperature(model, partial(rows, "val", tokens, None), protocol.precision, device)
         options["temperature"] = {"value": float(value)} | (tuned if temperature == "auto" else {})
         temperature = float(value)
         score = Tempered(temperature)
@@ -78,8 +81,8 @@ def adapt(
     return Adaptation(score, options, samples, wanted["mc_dropout"]["seed"]) if options else None
 
 
-def _check(wanted: Mapping[str, Any], protocol: Protocol) -> None:
-    """Before anything is tuned."""
+def check(wanted: Mapping[str, Any], protocol: Protocol) -> None:
+    """Before anything is measured or tuned: raises ValueError for what cannot be."""
     cache = wanted["cache"]
     tuned = {"temperature": wanted["temperature"], "cache.theta": cache["theta"], "cache.weight": cache["weight"]}
     for key, value in tuned.items():
@@ -88,11 +91,13 @@ def _check(wanted: Mapping[str, Any], protocol: Protocol) -> None:
     temperature = wanted["temperature"]
     if isinstance(temperature, int | float) and temperature <= 0:
         raise ValueError(f"temperature={temperature} must be above 0, or auto")
-    if wanted["cache"]["size"] is not None and protocol.stride is not None:
-        raise ValueError(
-            f"cache.size={wanted['cache']['size']} needs a state that is carried through the text, and {protocol.name} "
-            "slides: add evaluation=carried"
-        )
+    if cache["size"] is not None:
+        if protocol.stride is not None:
+            raise ValueError(
+                f"cache.size={cache['size']} needs a state that is carried through the text, and {protocol.name} "
+                "slides: add evaluation=carried"
+            )
+        Cache(cache["size"], *(0.0 if cache[key] == "auto" else float(cache[key]) for key in ("theta", "weight")))
     if wanted["dynamic"]["lr"] is None:
         return
     if (protocol.policy, protocol.lanes) != ("carried", 1):
@@ -142,11 +147,17 @@ class TemperatureProbe:
         return float(round(1 / (x[1] - slope / (2 * square)), ROUNDED))
 
 
-def tune_temperature(model: nn.Module, batches: Iterable[Batch], precision: str, device: str) -> float:
-    """The temperature by which these batches cost least."""
-    probe = TemperatureProbe(TEMPERATURES)
-    evaluate(model, batches, precision, device, score=probe)
-    return probe.best()
+def tune_temperature(model: nn.Module, batches: Callable[[], Iterable[Batch]], precision: str, device: str) -> float:
+    """The temperature by which these batches cost least. They are read again where it is one of the outermost tried."""
+    tried = TEMPERATURES
+    for _ in range(ROUNDS):
+        probe = TemperatureProbe(tried)
+        evaluate(model, batches(), precision, device, score=probe)
+        best = probe.best()
+        if min(tried) < best < max(tried):
+            break
+        tried = tuple(best * t for t in TEMPERATURES)
+    return round(best, ROUNDED)
 
 
 class CacheProbe:

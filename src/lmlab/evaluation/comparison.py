@@ -130,9 +130,11 @@ def block_edges(runs: Sequence[Scores], blocks: str, block_bytes: int | None) ->
         edges = np.unique(np.append(ends[np.searchsorted(ends, wanted)], total))
     if len(edges) < FEWEST:
         found = f"{len(edges)} {'documents' if blocks == 'documents' else 'stretches'}"
+        enough = blocks == "stream" and len(documents) >= FEWEST
+        remedy = f"blocks=documents ({len(documents)} of them)" if enough else "blocks=stream block_bytes=N"
         raise ValueError(
             f"the text has {found}, and at least {FEWEST} are needed to tell what is chance: give more text, or "
-            "blocks=stream block_bytes=N"
+            f"{remedy}"
         )
     return np.append(0, edges), blocks == "stream"
 

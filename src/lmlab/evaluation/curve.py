@@ -71,7 +71,8 @@ class Curve:
 class Facts:
     """What is known of a run beside its curve. Losses in nats a token; None: not known, or none.
 
-    unigram, ngram: the floors on val. normalised: whether the optimizer's steps are of one size whatever the
+    unigram, ngram: the floors on val. charge: what the protocol adds to them and to the held-out loss for the letters
+    of <unk>, and not to the training loss. normalised: whether the optimizer's steps are of one size whatever the
     gradient's, as all but SGD's are. settings: what the config says of `SETTINGS` and `RATES`, by dotted key.
     """
 
@@ -87,6 +88,7 @@ class Facts:
     normalised: bool
     settings: Mapping[str, Any]
     failure: str | None = None
+    charge: float = 0.0
 
     @classmethod
     def of(
@@ -97,6 +99,7 @@ class Facts:
         floors: Mapping[str, Mapping[str, Mapping[str, float]]],
         points: Sequence[Mapping[str, Any]],
         failure: str | None,
+        charge: float = 0.0,
     ) -> "Facts":
         """config, decided: of config.yaml. train: tokens and bytes of that split. floors: as in results.json."""
         losses = {name: floors.get(name, {}).get("val", {}).get("nll") for name in ("unigram", "kneser_ney_5")}
@@ -115,7 +118,13 @@ class Facts:
             normalised=not config["optimizer"]["_target_"].endswith("SGD"),
             settings=settings(config),
             failure=failure,
+            charge=charge,
         )
+
+    @property
+    def frequencies(self) -> float | None:
+        """What the training loss is where only frequencies are known."""
+        return None if self.unigram is None else self.unigram - self.charge
 
     @property
     def tokens_per_parameter(self) -> float:

@@ -139,8 +139,8 @@ def diverged(curve: Curve, facts: Facts) -> Finding | None:
     end = float(np.median(curve.loss[-3:]))
     first = facts.first_loss if facts.first_loss is not None else float(curve.loss[0])
     limit = min(first, math.log(facts.vocab_size))
-    if facts.unigram is not None:
-        limit = min(limit, facts.unigram + 0.25 * (math.log(facts.vocab_size) - facts.unigram))
+    if (known := facts.frequencies) is not None:
+        limit = min(limit, known + 0.25 * (math.log(facts.vocab_size) - known))
     best = float(curve.loss.min())
     exploded = float(curve.loss.max()) > EXPLODED * first
     if end > limit and (end > best * 1.05 or end > first or exploded):
@@ -169,7 +169,7 @@ def unstable(curve: Curve) -> Finding | None:
 
 def _at_level(curve: Curve, facts: Facts) -> np.ndarray | None:
     """Where the training loss is no better than frequencies alone: (n,) bool."""
-    return None if facts.unigram is None else curve.loss > facts.unigram * (1 - LEVEL)
+    return None if facts.frequencies is None else curve.loss > facts.frequencies * (1 - LEVEL)
 
 
 def rate_too_high(curve: Curve, facts: Facts) -> Finding | None:
@@ -199,9 +199,9 @@ def moves_too_far(curve: Curve, facts: Facts) -> str | None:
 
 def overshoots(curve: Curve, facts: Facts) -> str | None:
     """The first updates made it worse: at a rate that fits the loss falls until frequencies are known."""
-    if facts.unigram is None or len(curve.loss) < 8:
+    if facts.frequencies is None or len(curve.loss) < 8:
         return None
-    known = np.flatnonzero(curve.loss < facts.unigram * (1 + 2 * LEVEL))
+    known = np.flatnonzero(curve.loss < facts.frequencies * (1 + 2 * LEVEL))
     early = curve.loss[: known[0] + 1] if len(known) else curve.loss
     rises = np.flatnonzero(np.diff(early) > OVERSHOOT * early[:-1])
     if not len(rises):
@@ -225,14 +225,14 @@ def shakes(curve: Curve) -> str | None:
 
 def stuck(curve: Curve, facts: Facts) -> float | None:
     """It learnt frequencies at once, and in the end nothing more: for which share of training."""
-    level = _at_level(curve, facts)
+    level, known = _at_level(curve, facts), facts.frequencies
     if level is None or len(level) < 8:
         return None
-    reached = np.flatnonzero(curve.loss < facts.unigram * (1 + 2 * LEVEL))
+    reached = np.flatnonzero(curve.loss < known * (1 + 2 * LEVEL))
     if not len(reached) or curve.steps[reached[0]] > SLOW * curve.steps[-1]:
         return None
     share = float(level[reached[0] :].mean())
-    return share if share >= STUCK and curve.val.min() > facts.unigram * (1 - LEVEL / 3) else None
+    return share if share >= STUCK and curve.val.min() - facts.charge > known * (1 - LEVEL / 3) else None
 
 
 def settles_nowhere(curve: Curve, facts: Facts) -> str | None:
@@ -246,15 +246,16 @@ def settles_nowhere(curve: Curve, facts: Facts) -> str | None:
 def rate_too_low(curve: Curve, facts: Facts) -> Finding | None:
     """Frequencies alone took a large part of the training, and the loss came down steadily; or it is stuck at them,
     with steps too short to leave."""
-    if facts.unigram is None or len(curve.loss) < 8:
+    known = facts.frequencies
+    if known is None or len(curve.loss) < 8:
         return None
     by = moved(curve, facts)
     if stuck(curve, facts) is not None and by is not None and by < TIMID:
         return Finding(
             "rate too low", f"it knew no more than frequencies; a step changes no matrix by more than {by:.2%}"
         )
-    start = max(float(curve.loss[0]), facts.unigram)
-    near = facts.unigram + 0.15 * (start - facts.unigram)
+    start = max(float(curve.loss[0]), known)
+    near = known + 0.15 * (start - known)
     reached = np.flatnonzero(curve.loss <= near)
     at = curve.steps[reached[0]] if len(reached) else curve.steps[-1]
     if len(reached) and at <= SLOW * curve.steps[-1]:

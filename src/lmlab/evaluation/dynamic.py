@@ -104,6 +104,8 @@ def segments(batch: Batch, width: int) -> Iterator[Batch]:
 def gradient_rms(model: nn.Module, batches: Iterable[Batch], precision: str) -> dict[str, Tensor]:
     """The root mean square, over batches of training text, of the gradient of their mean nll; by parameter."""
     squares = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    if not squares:
+        raise ValueError("dynamic.lr=... needs weights with gradients, which a model that counts has none of")
     n, state, was_training = 0, None, model.training
     model.eval()
     try:
@@ -120,8 +122,6 @@ def gradient_rms(model: nn.Module, batches: Iterable[Batch], precision: str) -> 
     finally:
         model.zero_grad()
         model.train(was_training)
-    if not squares:
-        raise ValueError("dynamic.lr=... needs weights with gradients, which a model that counts has none of")
     return {name: (total / n).sqrt() for name, total in squares.items()}
 
 

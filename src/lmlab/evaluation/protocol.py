@@ -185,6 +185,11 @@ def unknown(split: Split, unk_id: int | None, protocol: Protocol) -> int:
     return 0 if unk_id is None else int((np.asarray(split.ids[: protocol.limit_tokens]) == unk_id).sum())
 
 
+def mean_charge(split: Split, protocol: Protocol) -> float:
+    """Nats a token that the protocol adds to what a model says of the split."""
+    return 0.0 if split.charges is None else float(split.charges[: protocol.limit_tokens].mean(dtype=np.float64))
+
+
 def at_once(model: nn.Module, device: torch.device | str) -> int | None:
     """Tokens of windows that the device reads fastest side by side; None where it is rows that count."""
     if torch.device(device).type != "cpu":

@@ -16,7 +16,7 @@ from lmlab.metrics import Likelihood
 from lmlab.types import NLL, Batch
 
 # Raised when a column changes its meaning.
-FORMAT = 1
+FORMAT = 2
 NEEDS = "scores.parquet needs pyarrow: pip install 'lmlab[files]'"
 COLUMNS = ("ids", "nats", "charges", "positions", "counts", "documents", "n_bytes", "n_chars", "n_words")
 
@@ -26,8 +26,9 @@ class Scores:
     """Each scored token of a split, in the order of the text; (n,) arrays.
 
     ids. nats: float32, -ln P(token). charges: float32, what it costs besides (letters of an <unk>).
-    positions: tokens of its text that it was predicted from, its first one counting as 0.
-    counts: how often its id occurs in the train split; None where nobody asked.
+    positions: tokens of its text that it was predicted from: 0 for the first of the text, and 1 for the first of a lane
+    or window that begins inside it, which is read from the token before.
+    counts: how often its id occurs in what the run was trained on; None where nobody asked.
     documents: the number of its document in the split.
     n_bytes, n_chars, n_words: what it covers of the source; bytes add up to its place in the text.
     about: what was measured, as plain data: protocol, split, text, weights, the documents' names and dates.
@@ -65,25 +66,31 @@ class Keeper:
     def __init__(self, split: Split, protocol: Protocol):
         n = len(split) if protocol.limit_tokens is None else min(len(split), protocol.limit_tokens)
         self._split, self._most = split, protocol.max_context
-        self.nats = np.full(n, np.nan, np.float32)
+        self._texts = np.asarray(split.doc_starts) if protocol.policy == "documents" else np.zeros(1, np.int64)
+        self.nats, self._scored = np.zeros(n, np.float32), np.zeros(n, bool)
         self._positions = np.zeros(n, np.int32)
         self._begun = np.zeros(0, np.int64)
 
     def __call__(self, batch: Batch, nll: NLL) -> None:
         starts = batch.starts.numpy()
         if batch.reset is None or bool(batch.reset.all()):
-            self._begun = starts
+            self._begun = np.where(np.isin(starts, self._texts), starts, starts - 1)
         columns = np.arange(batch.targets.shape[1])
         counted = batch.counted.cpu().numpy()
         at = (starts[:, None] + columns)[counted]
-        self.nats[at] = nll.float().cpu().numpy()[counted]
+        self.nats[at], self._scored[at] = nll.float().cpu().numpy()[counted], True
         seen = ((starts - self._begun)[:, None] + columns)[counted]
         self._positions[at] = seen if self._most is None else np.minimum(seen, self._most)
 
     def scores(self, train_counts: np.ndarray | None, about: Mapping[str, Any]) -> Scores:
-        """train_counts: (V,), or None. Raises AssertionError when a token was not scored."""
-        assert not np.isnan(self.nats).any()
-        n, split = len(self.nats), self._split
+        """train_counts: (V,), or None. Raises ValueError where the model gave no number."""
+        assert self._scored.all(), "a token was not scored"
+        n, split, none = len(self.nats), self._split, np.flatnonzero(np.isnan(self.nats))
+        if len(none):
+            raise ValueError(
+                f"the model gave no number for {len(none):,} of {n:,} tokens, token {none[0] + 1:,} the first: its "
+                "weights diverged (take another checkpoint), or a dynamic.lr or temperature takes it out of range"
+            )
         ids = np.array(split.ids[:n])
         sizes = {name: np.array(getattr(split, name)[:n]) for name in ("n_bytes", "n_chars", "n_words")}
         documents = np.searchsorted(np.asarray(split.doc_starts), np.arange(n), side="right") - 1

@@ -218,7 +218,7 @@ class Run:
         from lmlab.evaluation import published
         from lmlab.evaluation.curve import Facts
         from lmlab.evaluation.diagnosis import diagnose
-        from lmlab.evaluation.floors import floors
+        from lmlab.evaluation.protocol import Protocol, mean_charge
 
         decided = self.config["decided"]
         if "total_steps" not in decided:
@@ -227,7 +227,7 @@ class Run:
         if not points:
             raise ValueError(f"{self.path} has no curves.csv with points; train a run with this version of lmlab")
         store, results = self.store(), self.results or {}
-        known = results.get("floors") or floors(store, ["val"])
+        known = results.get("floors") or self.floors(["val"])["floors"]
         train = store.split("train").totals
         share = self.config.get("train_share", 1.0)
         # Of all that ends a run, what its curve is to blame for.
@@ -240,10 +240,11 @@ class Run:
             known,
             points,
             failure,
+            mean_charge(self.part("val", None, self.protocol), self.protocol),
         )
         found = diagnose(points, facts)
         if results and (target := published.read(self.config.get("published"))) is not None:
-            told = target.distances(results["splits"], self.protocol, results["training"])
+            told = target.distances(results["splits"], Protocol(**decided["protocol"]), results["training"])
             found = replace(found, distances=told)
         runs = [self, *(Run(path, allow_targets=self._allow_targets, cache_dir=self.cache) for path in fractions)]
         return found.with_more_text(*zip(*(run._size_and_loss() for run in runs), strict=True)) if fractions else found

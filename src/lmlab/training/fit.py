@@ -29,7 +29,7 @@ from lmlab.training.checkpoints import Resume, stopped_early, write
 from lmlab.training.curves import Curves
 from lmlab.training.loop import StepLoop
 from lmlab.training.module import LMModule
-from lmlab.training.plan import Plan
+from lmlab.training.plan import Plan, train_part
 from lmlab.training.profile import Profile
 from lmlab.training.ranks import launched
 
@@ -250,8 +250,8 @@ def stopped_because(module: LMModule, trainer: Trainer | None, stop: GracefulSto
 
 
 def fit_counts(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
-    """Fit a model that only counts: one pass over the train split."""
-    split = plan.store.split("train")
+    """Fit a model that only counts: one pass over its part of the train split."""
+    split = train_part(plan.store, plan.config.train_share)
     began = time.perf_counter()
     plan.model.fit(split.ids, plan.store.tokenizer.start_id)
     seconds = time.perf_counter() - began

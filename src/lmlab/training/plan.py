@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from lmlab.data.store import Store
+from lmlab.data.store import Split, Store
 from lmlab.instantiate import instantiate
 
 
@@ -35,3 +35,11 @@ class Plan:
         from lmlab.evaluation.spelling import charged
 
         return charged(self.store, split, self.protocol, lambda: instantiate(self.config.corpus))
+
+
+def train_part(store: Store, share: float) -> Split:
+    """The train split, or of a share below 1 its end, which is the nearest to what is held out."""
+    split = store.split("train")
+    if not 0 < share <= 1:
+        raise ValueError(f"train_share={share} must be above 0 and at most 1")
+    return split if share == 1 else split.tail(max(1, round(share * len(split))))

@@ -14,7 +14,7 @@ from lmlab.evaluation.curve import Facts
 from lmlab.evaluation.diagnosis import Diagnosis, diagnose
 from lmlab.evaluation.evaluate import evaluate
 from lmlab.evaluation.floors import floors, floors_protocol
-from lmlab.evaluation.protocol import at_once, batches, unknown
+from lmlab.evaluation.protocol import at_once, batches, mean_charge, unknown
 from lmlab.instantiate import instantiate
 from lmlab.run_directory import RunDirectory
 from lmlab.sizes import embedding_share
@@ -89,7 +89,7 @@ def diagnosed(plan: Plan, directory: RunDirectory, results: dict[str, Any]) -> D
     points, totals = directory.points(), plan.store.split("train").totals
     train = {key: round(plan.config.train_share * totals[key]) for key in ("tokens", "bytes")}
     known = (plain(plan.config), plan.decided, train, results.get("floors", {}))
-    return diagnose(points, Facts.of(*known, points, None))
+    return diagnose(points, Facts.of(*known, points, None, mean_charge(plan.part("val"), plan.protocol)))
 
 
 def measured_splits(plan: Plan, interrupted: bool) -> list[str]:

@@ -104,6 +104,8 @@ CHOICES: dict[str, tuple] = {
     "checkpoint": ("best", "last"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "callbacks.checkpoints.monitor": ("val/bpb", "val/ppl", "val/loss"),
+    # Of the training batches the first, or all.
+    "trainer.overfit_batches": ("0", "1"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
 }
 LEAST: dict[str, float] = {

@@ -40,6 +40,7 @@ def refused(capsys, directory, *arguments: str, status: int = 2) -> str:
         ("trainer.max_time=abc", "DD:HH:MM:SS"),
         ("trainer.accelerator=foo", "must be one of auto, cpu"),
         ("+trainer.precision=64-true", "use precision"),
+        ("+trainer.overfit_batches=4", "trainer.overfit_batches=4 must be one of 0, 1"),
         ("+trainer.accumulate_grad_batches=2", "use training.micro_batch_size"),
         ("devices=0", "devices=0 must be at least 1"),
         ("batching.batch_size=0", "batching.batch_size=0 must be at least 1"),

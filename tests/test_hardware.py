@@ -106,7 +106,10 @@ def test_processes_that_measure_at_once_leave_one_whole_file(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path):
     (tmp_path / "hardware").write_text("a file where the folder would be")
-    assert Machine("cpu", tmp_path).products()["fp32"] > 1e6
+    machine = Machine("cpu", tmp_path)
+    assert machine.products()["fp32"] > 1e6
+    machine.measure_again()
+    assert machine.products()["fp32"] > 1e6
 
 
 def test_threads_are_as_asked_within_and_as_before_after():

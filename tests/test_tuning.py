@@ -79,6 +79,19 @@ def test_what_fails_does_not_win(machine, text_file):
     assert [row["fault"] for row in mine.rows() if row["precision"] == "bf16"] == ["out of memory"]
 
 
+def test_batches_that_the_text_is_too_short_for_are_not_tried(machine, tmp_path):
+    """All that was measured before them would be lost."""
+    tried, _ = machine
+    text = tmp_path / "short.txt"
+    # 80 tokens to train on: five rows of 16.
+    text.write_text("abcdefg\n" * 12)
+    words = ["batching=lanes", "batching.batch_size=4", "batching.seq_len=16", "corpus.split_by=share"]
+    best, other = tuner(text, *words, "corpus.val_share=0.1", "corpus.test_share=0.05").run()
+    assert {rows for *_, rows in tried} == {2, 4}
+    assert dataclasses.astuple(best) == ("bf16", 2, 2, True, 4)
+    assert other.batch_size in (2, 4)
+
+
 def test_without_time_what_train_would_do_stays(machine, text_file):
     tried, _ = machine
     mine = tuner(text_file, seconds=-1.0)

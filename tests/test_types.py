@@ -46,6 +46,16 @@ def test_all_targets_count_where_there_is_no_mask():
     assert Batch(tokens, tokens, mask).counted is mask
 
 
+def test_states_of_consecutive_rows_join_to_the_whole():
+    state = (torch.arange(10.0).view(5, 2), (torch.arange(5), None))
+    cut = [types.map_state(lambda t, a=a, b=b: t[a:b], state) for a, b in ((0, 2), (2, 3), (3, 5))]
+    whole = types.join(cut)
+    assert torch.equal(whole[0], state[0])
+    assert torch.equal(whole[1][0], state[1][0])
+    assert whole[1][1] is None
+    assert types.join([None, None]) is None
+
+
 def test_rows_are_reset_on_whichever_device_their_state_is():
     (there,) = reset((torch.ones(2, 3, device="meta"),), torch.tensor([True, False]))
     assert (there.device.type, there.shape) == ("meta", (2, 3))

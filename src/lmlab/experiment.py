@@ -34,7 +34,6 @@ from lmlab.decisions import (
     check_pairing,
     check_precision,
     choose_device,
-    find_compiler,
     total_steps,
     trained_context,
 )
@@ -49,6 +48,7 @@ from lmlab.schema import check_keys, check_known, check_node, check_packages
 from lmlab.sizes import count_parameters, missed_size, solve_width
 from lmlab.speed import choose_speed
 from lmlab.training import optim
+from lmlab.training.continuation import check_continuation
 from lmlab.training.plan import Plan, train_part
 from lmlab.training.ranks import count as count_ranks
 
@@ -273,52 +273,6 @@ def _planned(
         raise
     finally:
         directory.release()
-
-
-def check_continuation(planned: Plan, directory: Any, verdict: str) -> None:
-    """Refuse to continue a run on other text, to fewer steps than it was to have, or, where it has finished, without
-    its last checkpoint; keep the precision it has."""
-    # From step 0 it would replace results and a best checkpoint that are whole.
-    if verdict == "extend" and planned.batching is not None and not directory.last.exists():
-        raise ValueError(f"{directory.last} was removed; training longer needs it: name another run_dir")
-    # Killed before config.yaml was written, it has decided nothing yet.
-    if not (directory.path / "config.yaml").exists():
-        return
-    before = directory.config()["decided"]
-    if before["store"] != planned.decided["store"]:
-        raise ValueError(
-            f"{directory.path} was trained on other text (store {before['store']}, now {planned.decided['store']})"
-        )
-    if planned.total_steps < before.get("total_steps", 0):
-        raise ValueError(
-            f"the budget of {planned.total_steps} steps is below the {before['total_steps']} of {directory.path}; "
-            "a budget can only grow"
-        )
-    keep_decisions(planned, before)
-
-
-def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:
-    """What `auto` became when the run began holds to its end, on another machine too: else it were another run.
-
-    Raises ValueError where it began with what several processes cannot do.
-    """
-    for key in ("precision", "compile"):
-        was, now = before.get(key), planned.decided.get(key)
-        if planned.config[key] != "auto" or was in (None, now):
-            continue
-        if key == "compile" and was and not find_compiler(planned.decided["device"]):
-            continue
-        planned.decided[key] = was
-        planned.reasons[key] = f"{key} {was}, as this run began (here it would be {now})"
-    if planned.batching is not None:
-        devices = planned.decided["devices"]
-        try:
-            check_precision(planned.decided["precision"], devices)
-        except ValueError as error:
-            raise ValueError(
-                f"this run began with precision={planned.decided['precision']}, which holds to its end, and trains "
-                f"in one process: continue it with devices=1 (now {devices})"
-            ) from error
 
 
 def check_config(config: DictConfig) -> None:

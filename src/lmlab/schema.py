@@ -104,6 +104,8 @@ CHOICES: dict[str, tuple] = {
     "checkpoint": ("best", "last"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "callbacks.checkpoints.monitor": ("val/bpb", "val/ppl", "val/loss"),
+    # Of the training batches the first, or all.
+    "trainer.overfit_batches": ("0", "1"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
 }
 LEAST: dict[str, float] = {
@@ -144,6 +146,19 @@ SIZES = (
     *("d_model", "d_embed", "d_hidden", "d_head", "d_ff", "d_latent", "n_layers", "n_heads", "n_kv_heads", "n_experts"),
     *("max_context", "window", "embed_ngram", "order", "batch_size", "seq_len"),
 )
+# Arguments of Lightning's Trainer that would be overruled here, or mean something else: the module takes its own steps.
+INSTEAD = {
+    "precision": "precision",
+    "accumulate_grad_batches": "training.micro_batch_size, into which the batch of a step is cut",
+    "gradient_clip_val": "training.clip_norm",
+    "log_every_n_steps": "training.log_every",
+    "check_val_every_n_epoch": "trainer.val_check_interval, where 1.0 is an epoch",
+    "limit_train_batches": "train_share or trainer.max_steps",
+    "limit_val_batches": "validation.limit_tokens",
+    "fast_dev_run": "trainer.max_steps=1",
+    "default_root_dir": "run_dir",
+    "enable_progress_bar": "callbacks.progress=null",
+}
 # How a type is called when a value is not of it.
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
@@ -189,6 +204,10 @@ def check_keys(config: Mapping[str, Any]) -> None:
     for name, node in (config.get("callbacks") or {}).items():
         if node is not None and not isinstance(node, Mapping):
             raise ValueError(f"callbacks.{name}={node} must be null, or a node with a _target_")
+    for key, instead in INSTEAD.items():
+        found, value = _lookup(config, f"trainer.{key}")
+        if found:
+            raise ValueError(f"trainer.{key}={as_yaml(value)} is not for Lightning to decide here; use {instead}")
     steps = _lookup(config, "trainer.max_steps")[1]
     if isinstance(steps, int) and steps < 1 and steps != -1:
         raise ValueError(f"trainer.max_steps={steps} must be at least 1, or null for no such budget")

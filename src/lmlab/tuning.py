@@ -83,7 +83,9 @@ class Tuner:
         ):
             best = self._fastest(best, [dataclasses.replace(best, **{name: value}) for value in candidates])
         # Before compiling: a new batch size would be compiled anew.
-        sizes = [dataclasses.replace(best, batch_size=n, micro_batch_size=None) for n in self._batches()]
+        sizes = [
+            dataclasses.replace(best, batch_size=n, micro_batch_size=None) for n in self._batches() if self._fits(n)
+        ]
         other = self._fastest(best, sizes)
         if self._may_compile():
             best = self._fastest(best, [dataclasses.replace(best, compile=True)])
@@ -181,6 +183,15 @@ class Tuner:
     def _batches(self) -> list[int]:
         rows = self.start.batch_size
         return [rows // 2] * (rows % 2 == 0) + [2 * rows, 4 * rows]
+
+    def _fits(self, batch_size: int) -> bool:
+        """Whether the text is long enough for such batches."""
+        try:
+            self._plan(batch_size)
+        except ValueError as error:
+            log.info("batching.batch_size=%d is not tried: %s", batch_size, error)
+            return False
+        return True
 
     def _may_compile(self) -> bool:
         return find_compiler(self.device) and self.deadline - time.perf_counter() > COMPILING

@@ -60,6 +60,15 @@ def expand(state: State, n: int) -> State:
     return map_state(lambda t: t.repeat_interleave(n, 0), state)
 
 
+def join(states: list[State]) -> State:
+    """The states of consecutive rows as one."""
+    if len(states) == 1 or states[0] is None:
+        return states[0]
+    if isinstance(states[0], Tensor):
+        return torch.cat(states)
+    return tuple(join(list(parts)) for parts in zip(*states, strict=True))
+
+
 def reset(state: State, rows: Bool[Tensor, " B"]) -> State:
     """Put the marked rows at the start of text. Where `rows` is on the CPU, no GPU is waited for."""
     if state is None or not bool(rows.any()):

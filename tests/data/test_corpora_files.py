@@ -203,6 +203,8 @@ UNREADABLE = {
     "c.jsonl": (b'{"text": null}\n', r"c\.jsonl:1: text=None is not text"),
     "d.jsonl": (b'{"text": "\\ud800"}\n', "half of a surrogate pair"),
     "e.jsonl": (b'["text"]\n', r"e\.jsonl:1 is not an object"),
+    "f.jsonl": (b'{"text": "x"}\n' + b"[" * 100_000, r"f\.jsonl:2 is not JSON"),
+    "g.jsonl": (b'{"text": "x", "n": ' + b"9" * 5_000 + b"}", r"g\.jsonl:1 is not JSON"),
     "a.csv": (b"id,body\n1,x\n", r"a\.csv has no 'text', it has 'id', 'body'"),
     "b.csv": (b"id,text\n1,x,y\n", r"b\.csv:2 has 3 fields, its header 2"),
     "c.csv": (b'id,text\n1,"x\n', r"c\.csv:2 is not CSV"),

@@ -48,6 +48,16 @@ def test_the_remedy_for_other_bytes_gives_the_text_back(content, encoding):
     assert data.decode(re.search(r"iconv -f (\S+)", str(raised.value))[1]) == content * 20
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("damaged", [b"\xff", b"\xe7\x94"], ids=["a stray byte", "half a character"])
+def test_damaged_utf8_is_not_taken_for_another_encoding(damaged, size):
+    """Converted from another, all of the text would turn into nonsense."""
+    content = "第一回　甄士隐梦幻识通灵，贾雨村风尘怀闺秀。\n"
+    for data in (content.encode() + damaged, content.encode() + damaged + content.encode()):
+        with pytest.raises(ValueError, match=r"damaged or cut off; .* iconv -c -f UTF-8 -t UTF-8 a\.txt"):
+            list(decoded(chunked(data, size), "a.txt"))
+
+
 def test_a_character_that_is_cut_off_at_the_end_is_named():
     with pytest.raises(ValueError, match="byte 0xe4 at offset 2"):
         list(decoded([b"ab\xe4\xb8"], "a.txt"))

@@ -237,6 +237,7 @@ def test_bad_calls_are_refused_with_the_remedy(model):
         write(model, ["a"], Letters(*"abcdefg"))
 
 
-def test_weights_that_are_nan_are_named():
+@pytest.mark.parametrize("how", [{"temperature": 1.0}, {"temperature": 0.0}, {"num_beams": 3}], ids=str)
+def test_weights_that_are_nan_are_named(how):
     with pytest.raises(ValueError, match="NaN"):
-        write(Table(torch.full((8, 7, 7), math.nan)), temperature=1.0)
+        write(Table(torch.full((8, 7, 7), math.nan)), **how)

@@ -107,3 +107,17 @@ def test_best_checkpoint_holds_the_averages_that_validation_measured(averaging, 
     last = read(tmp_path / "run/checkpoints/last.ckpt")
     raw = last.get("current_model_state", last["state_dict"])
     assert any(not torch.equal(raw[k], v) for k, v in best["state_dict"].items()), "these were not averaged"
+
+
+def test_until_averaging_begins_the_weights_themselves_are_measured_and_kept(train, tmp_path):
+    """And not those of the start, which Lightning has for an average by then."""
+    late = ["callbacks/averaging=ema", "callbacks.averaging.decay=0.8", "callbacks.averaging.update_starting_at_step=9"]
+    train("plain", *TINY)
+    train("late", *TINY, *late)
+    plain, averaged = history(tmp_path / "plain"), history(tmp_path / "late")
+    assert averaged[:3] == plain[:3], "up to step 9"
+    assert averaged[3] != plain[3]
+    train("stopped", *TINY, "trainer.max_steps=6", "schedule=constant", *late)
+    best, last = (read(tmp_path / f"stopped/checkpoints/{name}.ckpt") for name in ("best", "last"))
+    for kept in (best, last):
+        assert all(torch.equal(kept["state_dict"][k], v) for k, v in last["current_model_state"].items())

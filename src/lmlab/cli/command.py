@@ -178,12 +178,9 @@ def read_lines(path: Path) -> list[str]:
         # Not splitlines(): it also cuts at form feeds and Unicode's line separators, which are text here.
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        from lmlab.data.corpora.text import likely_encoding
+        from lmlab.data.corpora.text import remedy
 
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start}); convert it with: "
-            f"iconv -f {likely_encoding(error.object)} -t UTF-8 {path} > utf8.txt"
-        ) from error
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); {remedy(path, error)}") from error
     if "\0" in "".join(lines):
         raise ValueError(f"{path} is a binary file; give one with a text on each line")
     if not any(lines):

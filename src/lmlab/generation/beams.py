@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lmlab.generation.decoding import Decoding
+from lmlab.generation.decoding import NOT_A_NUMBER, Decoding
 from lmlab.generation.row import Row
 from lmlab.generation.sampling import PREFILL, Chooser, seen_tokens
 from lmlab.models.carry import Carry, device_of
@@ -74,7 +74,7 @@ class BeamSearch:
         return going, ended
 
     def _candidates(self, hidden: Tensor, beams: list[Beam]) -> Iterator[Beam]:
-        """All continuations that are not forbidden, best first."""
+        """All continuations that are not forbidden, best first. Raises ValueError where the model gives NaN."""
         log_probs = self.model.head.log_probs(hidden)[:, 0].float()
         texts = [[*self.prompt, *b.ids] for b in beams]
         seen = seen_tokens(texts, self.decoding, self.model.vocab_size, self.device)
@@ -88,8 +88,10 @@ class BeamSearch:
             best = total.flatten().topk(min(n, total.numel()))
             values, log_prob = best.values.tolist(), exact.flatten()[best.indices].tolist()
             for value, exact_value, index in zip(values, log_prob, best.indices.tolist(), strict=True):
-                # Nor any that is NaN.
-                if not value > -torch.inf:
+                # The largest of all, by topk.
+                if value != value:
+                    raise ValueError(NOT_A_NUMBER)
+                if value == -torch.inf:
                     return
                 if index not in told:
                     told.add(index)

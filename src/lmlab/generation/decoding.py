@@ -11,6 +11,8 @@ from lmlab.models import kernels
 
 # Unknown characters or words that a note names.
 NAMED = 10
+# What is said where nothing can be chosen.
+NOT_A_NUMBER = "the model's logits are NaN: its weights are damaged, load an earlier checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)

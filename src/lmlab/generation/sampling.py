@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from lmlab.generation.decoding import Decoding, forbidden_ids
+from lmlab.generation.decoding import NOT_A_NUMBER, Decoding, forbidden_ids
 from lmlab.generation.filters import Scores, forbid, penalise_repetition, sample
 from lmlab.generation.row import Row, generator
 from lmlab.models.carry import Carry, device_of
@@ -110,7 +110,7 @@ class Lockstep:
             self.seen[open_rows, ids] = True
         for i, id, log_prob in zip(open_rows, ids.tolist(), log_probs.tolist(), strict=True):
             if log_prob != log_prob:
-                raise ValueError("the model's logits are NaN: its weights are damaged, load an earlier checkpoint")
+                raise ValueError(NOT_A_NUMBER)
             self.rows[i].push(id, log_prob)
 
     def _drop_finished(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 import yaml
 
-from lmlab.config import BUDGETS, differences, flatten, identity
+from lmlab.config import BUDGETS, differences, flatten, identity, parse_count
 from lmlab.run_directory.plain_yaml import read_yaml, write_yaml
 from lmlab.run_directory.train_log import failure
 from lmlab.seal import Broken, seal, unseal, unseal_lines
@@ -209,8 +209,6 @@ def budget(value: Any) -> float:
         for part, unit in zip(reversed(value.split(":")), (1, 60, 3600, 86400), strict=False):
             seconds += float(part) * unit
         return seconds
-    from lmlab.config import parse_count
-
     return float(parse_count(value, "budget"))  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer, WeightAveraging
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 
@@ -24,7 +24,7 @@ from lmlab.models import kernels, workspace
 from lmlab.models.lstm import leave_recurrence_whole
 from lmlab.run_directory import RunDirectory
 from lmlab.training import performance
-from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
+from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss, UntilAveraged
 from lmlab.training.checkpoints import Resume, stopped_early, write
 from lmlab.training.curves import Curves
 from lmlab.training.loop import StepLoop
@@ -161,6 +161,8 @@ def build_callbacks(plan: Plan, directory: RunDirectory) -> list[Callback]:
     last = {"spikes": 1, "checkpoints": 2}
     for name in sorted((n for n in nodes if nodes[n]), key=lambda n: last.get(n, 0)):
         callback = instantiate(nodes[name])
+        if isinstance(callback, WeightAveraging):
+            built.append(UntilAveraged(callback))
         built.append(callback(**facts.get(name, {})) if nodes[name].get("_partial_") else callback)
     built = [*(build() for build in plan.watchers), *built]
     if plan.config.profile:

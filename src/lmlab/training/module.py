@@ -6,14 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from lightning import LightningModule
 from torch import Tensor, nn
 
 from lmlab.errors import NotFinite
 from lmlab.evaluation.evaluate import charged, score_batch
 from lmlab.metrics import TokenNLL
-from lmlab.training import optim
+from lmlab.training import loss, optim
 from lmlab.training.curves import Curves
 from lmlab.training.master_weights import MasterWeights
 from lmlab.training.performance import Performance
@@ -21,7 +20,7 @@ from lmlab.training.progress import Stopwatch
 from lmlab.training.schedule import Schedule
 from lmlab.training.spikes import Spikes
 from lmlab.training.updates import sampled, update_ratio
-from lmlab.types import Batch, Hidden, Mask, State, Tokens, detach, map_state, reset
+from lmlab.types import Batch, Hidden, State, Tokens, detach, join, map_state, reset
 
 # The names of the validation loaders, in order: held-out text, and a fixed slice of train without dropout.
 VALIDATIONS = ("val", "train_eval")
@@ -116,20 +115,20 @@ class LMModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-        n_targets, n_pairs = self._denominators(batch)
+        n_targets, n_pairs = loss.denominators(batch, self._gather if trainer.world_size > 1 else None)
         spikes = self.spikes
         before = None if spikes is None else spikes.before(self)
         with nullcontext() if self.masters is None else self.masters.halved():
-            loss = self._backward(batch, n_targets, n_pairs)
+            value = self._backward(batch, n_targets, n_pairs)
         parameters = [p for p in self._trained if p.grad is not None]
         shown = (step + 1) % self.log_every == 0 or step == 0 or step + 1 >= self.total_steps
         norm = None
         if shown or self.clip_norm is not None or spikes is not None:
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if spikes is None:
-            self._watch_for_nan(loss if norm is None else loss + norm)
+            self._watch_for_nan(value if norm is None else value + norm)
         ratio = None
-        if spikes is None or spikes.allows(self, loss, norm, before):
+        if spikes is None or spikes.allows(self, value, norm, before):
             if self.clip_norm is not None and self._exceeds(norm):
                 nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
             weights = sampled(parameters) if shown else None
@@ -166,16 +165,16 @@ class LMModule(LightningModule):
         before = detach(reset(self.state, batch.reset)) if carries else None
         n_rows = batch.inputs.shape[0]
         size = self.micro_batch_size or n_rows
-        loss, after = None, []
+        total, after = None, []
         for start in range(0, n_rows, size):
             stop = min(start + size, n_rows)
             carried = map_state(lambda t, rows=slice(start, stop): t[rows], before)
             with nullcontext() if stop == n_rows else self._no_sync():
                 part, state = self._accumulate(batch.rows(start, stop), carried, n_targets, n_pairs)
-            loss = part if loss is None else loss + part
+            total = part if total is None else total + part
             after.append(self._carried(state) if carries else None)
-        self.state = _join(after) if carries else None
-        return loss
+        self.state = join(after) if carries else None
+        return total
 
     def _carried(self, state: State) -> State:
         """What the next step goes on from: of a graph, whose next run writes to the same memory, a copy."""
@@ -184,37 +183,12 @@ class LMModule(LightningModule):
     def _accumulate(self, batch: Batch, state: State, n_targets: float, n_pairs: float) -> tuple[Tensor, State]:
         """Add the gradient of this micro-batch's share of the loss; return that share and the state after it."""
         nll, hidden, dropped, state = self._forward(batch.inputs, batch.targets, state)
-        # Summed and divided by all the step's targets: the same gradient however the batch is cut.
-        loss = _sum(nll, batch.mask) / n_targets
+        part = loss.share(nll, hidden, dropped, batch.mask, n_targets, n_pairs, self.ar, self.tar)
         self.window.add(nll.detach(), batch.mask, batch.counts)
-        if self.ar:
-            loss = loss + self.ar * _sum(dropped.float().pow(2).mean(-1), batch.mask) / n_targets
-        if self.tar:
-            change = (hidden[:, 1:] - hidden[:, :-1]).float().pow(2).mean(-1)
-            loss = loss + self.tar * _sum(change, _pairs(batch.mask)) / n_pairs
-        self.trainer.fit_loop.epoch_loop.backward(loss)
+        self.trainer.fit_loop.epoch_loop.backward(part)
         if self.masters is not None:
             self.masters.collect()
-        return loss.detach(), state
-
-    def _denominators(self, batch: Batch) -> tuple[float, float]:
-        """Targets of the step, and pairs of neighbours among them, as a mean over ranks: DDP averages gradients.
-
-        AR is a mean over targets of the dropped output, TAR one over pairs of the undropped (Merity et al. 2017,
-        section 4.2); padding counts in neither.
-        """
-        if batch.mask is None:
-            n_rows, length = batch.targets.shape
-            return float(n_rows * length), float(max(n_rows * (length - 1), 1))
-        if batch.lengths is not None and self.trainer.world_size == 1:
-            # Known without asking a GPU.
-            counts = torch.stack((batch.lengths.sum(), (batch.lengths - 1).clamp(min=0).sum()))
-        else:
-            counts = torch.stack((batch.mask.sum(), _pairs(batch.mask).sum()))
-        if self.trainer.world_size > 1:
-            counts = self._gather(counts).sum(0) / self.trainer.world_size
-        n_targets, n_pairs = counts.tolist()
-        return float(n_targets), float(max(n_pairs, 1))
+        return part.detach(), state
 
     def _no_sync(self):
         wrapped = self.trainer.strategy.model
@@ -377,22 +351,3 @@ class LMModule(LightningModule):
                 setattr(self.window, name, value.to(self.device))
         # Set by hand, an updated value must look updated to torchmetrics.
         self.window._update_count = 1
-
-
-def _sum(values: Tensor, mask: Mask | None) -> Tensor:
-    """The sum of what counts. `where`, not a product: a padded position may hold nan or inf."""
-    return values.sum() if mask is None else torch.where(mask, values, 0.0).sum()
-
-
-def _pairs(mask: Mask | None) -> Bool[Tensor, "B T-1"] | None:
-    """Where a target counts and the one before it too."""
-    return None if mask is None else mask[:, 1:] & mask[:, :-1]
-
-
-def _join(states: list[State]) -> State:
-    """The states of consecutive rows as one."""
-    if len(states) == 1 or states[0] is None:
-        return states[0]
-    if isinstance(states[0], Tensor):
-        return torch.cat(states)
-    return tuple(_join(list(parts)) for parts in zip(*states, strict=True))

@@ -119,7 +119,8 @@ def _jsonl(path: Path, blocks: Iterator[bytes], field: str) -> Iterator[tuple[in
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            # Not JSONDecodeError alone: Python refuses numbers of 5,000 digits and endless nesting.
             raise ValueError(f"{path}:{number} is not JSON ({error}); .jsonl holds one object a line") from None
         if not isinstance(row, dict):
             raise ValueError(

@@ -4,11 +4,14 @@ import codecs
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 
 # Characters: at four bytes each a piece is at most 1 MB, and ASCII text comes in quarters of it.
 PIECE = 1 << 18
 # How far past PIECE a cut may be looked for in text without a good place (a line of base64, Chinese without lines).
 LONGEST = 4 * PIECE
+# Bytes in a row that go on with a character as in UTF-8: of other encodings, GB18030's 1 of 6, it is no chance.
+ENOUGH = 8
 
 _SAFE = re.compile(r"[^\W_](?=[ \t\r\n])")
 
@@ -19,7 +22,7 @@ def decoded(blocks: Iterable[bytes], path: str) -> Iterator[str]:
     Raises ValueError with the file, the byte's offset and the remedy when the bytes are binary or another encoding.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
-    done = 0
+    done = characters = 0
     for block in blocks:
         if done == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise ValueError(f"{path} is UTF-16, not UTF-8; {_convert(path, 'UTF-16')}")
@@ -28,22 +31,35 @@ def decoded(blocks: Iterable[bytes], path: str) -> Iterator[str]:
                 f"{path} is not text: a NUL byte at offset {done + nul}; give a text file, or if it is UTF-16, "
                 f"{_convert(path, 'UTF-16')}"
             )
-        text = _decode(decoder, block, done, path)
+        text = _decode(decoder, block, done, characters, path)
         yield text.removeprefix("\ufeff") if done == 0 else text
         done += len(block)
-    _decode(decoder, b"", done, path, final=True)
+        characters += len(text)
+    _decode(decoder, b"", done, characters, path, final=True)
 
 
-def _decode(decoder: codecs.IncrementalDecoder, block: bytes, done: int, path: str, final: bool = False) -> str:
+def _decode(
+    decoder: codecs.IncrementalDecoder, block: bytes, done: int, characters: int, path: str, final: bool = False
+) -> str:
+    """done, characters: bytes and characters before this block; the bytes may be one character ahead."""
     held = len(decoder.getstate()[0])
     try:
         return decoder.decode(block, final)
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise ValueError(
-            f"{path} is not UTF-8: byte 0x{byte:02x} at offset {done - held + error.start}; "
-            f"{_convert(path, likely_encoding(error.object))} (or whatever its encoding is)"
-        ) from None
+        place = f"byte 0x{error.object[error.start]:02x} at offset {done - held + error.start}"
+        raise ValueError(f"{path} is not UTF-8: {place}; {remedy(path, error, done - held - characters)}") from None
+
+
+def remedy(path: str | Path, error: UnicodeDecodeError, wide: int = 0) -> str:
+    """What to do about a file that is no UTF-8. wide: bytes, before error.object, that go on with a character."""
+    before = error.object[: error.start]
+    if wide + len(before) - len(before.decode()) >= ENOUGH:
+        # Converted from another encoding, all of it would turn into nonsense.
+        return (
+            "all before it is, so it is damaged or cut off; leave out what is no character with: "
+            f"iconv -c -f UTF-8 -t UTF-8 {path} > utf8.txt"
+        )
+    return f"{_convert(path, likely_encoding(error.object))} (or whatever its encoding is)"
 
 
 def likely_encoding(text: bytes) -> str:
@@ -58,7 +74,7 @@ def likely_encoding(text: bytes) -> str:
     return "WINDOWS-1252" if 2 * runs.count(1) > len(runs) else "GB18030"
 
 
-def _convert(path: str, encoding: str) -> str:
+def _convert(path: str | Path, encoding: str) -> str:
     return f"convert it with: iconv -f {encoding} -t UTF-8 {path} > utf8.txt"
 
 

@@ -40,6 +40,14 @@ def test_the_same_command_again_trains_nothing_and_more_trials_go_on(sweep, here
     assert [row[:3] for row in table(here, "name", "status", "values_")][:2] == [row[:3] for row in before]
 
 
+def test_a_sweep_of_all_its_points_does_not_shrink_to_some(sweep, here, capsys, untrained):
+    command = ["optimizer.lr=1e-1,1e-2,1e-3", "test=false"]
+    assert sweep(*command) == 0
+    assert sweep(*command, "trials=2") == 2
+    assert "trials=2 is below the 3 of s" in capsys.readouterr().err
+    assert sweep(*command, "trials=20") == 0, "as many as there are"
+
+
 def test_replicates_differ_in_their_seed_alone_and_their_mean_decides(sweep, here, capsys):
     assert sweep("optimizer.lr=1e-3,1e-1", "replicates=2", "seed=3") == 0
     rows = table(here, "point", "replicate", "seed", "values_")

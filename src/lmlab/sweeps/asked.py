@@ -114,9 +114,9 @@ class Asked:
                 raise ValueError(
                     f"sweep_dir={directory} is another sweep ({_told(before, self)}); name another sweep_dir"
                 )
-            if (before.trials or 0) > (self.trials or 0) > 0:
+            if self.n_points < before.n_points:
                 raise ValueError(
-                    f"trials={self.trials} is below the {before.trials} of {directory}; a sweep can only grow"
+                    f"trials={self.trials} is below the {before.n_points} of {directory}; a sweep can only grow"
                 )
 
     def save(self, directory: Path) -> None:

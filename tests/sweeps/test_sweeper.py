@@ -40,6 +40,25 @@ def test_the_same_command_again_trains_nothing_and_more_trials_go_on(sweep, here
     assert [row[:3] for row in table(here, "name", "status", "values_")][:2] == [row[:3] for row in before]
 
 
+def test_workers_that_were_stopped_elsewhere_leave_an_interrupted_sweep(sweep, here, capsys, untrained, monkeypatch):
+    """A launcher's job whose time is up ends well, as Hydra sees it."""
+    from lmlab.sweeps.crew import LocalCrew
+    from lmlab.sweeps.worker import Worker
+
+    def stopped(self, ledger, look):
+        worker = Worker(self.directory, "0")
+        worker.trial(worker.draw())
+        worker.ledger.close()
+        return False
+
+    work, command = LocalCrew.run, ["optimizer.lr=1e-1,1e-2,1e-3", "test=false"]
+    monkeypatch.setattr(LocalCrew, "run", stopped)
+    assert sweep(*command) == 130
+    assert "the workers were stopped with 2 trials left" in capsys.readouterr().err
+    monkeypatch.setattr(LocalCrew, "run", work)
+    assert sweep(*command) == 0
+
+
 def test_a_sweep_of_all_its_points_does_not_shrink_to_some(sweep, here, capsys, untrained):
     command = ["optimizer.lr=1e-1,1e-2,1e-3", "test=false"]
     assert sweep(*command) == 0

@@ -24,7 +24,7 @@ from lmlab.sweeps.composer import Composer
 from lmlab.sweeps.crew import HydraCrew, LocalCrew
 from lmlab.sweeps.ending import Tidy
 from lmlab.sweeps.ledger import Ledger
-from lmlab.sweeps.live import View
+from lmlab.sweeps.live import View, total
 from lmlab.sweeps.space import Parameter, parse, samples
 from lmlab.sweeps.study import Mirror
 
@@ -70,7 +70,7 @@ def sweep(
                     tidy.update()
                     mirror.update(ledger)
 
-                interrupted = crew.run(ledger, look)
+                interrupted = crew.run(ledger, look) or left(asked, ledger)
             mirror.update(ledger, last=not interrupted)
         if interrupted:
             raise KeyboardInterrupt
@@ -271,6 +271,15 @@ def build_crew(
     if str(config.hydra.launcher["_target_"]).endswith("BasicLauncher"):
         return LocalCrew(directory, workers, asked, ledger)
     return HydraCrew(directory, workers, config, hydra_context, task_function)
+
+
+def left(asked: Asked, ledger: Ledger) -> bool:
+    """Whether the workers were told to stop before all was done, as a cluster does at its time limit: it is said."""
+    counts = ledger.counts()
+    missing = total(asked) - sum(counts[status] for status in ("done", "pruned", "failed"))
+    if missing > 0:
+        log.warning("the workers were stopped with %d trials left; the same command goes on with them", missing)
+    return missing > 0
 
 
 def complain(ledger: Ledger) -> None:

@@ -112,6 +112,9 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
         return config_of([*overrides, *point], seeds[0], composer)
 
     configs = composed(parameters, points, make)
+    if any(made.dry_run for made in configs):
+        # Their trials would fail, and stay so: it is no part of what a sweep is.
+        raise ValueError("dry_run=true trains nothing, a sweep trains: lmlab train dry_run=true shows one trial's plan")
     choosing.check_logged(objective, plain(configs[0]))
     by = strategy.comparing(options["strategy"], options["pruning"]["rule"])
     if by and any(is_measured(one["metric"]) for one in objective):

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from tests.sweeps.conftest import TINY
 
+from lmlab.sweeps.asked import load
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.objective import METRICS
 from lmlab.sweeps.sweeper import split
@@ -260,6 +261,14 @@ def test_a_trial_writes_its_samples_once_unless_somebody_says_otherwise(here, sw
     assert [node and node.every_validation for node in nodes] == [written] * 2
 
 
+@pytest.mark.parametrize(("word", "scored"), [("FALSE", False), ("false", False), ("True", True), ("auto", True)])
+def test_whether_the_winner_and_all_are_scored_is_said_in_hydras_words(sweep, here, untrained, word, scored):
+    assert sweep("seed=1,2", f"test={word}", "floors=FALSE") == 0
+    told = load(here / "s")
+    assert (told.test, told.floors) == (scored, False)
+    assert {config.test for config in untrained} == {word == "True"}
+
+
 def test_a_trial_without_the_objective_fails_and_says_what_there_is(sweep, here, capsys, untrained):
     words = ["optimizer.lr=1e-2,1e-3", "objective=val/gap", "test=false"]
     assert sweep(*words) == 2
@@ -300,6 +309,7 @@ def test_a_trial_without_the_objective_fails_and_says_what_there_is(sweep, here,
         (["optimizer.lr=1e-2,1e-3", "pruning.rul=asha"], "no key 'pruning.rul' (did you mean pruning.rule?)"),
         (["space={optimizer.lr: 3}"], "space={...} is of files, conf/sweep/NAME.yaml"),
         (["optimizer.lr=1e-2,1e-3", "hydra/launcher=none_such"], "no option hydra/launcher=none_such"),
+        (["optimizer.lr=1e-2,1e-3", "test=maybe"], "test=maybe must be one of auto, true, false"),
         (["optimizer.lr=1e-2,1e-3", "dry_run=true"], "dry_run=true trains nothing, a sweep trains"),
         (["-m", "optimizer.lr=1e-2,1e-3"], "lmlab sweep is lmlab train -m already"),
     ],

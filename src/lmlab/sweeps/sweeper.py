@@ -92,14 +92,14 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
     space = {key: text for key, text in options["space"].items() if key not in decided} | varied
     when = {key: told for key, told in options["when"].items() if key in space}
     seeds = seeds_of(space, fixed, options["replicates"])
-    test = fixed.pop("test", "auto").partition("=")[2] not in ("false", "False")
-    asked_test = [o for o in arguments if o.startswith("test=")]
-    floors = fixed.get("floors", "").partition("=")[2] not in ("false", "False")
+    test = fixed.pop("test", "test=auto").partition("=")[2].lower()
+    asking.one_of("test", test, ("auto", "true", "false"))
+    floors = fixed.get("floors", "").partition("=")[2].lower() != "false"
     overrides = ["test=false", "floors=false"]
     if OmegaConf.select(config, "callbacks.samples.every_validation") and "callbacks" not in {*fixed, *space}:
         # A trial writes its texts once: on a board of hundreds nobody reads more, and short ones took a third longer.
         overrides.append("callbacks.samples.every_validation=false")
-    overrides += [*fixed.values(), *(o for o in asked_test if o == "test=true")]
+    overrides += [*fixed.values(), *["test=true"] * (test == "true")]
     parameters = parse(space, when, {key: o.partition("=")[2] for key, o in fixed.items()})
     points = [list(point) for point in options["points"]]
     check_space(options["strategy"], parameters, points, options["trials"], len(seeds))
@@ -136,7 +136,7 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
         retries=options["retries"],
         out_of_memory=options["out_of_memory"],
         keep=options["keep"],
-        test=test,
+        test=test != "false",
         floors=floors,
         config_dir=config_dir,
         base=asked_config(with_budget(configs[0])) | {"seed": seeds[0]},

@@ -264,6 +264,16 @@ def test_of_a_sweep_that_left_no_directory_the_reasons_are_left(tmp_path):
     assert told["runs"][0]["reason"] == "no such corpus"
 
 
+def test_of_runs_none_of_which_can_be_read_the_reasons_are_left(tmp_path):
+    make(tmp_path, 2)
+    for path in tmp_path.glob("*/asked.yaml"):
+        path.write_text("[1, 2")
+    assert report.leave(tmp_path)[0].exists()
+    told = alone(tmp_path)
+    assert told["groups"] == []
+    assert all("asked.yaml is damaged" in run["state"] for run in told["runs"])
+
+
 def test_nothing_to_report_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="no runs under"):
         report.write(tmp_path)
@@ -272,3 +282,5 @@ def test_nothing_to_report_is_said(tmp_path):
         report.write(tmp_path, "val/bbp")
     with pytest.raises(FileNotFoundError, match="is in no directory"):
         report.write(tmp_path, out=tmp_path / "a/b.html")
+    with pytest.raises(IsADirectoryError, match="name a file: out="):
+        report.write(tmp_path, out=tmp_path)

@@ -103,6 +103,17 @@ def test_tables_are_written_as_csv_and_parquet(tmp_path):
     assert len(pd.read_parquet(tmp_path / "curves.parquet")) == len(curves(tmp_path))
 
 
+@pytest.mark.parametrize("values", [({}, {"a": 1}), ([1, "a"], [2.5]), ([], [0.9])])
+def test_lists_and_mappings_of_any_kind_are_written_as_text(tmp_path, values):
+    make(tmp_path, 2)
+    for path, value in zip(sorted(tmp_path.glob("*/asked.yaml")), values, strict=True):
+        asked = yaml.safe_load(path.read_text())
+        asked["optimizer"]["own"] = value
+        path.write_text(yaml.safe_dump(asked))
+    write_tables(tmp_path)
+    assert pd.read_parquet(tmp_path / "trials.parquet")["optimizer.own"][0] == str(values[0])
+
+
 def test_without_pyarrow_the_csv_is_written_and_the_extra_is_named(tmp_path, monkeypatch):
     make(tmp_path, 1)
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -1,5 +1,6 @@
 """How many workers there are, and workers that a launcher starts."""
 
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -60,6 +61,18 @@ def test_a_worker_that_died_is_replaced_on_the_same_gpu(tmp_path, monkeypatch):
         devices(tmp_path, monkeypatch, 2, ASKED, status=1)
     assert [{*log.read_text().split()} for log in sorted(tmp_path.glob("workers/*.log"))] == [{"5"}, {"7"}]
     assert sum(len(log.read_text().split()) for log in tmp_path.glob("workers/*.log")) > 2
+
+
+def test_a_worker_that_died_is_no_other_machines_of_the_same_number_and_id(tmp_path):
+    """Containers that share a sweep's directory give their workers the same few ids."""
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        for host in (socket.gethostname(), "elsewhere"):
+            number = ledger.add_point({}, [], {}, [0]) + 1
+            ledger.start(number, "0")
+            ledger.set(number, host=host, pid=7)
+        its = crew.LocalCrew(tmp_path, 1, ASKED, ledger)
+        its._bury(ledger, 0, 7, 1)
+        assert [row["status"] for row in ledger.trials()] == ["failed", "running"]
 
 
 def devices(path: Path, monkeypatch, workers: int | str, asked: Asked, status: int = 0) -> list[str]:

@@ -99,6 +99,22 @@ def test_replicates_are_promoted_together_by_their_mean(ledger):
     assert [row["id"] for row in ledger.trials("waiting")] == [3, 4]
 
 
+def test_a_replicate_that_ended_by_itself_keeps_no_other_from_its_promotion(ledger):
+    """Of the best point, one seed has stopped early: before the rung, or past it."""
+    for _ in range(3):
+        ledger.add_point({}, [], {}, [0, 1])
+    for trial, value in enumerate([5.0, 6.0, 1.0, 2.0, 7.0, 8.0], 1):
+        stop(ledger, trial, 10, value)
+    ledger.connection.execute("DELETE FROM reports WHERE trial = 4")
+    ledger.report(4, 7, 3.0)
+    ledger.set(4, status="done")
+    assert promote(ASKED, ledger)
+    assert [(row["id"], row["rung"]) for row in ledger.trials("waiting")] == [(3, 1)]
+    stop(ledger, 3, 30, 1.0, 1)
+    assert promote(ASKED, ledger)
+    assert [(row["id"], row["rung"]) for row in ledger.trials("waiting")] == [(3, None)]
+
+
 def test_what_was_pruned_goes_on_once_nothing_is_to_be_pruned(ledger):
     ledger.add_point({}, [], {}, [0])
     stop(ledger, 1, 10, 1.0)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from tests.sweeps.conftest import TINY
 
+from lmlab.sweeps.asked import load
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.objective import METRICS
 from lmlab.sweeps.sweeper import split
@@ -38,6 +39,33 @@ def test_the_same_command_again_trains_nothing_and_more_trials_go_on(sweep, here
         path.unlink()
     assert sweep(*command, "trials=3") == 0
     assert [row[:3] for row in table(here, "name", "status", "values_")][:2] == [row[:3] for row in before]
+
+
+def test_workers_that_were_stopped_elsewhere_leave_an_interrupted_sweep(sweep, here, capsys, untrained, monkeypatch):
+    """A launcher's job whose time is up ends well, as Hydra sees it."""
+    from lmlab.sweeps.crew import LocalCrew
+    from lmlab.sweeps.worker import Worker
+
+    def stopped(self, ledger, look):
+        worker = Worker(self.directory, "0")
+        worker.trial(worker.draw())
+        worker.ledger.close()
+        return False
+
+    work, command = LocalCrew.run, ["optimizer.lr=1e-1,1e-2,1e-3", "test=false"]
+    monkeypatch.setattr(LocalCrew, "run", stopped)
+    assert sweep(*command) == 130
+    assert "the workers were stopped with 2 trials left" in capsys.readouterr().err
+    monkeypatch.setattr(LocalCrew, "run", work)
+    assert sweep(*command) == 0
+
+
+def test_a_sweep_of_all_its_points_does_not_shrink_to_some(sweep, here, capsys, untrained):
+    command = ["optimizer.lr=1e-1,1e-2,1e-3", "test=false"]
+    assert sweep(*command) == 0
+    assert sweep(*command, "trials=2") == 2
+    assert "trials=2 is below the 3 of s" in capsys.readouterr().err
+    assert sweep(*command, "trials=20") == 0, "as many as there are"
 
 
 def test_replicates_differ_in_their_seed_alone_and_their_mean_decides(sweep, here, capsys):
@@ -233,6 +261,14 @@ def test_a_trial_writes_its_samples_once_unless_somebody_says_otherwise(here, sw
     assert [node and node.every_validation for node in nodes] == [written] * 2
 
 
+@pytest.mark.parametrize(("word", "scored"), [("FALSE", False), ("false", False), ("True", True), ("auto", True)])
+def test_whether_the_winner_and_all_are_scored_is_said_in_hydras_words(sweep, here, untrained, word, scored):
+    assert sweep("seed=1,2", f"test={word}", "floors=FALSE") == 0
+    told = load(here / "s")
+    assert (told.test, told.floors) == (scored, False)
+    assert {config.test for config in untrained} == {word == "True"}
+
+
 def test_a_trial_without_the_objective_fails_and_says_what_there_is(sweep, here, capsys, untrained):
     words = ["optimizer.lr=1e-2,1e-3", "objective=val/gap", "test=false"]
     assert sweep(*words) == 2
@@ -264,6 +300,18 @@ def test_a_trial_without_the_objective_fails_and_says_what_there_is(sweep, here,
         ),
         (["strategy=list", 'points=[["seed=5"],["seed=6"]]'], "points: seed=5: seeds are replicates, of every point"),
         (["sweep=none_such"], "no option sweep=none_such"),
+        (["strategy=list", "points=3"], "points=3 must be lists of overrides"),
+        (["strategy=list", "points=[[1]]"], "points=[[1]] must be lists of overrides"),
+        (["optimizer.lr=1e-2,1e-3", "points=null"], "points=None must be lists"),
+        (["optimizer.lr=1e-2,1e-3", "overrides=[3]"], "overrides=[3] must be a list, as in"),
+        (["optimizer.lr=1e-2,1e-3", "replicates=null"], "replicates=None must be a whole number"),
+        (["optimizer.lr=1e-2,1e-3", "objective=[val/bpb,val/bpb]"], "val/bpb is named twice"),
+        (["optimizer.lr=1e-2,1e-3", "pruning.rul=asha"], "no key 'pruning.rul' (did you mean pruning.rule?)"),
+        (["space={optimizer.lr: 3}"], "space={...} is of files, conf/sweep/NAME.yaml"),
+        (["optimizer.lr=1e-2,1e-3", "hydra/launcher=none_such"], "no option hydra/launcher=none_such"),
+        (["optimizer.lr=1e-2,1e-3", "test=maybe"], "test=maybe must be one of auto, true, false"),
+        (["optimizer.lr=1e-2,1e-3", "dry_run=true"], "dry_run=true trains nothing, a sweep trains"),
+        (["-m", "optimizer.lr=1e-2,1e-3"], "lmlab sweep is lmlab train -m already"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_and_leaves_nothing(sweep, here, capsys, words, message):

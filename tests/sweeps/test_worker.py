@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.sweeps.conftest import ALONE, COMMAND, TINY
 
+from lmlab.errors import INTERRUPTED
 from lmlab.sweeps import trial as trials
 from lmlab.sweeps.ledger import Ledger
 from lmlab.training.checkpoints import read
@@ -133,6 +134,38 @@ def test_a_trial_that_raises_and_one_that_gives_nan_are_told_and_the_others_fini
     assert [row["attempts"] for row in rows(here)] == [1, 1, 0]
     assert sweep("strategy=list", points, "retries=1") == 3
     assert [row["attempts"] for row in rows(here)] == [2, 2, 0]
+
+
+@pytest.mark.parametrize("heard", ["before training", "and caught", "and broke an import", "after training"])
+@pytest.mark.parametrize("objective", ["val/bpb", "seconds"])
+def test_a_worker_told_to_stop_trains_nothing_that_has_not_begun(sweep, here, monkeypatch, untrained, heard, objective):
+    """While it trains its own handler hears; what is being measured is let come to its end."""
+    from lmlab.sweeps.crew import LocalCrew
+    from lmlab.sweeps.worker import Worker
+
+    monkeypatch.setattr(LocalCrew, "run", lambda *_: True)
+    assert sweep("model.d_model=6,8", f"objective={objective}") == 130
+    worker, original = Worker(here / "s", "0"), trials.run
+
+    def stopped(config, path, record, watchers):
+        if heard == "after training":
+            watchers[0]().told()
+        try:
+            worker.stop(signal.SIGTERM, None)
+        except KeyboardInterrupt:
+            if heard == "before training":
+                raise
+            if heard == "and broke an import":
+                raise AttributeError("module 'numpy' has no attribute 'void'") from None
+            watchers[0]().told()
+        return original(config, path, record, watchers)
+
+    monkeypatch.setattr(trials, "run", stopped)
+    assert worker.run() == INTERRUPTED
+    (row,) = rows(here)
+    ended = heard == "after training"
+    assert (row["status"], row["reason"]) == (("done", None) if ended else ("waiting", "interrupted"))
+    assert len(untrained) == ended
 
 
 @pytest.mark.parametrize(

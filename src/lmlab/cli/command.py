@@ -59,6 +59,8 @@ def parse(verb: str, arguments: Sequence[str]) -> CommandLine:
             raise ValueError(f"no flag {name!r}{suggest(name, SWITCHES + VALUED)}; settings are written key=value")
     if {"-m", "--multirun"} & flags.keys() and {"--cfg", "-c", "--info", "-i"} & flags.keys():
         raise ValueError("-m trains and --cfg shows: give one of them")
+    if verb == "sweep" and {"-m", "--multirun"} & flags.keys():
+        raise ValueError("lmlab sweep is lmlab train -m already: leave the flag out")
     if verb != "train" and {"-m", "--multirun"} & flags.keys():
         raise ValueError(f"-m runs several trainings; lmlab {verb} takes one run at a time")
     line = CommandLine(flags, overrides)

@@ -38,7 +38,9 @@ def explain(error: BaseException, verb: str) -> str | None:
         return f"{match[1]} exists already: write it without the +"
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = match.groups()
-        return f"no option {group}={option}{suggest(option, options(group))}; there are {', '.join(options(group))}"
+        # Of launchers, which are other people's, none lies here.
+        known = f"; there are {', '.join(options(group))}" if options(group) else ""
+        return f"no option {group}={option}{suggest(option, options(group))}{known}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]}=... is needed"
     if match := re.search(r"You must specify '([^']+)'", text):
@@ -67,6 +69,11 @@ def _unknown(key: str, verb: str) -> str:
     """No such key: the nearest right one, or the option that it belongs to."""
     from omegaconf import OmegaConf
 
+    if verb == "sweep":
+        # As it was typed; a mapping's keys are the user's own, and Hydra knows none of them.
+        key = key.removeprefix("hydra.sweeper.")
+        if key in ("space", "when"):
+            return f"{key}={{...}} is of files, conf/sweep/NAME.yaml; here write what is varied: optimizer.lr=1e-3,1e-2"
     group, _, leaf = key.partition(".")
     if leaf and (found := options(as_group := key.replace(".", "/"))):
         return f"{key} is a group, not a key: {as_group}=OPTION, of {', '.join(found)}"

@@ -20,6 +20,8 @@ def write(
     from lmlab.report.gather import gather
 
     out = Path(root) / "report.html" if out is None else Path(out)
+    if out.is_dir():
+        raise IsADirectoryError(f"out={out} is a directory; name a file: out={out / 'report.html'}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"out={out} is in no directory; make {out.parent} first")
     page = render(gather(root, metric, read))

@@ -184,6 +184,19 @@ class RunDirectory:
             # Some network file systems have none.
             log.debug("no lock on %s: %s", self.path, error)
 
+    def held(self) -> bool:
+        """Whether a process is training it."""
+        path = self.path / "lock"
+        try:
+            if path.is_file():
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            log.debug("no lock on %s: %s", self.path, error)
+        return False
+
     def release(self) -> None:
         if self._lock is not None:
             self._lock.close()

@@ -107,7 +107,9 @@ def _section(text: str) -> dict[str, Any] | None:
 
 
 def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> dict[str, Any]:
+    # Columns of every table, also where no run of it can be read.
     told: dict[str, Any] = {"run": name_of(directory, root), "state": "unfinished", "asked": {}}
+    told |= dict.fromkeys(("model", "seed", "treatment"))
     try:
         flat, results = flat_asked(directory, known), directory.results()
         told |= {"model": class_name({"_target_": flat["model._target_"]}), "seed": flat["seed"]}
@@ -238,8 +240,10 @@ def write_tables(root: str | os.PathLike, read: "tuple[pd.DataFrame, pd.DataFram
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ImportError("trials.parquet and curves.parquet need pyarrow: pip install 'lmlab[sweeps]'") from error
-    # A column of parquet has one type: what differs in kind (a number here, null or a word there) is written as text.
-    mixed = [c for c in trials if trials[c].dtype == object and len({type(v) for v in trials[c].dropna()}) > 1]
+    # A column of parquet has one type: what differs in kind (a number here, null or a word there) is written as text;
+    # so are lists and mappings, which differ within, and of which parquet has no empty ones.
+    kinds = {c: {type(v) for v in trials[c].dropna()} for c in trials if trials[c].dtype == object}
+    mixed = [c for c, found in kinds.items() if len(found) > 1 or found & {dict, list}]
     plain = trials.assign(**{c: [None if v is None else str(v) for v in trials[c]] for c in mixed})
     for path, frame in zip(written[1:], (plain, points), strict=True):
         with whole_file(path) as beside:

@@ -114,9 +114,9 @@ class Asked:
                 raise ValueError(
                     f"sweep_dir={directory} is another sweep ({_told(before, self)}); name another sweep_dir"
                 )
-            if (before.trials or 0) > (self.trials or 0) > 0:
+            if self.n_points < before.n_points:
                 raise ValueError(
-                    f"trials={self.trials} is below the {before.trials} of {directory}; a sweep can only grow"
+                    f"trials={self.trials} is below the {before.n_points} of {directory}; a sweep can only grow"
                 )
 
     def save(self, directory: Path) -> None:
@@ -158,17 +158,30 @@ def check(asked: Mapping[str, Any]) -> None:
         if not isinstance(asked[key], Mapping):
             hint = "" if example is None else f": write {example}"
             raise ValueError(f"{key}={asked[key]} must be a mapping{hint}")
+    if not _words(asked["overrides"]):
+        raise ValueError(f'overrides={asked["overrides"]} must be a list, as in overrides=["trainer.max_steps=200"]')
+    if not isinstance(asked["points"], list | tuple) or not all(map(_words, asked["points"])):
+        raise ValueError(
+            f"points={asked['points']} must be lists of overrides, as in "
+            'points=[["optimizer.lr=1e-3"],["optimizer.lr=1e-2","model.n_layers=2"]]'
+        )
     for key, allowed in (("strategy", STRATEGIES), ("keep", KEEP), ("out_of_memory", ("fail", "halve"))):
         one_of(key, asked[key], allowed)
     one_of("pruning.rule", asked["pruning"]["rule"], RULES)
     for key, least in (("replicates", 1), ("retries", 0), ("strategy_seed", 0), ("trials", 1)):
         value = asked[key]
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        if value is None and key == "trials":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{key}={value} must be a whole number, at least {least}")
     workers = asked["workers"]
     if workers != "auto" and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
         raise ValueError(f"workers={workers} must be a whole number, at least 1, or auto")
     objective.check(objective.read(asked["objective"]), asked["pruning"]["rule"], asked["strategy"])
+
+
+def _words(listed: Any) -> bool:
+    return isinstance(listed, list | tuple) and all(isinstance(one, str) for one in listed)
 
 
 def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -165,7 +166,9 @@ class LocalCrew:
                 )
 
     def _bury(self, ledger: Ledger, index: int, pid: int, status: int) -> None:
-        rows = [r for r in ledger.trials("running") if r["worker"] == str(index) and r["pid"] == pid]
+        # The host, too: where machines share a sweep, another's may have the same number and the same id.
+        ours = (socket.gethostname(), pid, str(index))
+        rows = [r for r in ledger.trials("running") if (r["host"], r["pid"], r["worker"]) == ours]
         self.fruitless = 0 if rows else self.fruitless + 1
         reason = f"its process ended with status {status}"
         halved = None

@@ -32,6 +32,8 @@ def read(asked: Any) -> list[dict[str, str]]:
             raise ValueError(
                 f"objective: which way {metric} is better has to be said: {{metric: {metric}, direction: minimize}}"
             )
+        if metric in (other["metric"] for other in found):
+            raise ValueError(f"objective: {metric} is named twice")
         found.append({"metric": metric, "direction": direction})
     return found
 

@@ -72,8 +72,9 @@ def promote(asked: Asked, ledger: Ledger) -> bool:
             best = sorted(values, key=lambda point: (values[point], point))
             # Where there is nothing else to do, a rung with few points sends on its best one all the same.
             for point in best[: max(keep, 1 if last else 0)]:
-                rows = points[point]
-                if all(r["status"] == "pruned" and r["rung"] == group[1] for r in rows):
+                # A replicate that ended by itself, as early stopping does, has nowhere to go on to.
+                rows = [r for r in points[point] if r["status"] != "done"]
+                if rows and all(r["status"] == "pruned" and r["rung"] == group[1] for r in rows):
                     more = group[1] + 1 < len(shares(pruning, point))
                     for row in rows:
                         ledger.set(row["id"], status="waiting", rung=group[1] + 1 if more else None)
@@ -94,22 +95,25 @@ def _standings(
     """{(bracket, rung): {point: its value there, lower is better}}, of points whose replicates have all been there.
 
     There is where a trial was first measured at the rung or past it: one that began past it was at no other place.
+    One that ended before it, as early stopping does, stays at its end.
     """
     sign = -1.0 if asked.objective[0]["direction"] == "maximize" else 1.0
     found: dict[tuple[int, int], dict[int, float]] = {}
     for point, rows in points.items():
         for rung in range(len(shares(asked.pruning, point))):
-            told = [
-                reached(reports.get(r["id"], {}), goal(asked.pruning, point, rung, r["total_steps"] or 0)) for r in rows
-            ]
+            told = []
+            for row in rows:
+                step = goal(asked.pruning, point, rung, row["total_steps"] or 0)
+                told.append(reached(reports.get(row["id"], {}), step, over=row["status"] == "done"))
             if all(value is not None for value in told):
                 group = (bracket(asked.pruning, point), rung)
                 found.setdefault(group, {})[point] = sign * fmean(told)  # type: ignore[arg-type]
     return found
 
 
-def reached(reports: Mapping[int, float], step: int) -> float | None:
-    return next((reports[at] for at in sorted(reports) if at >= step), None)
+def reached(reports: Mapping[int, float], step: int, over: bool) -> float | None:
+    places = sorted(reports)
+    return next((reports[at] for at in places if at >= step), reports[places[-1]] if over and places else None)
 
 
 def behind(asked: Asked, ledger: Ledger, trial: int, step: int) -> bool:

@@ -1,10 +1,20 @@
-"""A sweep's callback: reports each validation, and stops the run where pruning wants it to."""
+"""A sweep's callbacks: one reports each validation, and stops the run where pruning wants it to."""
 
 from collections.abc import Callable
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+
+
+class Starter(Callback):
+    """Says that training begins."""
+
+    def __init__(self, told: Callable[[], None]):
+        self.told = told
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.told()
 
 
 class Reporter(Callback):

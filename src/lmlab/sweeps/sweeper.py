@@ -24,7 +24,7 @@ from lmlab.sweeps.composer import Composer
 from lmlab.sweeps.crew import HydraCrew, LocalCrew
 from lmlab.sweeps.ending import Tidy
 from lmlab.sweeps.ledger import Ledger
-from lmlab.sweeps.live import View
+from lmlab.sweeps.live import View, total
 from lmlab.sweeps.space import Parameter, parse, samples
 from lmlab.sweeps.study import Mirror
 
@@ -70,7 +70,7 @@ def sweep(
                     tidy.update()
                     mirror.update(ledger)
 
-                interrupted = crew.run(ledger, look)
+                interrupted = crew.run(ledger, look) or left(asked, ledger)
             mirror.update(ledger, last=not interrupted)
         if interrupted:
             raise KeyboardInterrupt
@@ -92,14 +92,14 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
     space = {key: text for key, text in options["space"].items() if key not in decided} | varied
     when = {key: told for key, told in options["when"].items() if key in space}
     seeds = seeds_of(space, fixed, options["replicates"])
-    test = fixed.pop("test", "auto").partition("=")[2] not in ("false", "False")
-    asked_test = [o for o in arguments if o.startswith("test=")]
-    floors = fixed.get("floors", "").partition("=")[2] not in ("false", "False")
+    test = fixed.pop("test", "test=auto").partition("=")[2].lower()
+    asking.one_of("test", test, ("auto", "true", "false"))
+    floors = fixed.get("floors", "").partition("=")[2].lower() != "false"
     overrides = ["test=false", "floors=false"]
     if OmegaConf.select(config, "callbacks.samples.every_validation") and "callbacks" not in {*fixed, *space}:
         # A trial writes its texts once: on a board of hundreds nobody reads more, and short ones took a third longer.
         overrides.append("callbacks.samples.every_validation=false")
-    overrides += [*fixed.values(), *(o for o in asked_test if o == "test=true")]
+    overrides += [*fixed.values(), *["test=true"] * (test == "true")]
     parameters = parse(space, when, {key: o.partition("=")[2] for key, o in fixed.items()})
     points = [list(point) for point in options["points"]]
     check_space(options["strategy"], parameters, points, options["trials"], len(seeds))
@@ -112,6 +112,9 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
         return config_of([*overrides, *point], seeds[0], composer)
 
     configs = composed(parameters, points, make)
+    if any(made.dry_run for made in configs):
+        # Their trials would fail, and stay so: it is no part of what a sweep is.
+        raise ValueError("dry_run=true trains nothing, a sweep trains: lmlab train dry_run=true shows one trial's plan")
     choosing.check_logged(objective, plain(configs[0]))
     by = strategy.comparing(options["strategy"], options["pruning"]["rule"])
     if by and any(is_measured(one["metric"]) for one in objective):
@@ -133,7 +136,7 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
         retries=options["retries"],
         out_of_memory=options["out_of_memory"],
         keep=options["keep"],
-        test=test,
+        test=test != "false",
         floors=floors,
         config_dir=config_dir,
         base=asked_config(with_budget(configs[0])) | {"seed": seeds[0]},
@@ -271,6 +274,15 @@ def build_crew(
     if str(config.hydra.launcher["_target_"]).endswith("BasicLauncher"):
         return LocalCrew(directory, workers, asked, ledger)
     return HydraCrew(directory, workers, config, hydra_context, task_function)
+
+
+def left(asked: Asked, ledger: Ledger) -> bool:
+    """Whether the workers were told to stop before all was done, as a cluster does at its time limit: it is said."""
+    counts = ledger.counts()
+    missing = total(asked) - sum(counts[status] for status in ("done", "pruned", "failed"))
+    if missing > 0:
+        log.warning("the workers were stopped with %d trials left; the same command goes on with them", missing)
+    return missing > 0
 
 
 def complain(ledger: Ledger) -> None:

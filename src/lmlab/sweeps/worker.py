@@ -39,7 +39,7 @@ class Worker:
         self.asked: Asked = load(directory)
         self.ledger = Ledger(directory / "ledger.sqlite")
         self.composer = Composer(self.asked.config_dir)
-        self.warm = self.stopping = False
+        self.warm = self.stopping = self.preparing = False
 
     def run(self) -> int:
         """Returns the exit status: whether somebody interrupted it."""
@@ -96,15 +96,25 @@ class Worker:
                     row = self.ledger.next_waiting()
             return None if row is None else self.ledger.start(row["id"], self.name)
 
+    def stop(self, number: int, frame: Any) -> None:
+        """Whoever sends a signal: training saves at the end of its step; before that there is nothing to wait for."""
+        self.stopping = True
+        if self.preparing:
+            raise KeyboardInterrupt
+
     def _one(self, row: Any) -> None:
         began = time.time()
         try:
-            self.trial(row)
+            try:
+                self.preparing = True
+                self.trial(row)
+            finally:
+                self.preparing = False
         except KeyboardInterrupt:
-            self.stopping = True
-            self.ledger.set(row["id"], status="waiting", reason="interrupted")
+            self.interrupted(row)
         except Exception as error:
-            self.failed(row, error)
+            # An import that is cut short may break another way.
+            self.interrupted(row) if self.stopping else self.failed(row, error)
         finally:
             spent = time.time() - began
             with self.ledger.transaction():
@@ -138,8 +148,7 @@ class Worker:
         results = self.stopped_before(row, directory) or trial.run(config, path, record, self.watchers(row))
         because = results["training"]["stopped_because"]
         if because == "interrupted":
-            self.stopping = True
-            ledger.set(row["id"], status="waiting", reason="interrupted")
+            self.interrupted(row)
         elif because == "pruned":
             ledger.set(row["id"], status="pruned", reason=self.why(row), finished=time.time())
         else:
@@ -197,8 +206,21 @@ class Worker:
 
     def watchers(self, row: Any) -> list[Any]:
         metric, asked, ledger, number = strategy.reported(self.asked), self.asked, self.ledger, row["id"]
+
+        def prepared() -> None:
+            # From here on signals are for training's own handler.
+            self.preparing = False
+            if self.stopping:
+                # Somebody's code has caught what `stop` raised.
+                raise KeyboardInterrupt
+
+        def starter() -> Any:
+            from lmlab.sweeps.reporter import Starter
+
+            return Starter(prepared)
+
         if metric is None:
-            return []
+            return [starter]
 
         def begin(total_steps: int) -> int:
             ledger.set(number, total_steps=total_steps)
@@ -208,7 +230,11 @@ class Worker:
             ledger.report(number, step, value)
             return pruning.behind(asked, ledger, number, step)
 
-        return [pruning.watcher(metric, begin, report)]
+        return [starter, pruning.watcher(metric, begin, report)]
+
+    def interrupted(self, row: Any) -> None:
+        self.stopping = True
+        self.ledger.set(row["id"], status="waiting", reason="interrupted")
 
     def failed(self, row: Any, error: Exception) -> None:
         """Write down why, and have it tried again where that was asked for."""
@@ -279,10 +305,7 @@ def main(directory: str, name: str) -> int:
     worker = Worker(Path(directory), name, alone=True)
     find_own_classes()
 
-    def stop(number: int, frame: Any) -> None:
-        worker.stopping = True
-
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, worker.stop)
     return worker.run()
 
 

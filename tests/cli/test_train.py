@@ -149,9 +149,11 @@ def test_a_class_of_ones_own_trains_and_loads_when_allowed(small, tmp_path, monk
     )
     overrides = ["model=mine" if o == "model=lstm" else o for o in small["lstm"]]
     assert main(["train", "--config-dir", "my_conf", "run_dir=run", *overrides]) == 0
-    capsys.readouterr()
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    told = [words[2:4] for words in shown if words[:2] in (["lmlab", "generate"], ["lmlab", "evaluate"])]
+    assert told == [["run_dir=run", "'allow_targets=[own_model_of_mine.MyLM]'"]] * 2
     assert main(["generate", "run_dir=run", "max_new_tokens=2"]) == 2
-    assert "own_model_of_mine.MyLM" in capsys.readouterr().err
+    assert "pass allow_targets=[own_model_of_mine.MyLM]" in capsys.readouterr().err
     assert main(["generate", "run_dir=run", "max_new_tokens=2", "allow_targets=[own_model_of_mine.MyLM]"]) == 0
 
 

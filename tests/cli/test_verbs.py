@@ -285,6 +285,7 @@ def test_prune_says_before_it_does(trained, tmp_path, capsys):
         ("generate num_beams=4 temperature=1", "temperature=0"),
         ("generate device=foo", "device=foo"),
         ("generate prompts_file=/nope", "/nope"),
+        ("generate prompts_file=/nope prompt=a", "give one of prompt=... and prompts_file=..."),
     ],
 )
 def test_a_mistake_on_a_run_is_one_line(arguments: str, told: str, trained, capsys):

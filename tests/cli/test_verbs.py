@@ -271,6 +271,7 @@ def test_prune_says_before_it_does(trained, tmp_path, capsys):
         ("evaluate corpus=files", "corpus.train="),
         ("evaluate corpus=files corpus.test=/nope", "corpus.test=/nope does not exist"),
         ("evaluate evaluation=foo", "there are auto, carried, documents, sliding"),
+        ("evaluate evaluation.limit_tokens=9", "evaluation=sliding have it, none of which is chosen"),
         ("evaluate batch_size=0", "batch_size=0"),
         ("score text=a kernels=fast", "kernels=fast must be one of auto, plain"),
         ("evaluate format=foo", "format=foo"),

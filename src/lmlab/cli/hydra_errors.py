@@ -38,7 +38,9 @@ def explain(error: BaseException, verb: str) -> str | None:
         return f"{match[1]} exists already: write it without the +"
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = match.groups()
-        return f"no option {group}={option}{suggest(option, options(group))}; there are {', '.join(options(group))}"
+        # Hydra's own list has those of --config-dir, too.
+        there = sorted(getattr(error, "options", None) or options(group))
+        return f"no option {group}={option}{suggest(option, there)}; there are {', '.join(there)}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]}=... is needed"
     if match := re.search(r"You must specify '([^']+)'", text):
@@ -75,7 +77,9 @@ def _unknown(key: str, verb: str) -> str:
         return f"no key {key!r}; of sweeps there is: lmlab sweep {own}=..., or with -m hydra.sweeper.{own}=..."
     owners = [o for o in options(group) if leaf and group not in SPREAD and leaf in _keys_of(group, o)]
     if owners:
-        return f"no key {key!r} in the {group} option chosen; {', '.join(f'{group}={o}' for o in owners)} has it"
+        # Of `evaluate` and `compare` nothing may be chosen: then the run's own holds.
+        have = "has it, which is not" if len(owners) == 1 else "have it, none of which is"
+        return f"no key {key!r}: {', '.join(f'{group}={o}' for o in owners)} {have} chosen"
     return f"no key {key!r}{suggest(key, known_keys(verb))}; lmlab {verb} --help shows them"
 
 

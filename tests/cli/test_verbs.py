@@ -311,6 +311,11 @@ def test_a_mistake_on_a_run_is_one_line(arguments: str, told: str, trained, caps
         ("train callbacks/spikes=skp", "did you mean skip?"),
         ("train trainer.max_time=00:00:10:00", "trainer.max_time=00:00:10:00 ends a run sooner"),
         ("train -m --cfg job", "give one of them"),
+        (
+            "train model=我的",
+            """model=我的 cannot be read: close its brackets, or quote special characters: 'model="我的"'""",
+        ),
+        ("runs prnue", "'prnue' is no setting: they are written key=value; lmlab runs --help"),
         ("sweep pruning=asha optimizer.lr=1e-3,1e-2", "write pruning.rule=asha"),
         ("sweep space=lr", "space=lr must be a mapping"),
         ("sweep --cfg job optimizer.lr=1e-3,1e-2 n_layer=3", "did you mean model.n_layers?"),

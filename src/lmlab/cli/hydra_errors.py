@@ -21,7 +21,7 @@ def unwrap(error: BaseException) -> BaseException:
 def explain(error: BaseException, verb: str) -> str | None:
     """The line to show, or None where the error is not about the command line or its config files."""
     import yaml
-    from hydra.errors import HydraException, InstantiationException
+    from hydra.errors import HydraException, InstantiationException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, yaml.YAMLError):
@@ -49,9 +49,11 @@ def explain(error: BaseException, verb: str) -> str | None:
         key, _, value = match[1].partition("=")
         several = "add -m to train each, or write" if verb == "train" else "write"
         return f"{match[1]} is several values: {several} a list: {key}=[{value}]"
-    if match := re.search(r"(?:LexerNoViableAltException|mismatched input|missing EQUAL|extraneous|no viable).*", text):
-        told = re.sub(r"See https\S+.*", "", text)
-        return f"{told.strip()} (write key=value; quote a value with special characters: 'key=\"value\"')"
+    if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return f"{error.override!r} is no setting: they are written key=value; lmlab {verb} --help shows them"
+        key, _, value = error.override.partition("=")
+        return f"{error.override} cannot be read: close its brackets, or quote special characters: '{key}=\"{value}\"'"
     return re.sub(r"\s*full_key:.*", "", text)
 
 

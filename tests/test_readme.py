@@ -83,6 +83,16 @@ def run(command: str, monkeypatch) -> int:
         return cli.main(words[1:])
 
 
+NAMED = sorted(set(re.findall(r"\blmlab\.([a-z_]+)(?:\.[a-z_]+)?\(", README)))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_the_readme_calls_needs_no_other_import(name: str):
+    # Asked of the package itself: here other tests may have imported the module already.
+    assert lmlab.__getattr__(name) is getattr(lmlab, name)
+    assert name in dir(lmlab)
+
+
 @pytest.mark.slow
 def test_every_command_of_the_readme_works_in_its_order(workspace, monkeypatch, capfd):
     for language, block in BLOCKS:

@@ -12,15 +12,17 @@ _EXPORTS = {
     "load": "lmlab.runs",
     "Likelihood": "lmlab.metrics",
 }
+# Modules, likewise.
+_MODULES = ("config", "experiment", "generation", "plots", "report", "runs", "scoring", "tokenizers")
 
 
 def __getattr__(name: str):
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name in {"runs", "experiment", "scoring", "generation", "tokenizers", "config", "report"}:
+    if name in _MODULES:
         return importlib.import_module(f"lmlab.{name}")
     raise AttributeError(f"module 'lmlab' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS, "runs"])
+    return sorted({*globals(), *_EXPORTS, *_MODULES})

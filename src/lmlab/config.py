@@ -52,6 +52,9 @@ _NOT_IDENTITY = [
     "training.histograms",
 ]
 
+# The parts of a stored run's config from which objects are built.
+BUILT_FROM = ("model", "corpus", "tokenizer", "decided")
+
 # Everything a stored run may name. `allow_targets` extends it; a run cannot.
 ALLOWED_TARGETS = frozenset(
     [
@@ -238,16 +241,21 @@ def run_name(config: Any, swept: Mapping[str, str]) -> str:
     return directory_name([*names, f"seed{config.seed}", *more])
 
 
+def unlisted(node: Any, allow_targets: Iterable[str] = ()) -> list[str]:
+    """The targets that a node names beside those on the allow-list."""
+    return sorted(set(targets(node)) - ALLOWED_TARGETS - set(allow_targets))
+
+
 def check_targets(node: Any, allow_targets: Iterable[str] = ()) -> None:
     """Refuse a stored node that names anything but the exact targets on the allow-list.
 
     Raises PermissionError: building a config that somebody else sent runs whatever it names.
     """
-    refused = sorted(set(targets(node)) - ALLOWED_TARGETS - set(allow_targets))
-    if refused:
+    if refused := unlisted(node, allow_targets):
+        every = ",".join(dict.fromkeys([*allow_targets, *refused]))
         raise PermissionError(
             f"the run's config names {', '.join(map(repr, refused))}, which is not on the allow-list; "
-            "if you trust it, pass allow_targets=[...]"
+            f"if you trust it, pass allow_targets=[{every}]"
         )
 
 

@@ -3,9 +3,12 @@
 import json
 import shlex
 
+import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lmlab.cli import main
+from lmlab.cli.bench import command
 
 
 def test_what_it_recommends_trains(small, tmp_path, monkeypatch, capsys):
@@ -59,3 +62,10 @@ def test_wrong_keys_are_refused_by_name(small, capsys):
 def test_help_tells_its_own_keys(capsys):
     assert main(["bench", "--help"]) == 0
     assert "seconds: 90" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["fast", "files_char_lstm_cpu", "快 一点"])
+def test_the_command_reads_the_name_that_was_given(name: str):
+    *_, word = shlex.split(command(["model=lstm"], "outputs/conf", name))
+    (override,) = OverridesParser.create().parse_overrides([word])
+    assert override.value() == name

@@ -28,7 +28,7 @@ def refused(capsys, directory, *arguments: str, status: int = 2) -> str:
         ("model.d_modle=3", "did you mean model.d_model?"),
         ("max_steps=3", "did you mean trainer.max_steps?"),
         ("model=lsmt", "did you mean lstm?"),
-        ("model.cell=gru", "model=lstm has it"),
+        ("model.cell=gru", "model=lstm has it, which is not chosen"),
         ("+foo=1", "no key 'foo'"),
         ("+model.foo=1", "model.foo is no argument"),
         ("model.d_model=17", "d_model=17 must be a multiple of n_heads=2"),
@@ -150,11 +150,15 @@ def test_a_class_of_ones_own_trains_and_loads_when_allowed(small, tmp_path, monk
     (tmp_path / "my_conf" / "model" / "mine.yaml").write_text(
         "defaults: [lstm, _self_]\n_target_: own_model_of_mine.MyLM\n"
     )
+    assert main(["train", "--config-dir", "my_conf", "model=mien"]) == 2
+    assert "did you mean mine?" in capsys.readouterr().err
     overrides = ["model=mine" if o == "model=lstm" else o for o in small["lstm"]]
     assert main(["train", "--config-dir", "my_conf", "run_dir=run", *overrides]) == 0
-    capsys.readouterr()
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    told = [words[2:4] for words in shown if words[:2] in (["lmlab", "generate"], ["lmlab", "evaluate"])]
+    assert told == [["run_dir=run", "'allow_targets=[own_model_of_mine.MyLM]'"]] * 2
     assert main(["generate", "run_dir=run", "max_new_tokens=2"]) == 2
-    assert "own_model_of_mine.MyLM" in capsys.readouterr().err
+    assert "pass allow_targets=[own_model_of_mine.MyLM]" in capsys.readouterr().err
     assert main(["generate", "run_dir=run", "max_new_tokens=2", "allow_targets=[own_model_of_mine.MyLM]"]) == 0
 
 

@@ -271,6 +271,7 @@ def test_prune_says_before_it_does(trained, tmp_path, capsys):
         ("evaluate corpus=files", "corpus.train="),
         ("evaluate corpus=files corpus.test=/nope", "corpus.test=/nope does not exist"),
         ("evaluate evaluation=foo", "there are auto, carried, documents, sliding"),
+        ("evaluate evaluation.limit_tokens=9", "evaluation=sliding have it, none of which is chosen"),
         ("evaluate batch_size=0", "batch_size=0"),
         ("score text=a kernels=fast", "kernels=fast must be one of auto, plain"),
         ("evaluate format=foo", "format=foo"),
@@ -285,6 +286,7 @@ def test_prune_says_before_it_does(trained, tmp_path, capsys):
         ("generate num_beams=4 temperature=1", "temperature=0"),
         ("generate device=foo", "device=foo"),
         ("generate prompts_file=/nope", "/nope"),
+        ("generate prompts_file=/nope prompt=a", "give one of prompt=... and prompts_file=..."),
     ],
 )
 def test_a_mistake_on_a_run_is_one_line(arguments: str, told: str, trained, capsys):
@@ -309,6 +311,11 @@ def test_a_mistake_on_a_run_is_one_line(arguments: str, told: str, trained, caps
         ("train callbacks/spikes=skp", "did you mean skip?"),
         ("train trainer.max_time=00:00:10:00", "trainer.max_time=00:00:10:00 ends a run sooner"),
         ("train -m --cfg job", "give one of them"),
+        (
+            "train model=我的",
+            """model=我的 cannot be read: close its brackets, or quote special characters: 'model="我的"'""",
+        ),
+        ("runs prnue", "'prnue' is no setting: they are written key=value; lmlab runs --help"),
         ("sweep pruning=asha optimizer.lr=1e-3,1e-2", "write pruning.rule=asha"),
         ("sweep space=lr", "space=lr must be a mapping"),
         ("sweep --cfg job optimizer.lr=1e-3,1e-2 n_layer=3", "did you mean model.n_layers?"),

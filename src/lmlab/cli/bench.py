@@ -1,5 +1,6 @@
 """lmlab bench: the precision, threads and compilation that train a recipe fastest on this machine, as overrides."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -73,4 +74,6 @@ def bench(config, options: dict, recipe: list[str], config_dir: str | None) -> i
 
 def command(recipe: list[str], folder: str, name: str) -> str:
     """What trains the recipe so, ready to be copied."""
-    return shlex.join(["lmlab", "train", *recipe, "--config-dir", folder, f"+tuned={name}"])
+    # Hydra's grammar has no other letters outside quotes.
+    chosen = name if re.fullmatch(r"[A-Za-z0-9_./-]+", name) else f'"{name}"'
+    return shlex.join(["lmlab", "train", *recipe, "--config-dir", folder, f"+tuned={chosen}"])

@@ -15,6 +15,8 @@ def main(arguments: list[str]) -> int:
     if config is None:
         return 0
     one_of("format", config["format"], ("text", "json"))
+    if config["prompt"] and config["prompts_file"] is not None:
+        raise ValueError("give one of prompt=... and prompts_file=... (one prompt a line)")
     prompts = [config["prompt"]] if config["prompts_file"] is None else read_lines(Path(config["prompts_file"]))
     from dataclasses import fields
 

@@ -21,7 +21,7 @@ def unwrap(error: BaseException) -> BaseException:
 def explain(error: BaseException, verb: str) -> str | None:
     """The line to show, or None where the error is not about the command line or its config files."""
     import yaml
-    from hydra.errors import HydraException, InstantiationException
+    from hydra.errors import HydraException, InstantiationException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, yaml.YAMLError):
@@ -38,9 +38,10 @@ def explain(error: BaseException, verb: str) -> str | None:
         return f"{match[1]} exists already: write it without the +"
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = match.groups()
-        # Of launchers, which are other people's, none lies here.
-        known = f"; there are {', '.join(options(group))}" if options(group) else ""
-        return f"no option {group}={option}{suggest(option, options(group))}{known}"
+        # Hydra's own list has those of --config-dir, too; of launchers, which are other people's, there may be none.
+        there = sorted(getattr(error, "options", None) or options(group))
+        known = f"; there are {', '.join(there)}" if there else ""
+        return f"no option {group}={option}{suggest(option, there)}{known}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]}=... is needed"
     if match := re.search(r"You must specify '([^']+)'", text):
@@ -49,9 +50,11 @@ def explain(error: BaseException, verb: str) -> str | None:
         key, _, value = match[1].partition("=")
         several = "add -m to train each, or write" if verb == "train" else "write"
         return f"{match[1]} is several values: {several} a list: {key}=[{value}]"
-    if match := re.search(r"(?:LexerNoViableAltException|mismatched input|missing EQUAL|extraneous|no viable).*", text):
-        told = re.sub(r"See https\S+.*", "", text)
-        return f"{told.strip()} (write key=value; quote a value with special characters: 'key=\"value\"')"
+    if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return f"{error.override!r} is no setting: they are written key=value; lmlab {verb} --help shows them"
+        key, _, value = error.override.partition("=")
+        return f"{error.override} cannot be read: close its brackets, or quote special characters: '{key}=\"{value}\"'"
     return re.sub(r"\s*full_key:.*", "", text)
 
 
@@ -82,7 +85,9 @@ def _unknown(key: str, verb: str) -> str:
         return f"no key {key!r}; of sweeps there is: lmlab sweep {own}=..., or with -m hydra.sweeper.{own}=..."
     owners = [o for o in options(group) if leaf and group not in SPREAD and leaf in _keys_of(group, o)]
     if owners:
-        return f"no key {key!r} in the {group} option chosen; {', '.join(f'{group}={o}' for o in owners)} has it"
+        # Of `evaluate` and `compare` nothing may be chosen: then the run's own holds.
+        have = "has it, which is not" if len(owners) == 1 else "have it, none of which is"
+        return f"no key {key!r}: {', '.join(f'{group}={o}' for o in owners)} {have} chosen"
     return f"no key {key!r}{suggest(key, known_keys(verb))}; lmlab {verb} --help shows them"
 
 

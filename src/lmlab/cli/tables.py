@@ -23,8 +23,11 @@ def console(width: int | None = None) -> Console:
     return plain if width or plain.is_terminal else console(160)
 
 
-def show_results(results: Mapping[str, Any], alone: bool) -> None:
-    """A run's numbers beside the floors on the same tokens; of one that was alone also samples and what to do next."""
+def show_results(results: Mapping[str, Any], alone: bool, own_classes: Sequence[str] = ()) -> None:
+    """A run's numbers beside the floors on the same tokens; of one that was alone also samples and what to do next.
+
+    own_classes: those outside the allow-list, which the next commands must name.
+    """
     from lmlab.evaluation.protocol import Protocol
 
     training, model, splits = results["training"], results["model"], results["splits"]
@@ -58,12 +61,14 @@ def show_results(results: Mapping[str, Any], alone: bool) -> None:
             out.print(Text.assemble(("\nsample  ", "dim"), printable(sample.strip())), soft_wrap=True)
     out.print(f"\nrun: {results['run_dir']}", highlight=False, soft_wrap=True)
     if alone:
-        _show_next(out, results["run_dir"], list(splits)[-1])
+        _show_next(out, results["run_dir"], list(splits)[-1], own_classes)
 
 
-def _show_next(out: Console, run_dir: str, split: str) -> None:
+def _show_next(out: Console, run_dir: str, split: str, own_classes: Sequence[str]) -> None:
     """Commands to try, ready to be copied."""
     where = shlex.quote(f"run_dir={run_dir}")
+    if own_classes:
+        where += " " + shlex.quote(f"allow_targets=[{','.join(own_classes)}]")
     commands = (
         f"lmlab generate {where} prompt='...'",
         f"lmlab score {where} text='...'",

@@ -4,7 +4,7 @@ import sys
 
 from lmlab.cli import tell
 from lmlab.cli.command import CommandLine, look_for_garbage, parse, show_help, show_log
-from lmlab.config import compose, conf_dir
+from lmlab.config import BUILT_FROM, compose, conf_dir, unlisted
 from lmlab.errors import DONE, INTERRUPTED
 
 
@@ -94,9 +94,14 @@ def run(config, sweep: dict[str, str] | None) -> dict:
     """One run, and its table. sweep: what a multirun varies, None outside one."""
     from lmlab.cli.tables import show_plan, show_results
     from lmlab.experiment import train
+    from lmlab.run_directory import RunDirectory
 
     look_for_garbage()
     show_log()
     results = train(config, sweep)
-    show_plan(results) if config.dry_run else show_results(results, alone=sweep is None)
+    if config.dry_run:
+        show_plan(results)
+        return results
+    stored = RunDirectory(results["run_dir"]).config()
+    show_results(results, alone=sweep is None, own_classes=unlisted({group: stored[group] for group in BUILT_FROM}))
     return results

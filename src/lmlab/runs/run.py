@@ -12,8 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from lmlab.config import BUILT_FROM, check_targets, conf_dir, plain
 from lmlab.config import cache_dir as cache_at
-from lmlab.config import check_targets, conf_dir, plain
 from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
 from lmlab.models.kernels import check, using
@@ -55,7 +55,7 @@ class Run:
         self.kernels, self.cache = check(kernels), cache_at(cache_dir)
         self.config = self.directory.config()
         self._allow_targets = tuple(allow_targets)
-        for group in ("model", "corpus", "tokenizer", "decided"):
+        for group in BUILT_FROM:
             if not isinstance(self.config.get(group), dict):
                 raise ValueError(f"{self.path / 'config.yaml'} is damaged: it has no {group}")
             check_targets(self.config[group], self._allow_targets)

@@ -89,6 +89,11 @@ def test_the_bare_command_loads_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_python_m_lmlab_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "lmlab", "trian"], capture_output=True, text=True)
+    assert (done.returncode, "'train'" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(("typed", "near"), [("trian", "'train'"), ("xyzzy", "`lmlab` lists them")])
 def test_an_unknown_verb_names_the_nearest(typed: str, near: str, capsys):
     assert main([typed]) == 2

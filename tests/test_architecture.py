@@ -47,7 +47,8 @@ ROOMS = {
     "plots": set(),
 }
 ROOMS["experiment"] = set(ROOMS)
-ROOMS["tuning"] = set(ROOMS)
+ROOMS["rank"] = {"experiment", "models", "run_directory", "training", "errors"}
+ROOMS["tuning"] = set(ROOMS) - {"rank"}
 ROOMS["runs"] = set(ROOMS)
 ROOMS["measurement"] = set(ROOMS)
 ROOMS["reproduction"] = set(ROOMS)
@@ -55,11 +56,10 @@ ROOMS["report"] = {"config", "data", "run_directory", "runs"}
 ROOMS["sweeps"] = {"config", "data", "decisions", "run_directory", "schema", "sizes", "experiment", "runs", "report"}
 ROOMS["sweeps"] |= FOUNDATION
 ROOMS["cli"] = set(ROOMS)
+ROOMS["__main__"] = {"cli"}
 # (file, room): why the arrow points up.
 EXCEPTIONS = {
-    # A launched rank is a process of its own: it begins where `lmlab train` begins.
-    ("training/ranks.py", "experiment"),
-    # So is a worker of a sweep, which says what went wrong as `lmlab train` says it.
+    # A worker of a sweep is a process of its own, which says what went wrong as `lmlab train` says it.
     ("sweeps/worker.py", "cli"),
     # A launcher's job gets its words through Hydra, quoted as those of a command line.
     ("sweeps/crew.py", "cli"),

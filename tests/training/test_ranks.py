@@ -67,17 +67,3 @@ def test_carried_state_of_all_processes_is_saved_and_can_be_continued_by_one(tra
     ours, theirs = (weights(read(tmp_path / name / "checkpoints/last.ckpt")) for name in ("two", "one"))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=0, msg=name)
-
-
-WAITING = "import threading; from lmlab.training import ranks; wait = ranks._leave_with_rank_zero; "
-WAITING += "threading.Thread(target=wait, daemon=True).start(); "
-
-
-@pytest.mark.parametrize(("then", "status"), [("import time; time.sleep(0.2)", 0), ("threading.Event().wait()", 1)])
-def test_a_process_ends_in_peace_by_itself_and_with_rank_zero(then, status):
-    command = [sys.executable, "-c", WAITING + then]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        if status:
-            process.stdin.close()
-        assert process.wait(60) == status
-        assert process.stderr.read() == ""

@@ -4,10 +4,11 @@ import importlib
 from typing import Any
 
 from lmlab.runs.equal import equal
+from lmlab.runs.found import find
 from lmlab.runs.points import curves
 from lmlab.runs.replicates import against_best, mean_curves, replicates, within
 from lmlab.runs.space import prune
-from lmlab.runs.tables import as_json, find, numbers, table, write_tables
+from lmlab.runs.tables import as_json, numbers, table, write_tables
 
 # Loaded when first used: they need torch or numpy, reading tables does not.
 _EXPORTS = {

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lmlab.run_directory import RunDirectory
+from lmlab.runs.found import find, name_of, no_collection
 from lmlab.seal import unseal_lines
 
 if TYPE_CHECKING:
@@ -22,16 +23,12 @@ def curves(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     A validation and what training logs at the same step are two rows. Of a run without curves.csv (of an older
     version), its validations in results.json.
     """
-    from lmlab.runs.tables import find, no_collection
-
     with no_collection():
         return of_runs(find(root), root)
 
 
 def of_runs(directories: Iterable[RunDirectory], root: str | os.PathLike) -> "pd.DataFrame":
     import pandas as pd
-
-    from lmlab.runs.tables import name_of
 
     # Files with the same columns are parsed as one: a call of the parser for each takes ten times as long.
     alike: dict[str, list[tuple[str, str]]] = {}

@@ -5,7 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
-from lmlab.runs.tables import find, size
+from lmlab.runs.found import find
+from lmlab.runs.tables import size
 
 log = logging.getLogger("lmlab")
 

@@ -1,11 +1,10 @@
 """Many runs as a table: one row a run, a column for each number and for each key in which they differ."""
 
-import gc
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from lmlab.data.cache import whole_file
 from lmlab.run_directory import MOST_YAML, RunDirectory
 from lmlab.run_directory.plain_yaml import read_yaml
 from lmlab.runs import ledger, protocols
+from lmlab.runs.found import find, name_of, no_collection
+from lmlab.runs.points import curves
 from lmlab.seal import unseal
 
 if TYPE_CHECKING:
@@ -27,27 +28,6 @@ FOLLOWED = ("val/bpb", "val/ppl", "val/loss")
 SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
 
 Sections = dict[str, dict[str, Any] | None]
-
-
-def find(root: str | os.PathLike) -> Iterator[RunDirectory]:
-    """Every run at or below `root`, in order of its path."""
-    for folder, names, files in os.walk(root):
-        names.sort()
-        if "asked.yaml" in files:
-            names.clear()
-            yield RunDirectory(folder)
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Reading makes a million objects and no cycles: looking for garbage among them takes a third of the time."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
@@ -127,11 +107,6 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
     except (KeyError, TypeError, AttributeError) as error:
         return told | {"state": f"damaged: {directory.path} lacks {error}"}
     return told | {"asked": differing_keys(flat)}
-
-
-def name_of(directory: RunDirectory, root: str | os.PathLike) -> str:
-    """Its path below `root`; bytes of it that are no UTF-8, which no table holds, are question marks."""
-    return os.path.relpath(directory.path, root).encode("utf-8", "replace").decode()
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,8 +204,6 @@ def write_tables(root: str | os.PathLike, read: "tuple[pd.DataFrame, pd.DataFram
     read: what `table` and `curves` gave, where somebody has asked already. Raises ImportError where pyarrow is missing,
     after trials.csv has been written.
     """
-    from lmlab.runs.points import curves
-
     root = Path(root)
     trials, points = read or (table(root), curves(root))
     written = [root / "trials.csv", root / "trials.parquet", root / "curves.parquet"]

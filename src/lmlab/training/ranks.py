@@ -21,7 +21,7 @@ import torch
 from omegaconf import OmegaConf
 
 from lmlab.config import literal, plain
-from lmlab.errors import DONE, OUR_FAULT, TRAINING_FAILED, TrainingFailed
+from lmlab.errors import DONE, OUR_FAULT, TrainingFailed
 from lmlab.training.plan import Plan
 
 log = logging.getLogger("lmlab")
@@ -90,7 +90,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 def _start(rank: int, config: Path) -> subprocess.Popen:
     # -P: files of the folder that we stand in replace no modules.
     # A session of its own: Ctrl-C in a terminal is for rank 0, which tells the others.
-    command = [sys.executable, "-P", "-m", "lmlab.training.ranks", str(config)]
+    command = [sys.executable, "-P", "-m", "lmlab.rank", str(config)]
     environment = os.environ | {"LOCAL_RANK": str(rank)}
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
 
@@ -113,38 +113,6 @@ def _finish(ranks: list[subprocess.Popen]) -> None:
         process.wait(max(1.0, GRACE - (time.monotonic() - began)))
 
 
-def main(path: str) -> int:
-    """Rank 1 or higher: the same plan, the same steps, nothing written."""
-    threading.Thread(target=_leave_with_rank_zero, daemon=True).start()
-    if os.getcwd() not in sys.path:
-        # A person's own classes may lie there; last in line, so that they replace nothing.
-        sys.path.append(os.getcwd())
-    from lmlab.experiment import plan
-    from lmlab.models import kernels
-    from lmlab.run_directory import RunDirectory
-    from lmlab.training.checkpoints import read
-    from lmlab.training.fit import run
-
-    config = OmegaConf.load(path)
-    directory = RunDirectory(config.run_dir)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    try:
-        with kernels.using(config.kernels):
-            run(plan(config), directory, read(directory.last) if directory.last.exists() else None)
-    except TrainingFailed:
-        # Rank 0 says it.
-        return TRAINING_FAILED
-    return DONE
-
-
-def _leave_with_rank_zero() -> None:
-    """Rank 0 holds the other end of our input: it ends when rank 0 does, however that happens."""
-    # Not through sys.stdin, whose lock Python wants at its end and, finding it taken, dies of.
-    while os.read(0, 1):
-        pass
-    os._exit(OUR_FAULT)
-
-
 def count(devices: Any, device: str) -> int:
     """How many processes `devices` asks for. Raises ValueError where the machine has not as many GPUs."""
     if isinstance(devices, int | str) and str(devices) in ("auto", "-1"):
@@ -158,7 +126,3 @@ def count(devices: Any, device: str) -> int:
     if device not in ("cpu", "cuda") and devices > 1:
         raise ValueError(f"devices={devices} needs GPUs of NVIDIA's or trainer=cpu; {device} trains with devices=1")
     return devices
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

@@ -93,6 +93,18 @@ def test_a_damaged_cache_is_counted_again(store):
         assert floors(store, ["val"]) == first
 
 
+def test_they_are_counted_on_the_share_of_train_that_the_model_was_trained_on(store):
+    share = store.split("train").tail(10)
+    model = NGramLM(vocab_size=store.tokenizer.vocab_size, order=1)
+    model.fit(share.ids, store.tokenizer.start_id)
+    whole, part = floors(store, ["val"]), floors(store, ["val"], train=share)
+    ids = torch.from_numpy(store.split("val").ids.astype("int64"))[None]
+    nats = model.head.nll(model(ids, None)[0], ids).double().sum().item()
+    assert part["unigram"]["val"]["nats"] == pytest.approx(nats, rel=1e-6)
+    assert part["unigram"] != whole["unigram"]
+    assert floors(store, ["val"], train=store.split("train")) == whole
+
+
 def test_a_limit_of_the_models_protocol_holds_for_the_floors_too(store):
     limited = replace(PLAIN, policy="sliding", lanes=None, limit_tokens=2)
     whole, part = floors(store, ["val"]), floors(store, {"val": store.split("val")}, limited)

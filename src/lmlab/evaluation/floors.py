@@ -39,13 +39,16 @@ def floors_protocol(protocol: Protocol) -> Protocol:
 
 
 def floors(
-    store: Store, parts: Mapping[str, Split] | Sequence[str], protocol: Protocol = PLAIN
+    store: Store, parts: Mapping[str, Split] | Sequence[str], protocol: Protocol = PLAIN, train: Split | None = None
 ) -> dict[str, dict[str, Any]]:
-    """{floor: {split: likelihood}} of these splits, fitted on the store's train split and kept beside it.
+    """{floor: {split: likelihood}} of these splits, fitted on what the model was trained on and kept beside the store.
 
     parts: names of the store's splits, or, where the model's protocol charges for <unk> or has a limit, these splits as
-    it reads them: both hold for the floors, too.
+    it reads them: both hold for the floors, too. train: the end of the store's train split that it was trained on;
+    None: all of it.
     """
+    whole = store.split("train")
+    train = whole if train is None else train
     parts = parts if isinstance(parts, Mapping) else {name: store.split(name) for name in parts}
     ours = floors_protocol(protocol)
     path = store.path / f"floors-{IDENTITY}.json"
@@ -54,13 +57,14 @@ def floors(
         known = {name: dict(found[name]) for name in ORDERS}
     except (OSError, ValueError, TypeError, KeyError):
         known = {name: {} for name in ORDERS}
-    # Under the plain protocol a split is known by its name.
-    keys = {split: split if ours == PLAIN else f"{split} {ours.name}" for split in parts}
+    # Counted on all of train, and under the plain protocol, a split is known by its name.
+    how = ([] if ours == PLAIN else [ours.name]) + ([] if len(train) == len(whole) else [f"of {len(train)} tokens"])
+    keys = {split: " ".join([split, *how]) for split in parts}
     missing = [s for s in parts if any(keys[s] not in known[name] for name in ORDERS)]
     if missing:
         for name, order in ORDERS.items():
             model = NGramLM(vocab_size=store.tokenizer.vocab_size, order=order)
-            model.fit(store.split("train").ids, store.tokenizer.start_id)
+            model.fit(train.ids, store.tokenizer.start_id)
             for split in missing:
                 rows = batches(parts[split], ours, store.tokenizer.start_id, batch_size=1, chunk=4096)
                 known[name][keys[split]] = evaluate(model, rows, ours.precision).as_dict()

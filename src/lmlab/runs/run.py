@@ -309,11 +309,13 @@ class Run:
         protocol: whose charges hold for them, too; None for the run's own.
         """
         from lmlab.evaluation.floors import floors, floors_protocol
+        from lmlab.training.plan import train_part
 
-        protocol = protocol or self.protocol
+        protocol, store = protocol or self.protocol, self.store()
         parts = {split: self.part(split, None, protocol) for split in splits}
+        trained_on = train_part(store, self.config.get("train_share", 1.0))
         return {
-            "floors": floors(self.store(), parts, protocol),
+            "floors": floors(store, parts, protocol, trained_on),
             "floors_protocol": floors_protocol(protocol).as_dict(),
         }
 

@@ -19,7 +19,7 @@ from lmlab.instantiate import instantiate
 from lmlab.run_directory import RunDirectory
 from lmlab.sizes import embedding_share
 from lmlab.training.checkpoints import read, weights
-from lmlab.training.plan import Plan
+from lmlab.training.plan import Plan, train_part
 
 log = logging.getLogger("lmlab")
 
@@ -71,7 +71,8 @@ def _measure(plan: Plan, directory: RunDirectory, results: dict[str, Any]) -> No
     log.log(logging.INFO if results["audit"]["passed"] else logging.WARNING, "%s", audit.verdict(checks))
     if plan.config.floors:
         parts = {split: plan.part(split) for split in results["splits"]}
-        results["floors"] = floors(plan.store, parts, plan.protocol)
+        trained_on = train_part(plan.store, plan.config.train_share)
+        results["floors"] = floors(plan.store, parts, plan.protocol, trained_on)
         results["floors_protocol"] = floors_protocol(plan.protocol).as_dict()
     target = published.read(plain(plan.config).get("published"))
     told = target.distances(results["splits"], plan.protocol, training) if target else []

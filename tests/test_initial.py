@@ -100,6 +100,13 @@ def test_weights_with_fewer_rows_than_tokens_are_refused_with_both_numbers(small
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_that_counts_is_nothing_to_begin_from(small, trained, tmp_path):
+    overrides = [o for o in small["ngram"] if not o.startswith(("tokenizer", "model"))]
+    with pytest.raises(ValueError, match="init_from=.* is a model that counts"):
+        train(compose([f"run_dir={tmp_path / 'run'}", f"init_from={trained['ngram']}", *overrides]))
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run"):
         read_initial(str(tmp_path))

@@ -133,6 +133,8 @@ def plan(config: DictConfig, whole: bool = False) -> Plan:
         "device": choose_device(config.trainer.accelerator),
     }
     if hasattr(model, "fit"):
+        if initial is not None:
+            raise ValueError(f"init_from={config.init_from} is a model that counts: there is nothing to begin from")
         # Only to be refused before there is a directory.
         train_part(store, config.train_share)
         protocol = instantiate(config.evaluation)(model=model)

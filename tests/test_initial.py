@@ -102,7 +102,7 @@ def test_weights_with_fewer_rows_than_tokens_are_refused_with_both_numbers(small
 
 def test_a_model_that_counts_is_nothing_to_begin_from(small, trained, tmp_path):
     overrides = [o for o in small["ngram"] if not o.startswith(("tokenizer", "model"))]
-    with pytest.raises(ValueError, match="init_from=.* is a model that counts"):
+    with pytest.raises(ValueError, match="is a model that counts"):
         train(compose([f"run_dir={tmp_path / 'run'}", f"init_from={trained['ngram']}", *overrides]))
     assert not (tmp_path / "run").exists()
 

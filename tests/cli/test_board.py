@@ -21,6 +21,12 @@ def test_several_runs_are_opened_on_their_comparison(tmp_path: Path):
     assert [line.rpartition("#")[2] for line in told] == ["custom_scalars", "hparams", "timeseries"]
 
 
+@pytest.mark.parametrize(("n_runs", "told"), [(40, False), (41, True)])
+def test_where_tensorboard_draws_nothing_at_first_it_is_said(n_runs: int, told: bool, tmp_path: Path):
+    make(tmp_path, n_runs)
+    assert ("TOGGLE ALL RUNS" in board.addresses(tmp_path, URL)[-1]) is told
+
+
 def test_a_single_run_has_nothing_to_be_compared_with(tmp_path: Path):
     make(tmp_path, 1)
     assert board.addresses(tmp_path, URL) == []

@@ -10,6 +10,8 @@ from lmlab.errors import DONE, USER_INPUT
 HOST = "127.0.0.1"
 # TensorBoard opens on its first page; an address opens on the page that it names.
 PAGES = {"comparison": "custom_scalars", "table": "hparams", "all curves": "timeseries"}
+# Of more runs it draws none until somebody chooses.
+DRAWN = 40
 
 
 def main(arguments: list[str]) -> int:
@@ -53,6 +55,10 @@ def addresses(root: Path, url: str) -> list[str]:
     """Where several runs are compared; of a single one there is nothing to compare. url: TensorBoard's own."""
     from lmlab.runs import find
 
-    if next(islice(find(root), 1, None), None) is None:
+    n_runs = sum(1 for _ in islice(find(root), DRAWN + 1))
+    if n_runs < 2:
         return []
-    return [f"{name:<11} {url}#{page}" for name, page in PAGES.items()]
+    told = [f"{name:<11} {url}#{page}" for name, page in PAGES.items()]
+    if n_runs > DRAWN:
+        told.append(f"of more than {DRAWN} runs none is drawn at first: TOGGLE ALL RUNS there, or choose some")
+    return told

@@ -1,6 +1,7 @@
 """What preparing says while it goes on."""
 
-from tests.data.test_store import POEMS, Texts, word
+from tests.data.test_store import word
+from tests.data.texts import POEMS, Texts
 
 from lmlab.data.store import prepare
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.data.test_store import Texts, leftovers
+from tests.data.texts import Texts, leftovers
 
 from lmlab.data.spans import span_counts
 from lmlab.data.store import prepare

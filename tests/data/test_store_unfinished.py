@@ -7,16 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data.texts import POEMS, Texts
+from tests.data.texts import POEMS, Texts, leftovers
 
 from lmlab.data import columns, encode
 from lmlab.data.corpora import Document
 from lmlab.data.store import prepare
 from lmlab.tokenizers.byte import train as byte
-
-
-def leftovers(folder):
-    return [path.name for path in (folder / "stores").iterdir() if not path.name.endswith(".lock")]
 
 
 def test_a_full_disk_surfaces_and_leaves_nothing(tmp_path, monkeypatch):

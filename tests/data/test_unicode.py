@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.test_batching import counted, documents, lanes, windows
-from tests.data.test_store import Texts
+from tests.data.texts import Texts
 from tests.tokenizers.conftest import LOSSLESS, TRAIN
 from tests.tokenizers.test_protocol import TEXTS
 

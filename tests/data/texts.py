@@ -1,4 +1,4 @@
-"""Text in memory, as a corpus."""
+"""Text in memory, as a corpus; and what lies where its stores are made."""
 
 import json
 
@@ -30,3 +30,7 @@ class Texts:
         self.read += 1
         for i, pieces in enumerate(self._splits[split]):
             yield Document(f"{split}/{i}", iter(pieces), {"n": i})
+
+
+def leftovers(folder):
+    return [path.name for path in (folder / "stores").iterdir() if not path.name.endswith(".lock")]

@@ -114,7 +114,10 @@ class Worker:
             self.interrupted(row)
         except Exception as error:
             # An import that is cut short may break another way.
-            self.interrupted(row) if self.stopping else self.failed(row, error)
+            if self.stopping:
+                self.interrupted(row)
+            else:
+                self.failed(row, error)
         finally:
             spent = time.time() - began
             with self.ledger.transaction():

@@ -177,3 +177,24 @@ def test_gradients_agree_with_finite_differences(blocks, softcap):
     hidden, weight, b = (torch.randn(*n, dtype=torch.float64, requires_grad=True) for n in ((5, 3), (23, 3), (23,)))
     targets = torch.randint(23, (5,))
     assert torch.autograd.gradcheck(lambda *x: linear_nll(*x, targets, softcap), (hidden, weight, b))
+
+
+@pytest.mark.parametrize("kept_bytes", [2**29, 0], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_memory_held_before_does_not_matter(blocks, monkeypatch, kept_bytes, dtype):
+    """Between rows that are laid out wider than they are nothing uninitialised may lie: AMX kernels read it."""
+    monkeypatch.setattr(cross_entropy, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(cross_entropy, "ALIGN", 32)  # a row of AMX's tiles
+    *parameters, targets = problem()
+    parameters = [p.detach().to(dtype).requires_grad_() for p in parameters]
+    expected = linear_nll(*parameters, targets)
+    expected = [expected, *gradients(expected, parameters)]
+    # Fills new memory with NaN.
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = linear_nll(*parameters, targets)
+        found = [found, *gradients(found, parameters)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)

@@ -129,17 +129,23 @@ class _BlockNLL(torch.autograd.Function):
 
 
 def _padded(x: Tensor, column: Tensor | float, dtype: torch.dtype) -> Tensor:
-    """(N, D) and `column` as its last, (N, D + 1) in `dtype`: one product then adds the bias, another makes its
-    gradient."""
+    """(N, D), then `column`, then zeros up to ALIGN, in `dtype`: one product then adds the bias, another makes its
+    gradient.
+
+    The zeros take part: oneDNN's AMX kernels read up to a whole tile of a row also where a view of it is shorter, and
+    what they then multiply by zero may not be NaN.
+    """
     out = _aligned(*x.shape, x, dtype)
-    out[:, :-1] = x
-    out[:, -1] = column
+    n, d = x.shape
+    out[:, :d] = x
+    out[:, d] = column
+    out[:, d + 1 :] = 0
     return out
 
 
 def _aligned(n: int, d: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for `_padded`."""
-    return like.new_empty(n, _up(d + 1), dtype=dtype)[:, : d + 1]
+    return like.new_empty(n, _up(d + 1), dtype=dtype)
 
 
 def _up(n: int) -> int:
@@ -147,7 +153,7 @@ def _up(n: int) -> int:
 
 
 def _matrix(weight: Tensor, bias: Tensor | None, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-    """Rows of W, each followed by its bias."""
+    """Rows of W, each followed by its bias and zeros."""
     return _padded(weight[start:stop], 0.0 if bias is None else bias[start:stop], dtype)
 
 

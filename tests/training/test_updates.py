@@ -1,10 +1,10 @@
-"""How far a step moves the weights."""
+"""Norms of a step."""
 
 import pytest
 import torch
 from torch import nn
 
-from lmlab.training.updates import SAMPLED, sampled, update_ratio
+from lmlab.training.updates import SAMPLED, sampled, total_norm, update_ratio
 
 
 def test_the_ratio_is_of_the_matrix_that_moved_furthest_for_its_size():
@@ -43,3 +43,18 @@ def test_all_columns_are_looked_at(shape):
 def test_vectors_alone_have_no_ratio():
     vector = [nn.Parameter(torch.ones(4))]
     assert update_ratio(sampled(vector), vector).isnan()
+
+
+def test_the_gradients_norm_is_that_of_one_vector():
+    """By hand: 3, 4 and 12, in matrices of any layout."""
+    gradients = [torch.tensor([[3.0, 0.0], [0.0, 4.0]]).t(), torch.zeros(5), torch.tensor([12.0])]
+    assert total_norm(gradients).item() == pytest.approx(13)
+    assert total_norm([g.to(torch.bfloat16) for g in gradients]).item() == pytest.approx(13)
+    assert total_norm([]).item() == 0
+    assert total_norm([torch.tensor([float("nan")])]).isnan()
+
+
+def test_the_norm_of_many_numbers_is_exact():
+    torch.manual_seed(0)
+    gradient = torch.rand(10_000, 200)
+    assert total_norm([gradient]).item() == pytest.approx(gradient.double().norm().item(), rel=1e-4)

@@ -41,3 +41,8 @@ def are_plain() -> bool:
 def may_be_ours(device: torch.device) -> bool:
     """Whether a path that was written for a processor may be taken: not on a GPU, nor where a compiler fuses."""
     return not _plain and device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def have_tiles(device: torch.device) -> bool:
+    """Whether this is a processor that multiplies bf16 in tiles (AMX): so fast that what surrounds a product counts."""
+    return device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()

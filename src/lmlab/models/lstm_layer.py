@@ -1,5 +1,7 @@
 """One LSTM layer, where we are quicker than oneDNN: over all positions in bf16 training, and over one position."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -14,6 +16,10 @@ _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.a
 # many multiplications in a step's recurrent product it takes over (20 rows x 650: 52 ms against 63; 64 x 256: 73
 # against 60, two cores with avx512_bf16); infinity leaves all to PyTorch.
 SMALLEST = 2**25
+# Laying weights out for oneDNN anew in each product costs more than the product itself where rows are few: 20 x 650 x
+# 2,600 takes 0.15 ms and 0.09 packed, 20 x 1,150 x 4,600 0.43 and 0.28; packing takes 0.5 and 1.1 (two cores with AMX;
+# without it 0.41 and 0.32, 1.30 and 1.01). 64 x 256 x 1,024 gains nothing.
+PACKED_ROWS, PACKED_WEIGHTS, PACKED_STEPS = 32, 2**22, 16
 
 
 def is_quicker(x: Tensor, w_hh: Tensor) -> bool:
@@ -95,14 +101,14 @@ class _LSTMLayer(torch.autograd.Function):
         hidden, cells = x.new_empty(T + 1, B, H), x.new_empty(T + 1, B, H, dtype=full)
         hidden[0], cells[0] = h, c
         gates, bent = x.new_empty(T, B, 4 * H, dtype=full), x.new_empty(T, B, H, dtype=full)
-        w = w_hh.t()
+        product = _product(w_hh, T, B)
         # Views are made beforehand, all at once: they would cost as much as the arithmetic.
         steps = zip(
             inputs.unbind(0), hidden[:-1].unbind(0), hidden[1:].unbind(0), cells[:-1].unbind(0), cells[1:].unbind(0),
             gates.unbind(0), *(gate.unbind(0) for gate in _parts(gates)), bent.unbind(0), strict=True,
         )  # fmt: skip
         for a, h_before, h_after, c_before, c_after, gate, i_f, i, f, g, o, tanh_c in steps:
-            gate.copy_(torch.addmm(a, h_before, w, out=a))
+            gate.copy_(product(h_before, a))
             i_f.sigmoid_()
             g.tanh_()
             o.sigmoid_()
@@ -121,7 +127,8 @@ class _LSTMLayer(torch.autograd.Function):
         T, B, H = bent.shape
         d_inputs = x.new_empty(T, B, 4 * H)
         dh, dc = d_hidden[-1].to(gates.dtype, copy=True), d_last.to(gates.dtype, copy=True)
-        d_gates, d_bent, from_next = torch.empty_like(gates[0]), torch.empty_like(dc), w_hh.new_empty(B, H)
+        d_gates, d_bent = torch.empty_like(gates[0]), torch.empty_like(dc)
+        product = _product(w_hh.t(), T, B)
         d_if, d_i, d_f, d_g, d_o = _parts(d_gates)
         steps = zip(
             d_hidden.unbind(0), d_inputs.unbind(0), cells[:-1].unbind(0),
@@ -130,7 +137,7 @@ class _LSTMLayer(torch.autograd.Function):
         after = None
         for d_h, d_input, c_before, i_f, i, f, g, o, tanh_c in reversed(list(steps)):
             if after is not None:
-                torch.add(d_h, torch.mm(after, w_hh, out=from_next), out=dh)
+                torch.add(d_h, product(after), out=dh)
             dc.add_(_tanh_backward(torch.mul(dh, o, out=d_bent), tanh_c, grad_input=d_bent))
             torch.mul(dc, g, out=d_i)
             torch.mul(dc, c_before, out=d_f)
@@ -151,6 +158,18 @@ class _LSTMLayer(torch.autograd.Function):
             flat.t() @ hidden[:-1].view(T * B, H) if need[4] else None,
             flat.sum(0) if need[5] else None,
         )
+
+
+def _product(weight: Float[Tensor, "N K"], steps: int, rows: int) -> Callable[..., Float[Tensor, "B N"]]:
+    """h (B, K) and, maybe, a (B, N) -> h weight' + a, for so many steps; it may write to a."""
+    packs = rows <= PACKED_ROWS and steps >= PACKED_STEPS and weight.numel() >= PACKED_WEIGHTS
+    if packs and weight.dtype is torch.bfloat16 and onednn_computes_in(torch.bfloat16):
+        kept, pointwise = torch.ops.mkldnn._reorder_linear_weight(weight, rows), torch.ops.mkldnn._linear_pointwise
+        return lambda h, a=None: (
+            pointwise(h, kept, None, "none", [], "") if a is None else pointwise.binary(h, a, kept, None, "add")
+        )
+    w = weight.t()
+    return lambda h, a=None: torch.mm(h, w) if a is None else torch.addmm(a, h, w, out=a)
 
 
 def _parts(gates: Float[Tensor, "*N G"]) -> tuple[Tensor, ...]:

@@ -19,7 +19,7 @@ from lmlab.training.performance import Performance
 from lmlab.training.progress import Stopwatch
 from lmlab.training.schedule import Schedule
 from lmlab.training.spikes import Spikes
-from lmlab.training.updates import sampled, update_ratio
+from lmlab.training.updates import sampled, total_norm, update_ratio
 from lmlab.types import Batch, Hidden, State, Tokens, detach, join, map_state, reset
 
 # The names of the validation loaders, in order: held-out text, and a fixed slice of train without dropout.
@@ -124,7 +124,7 @@ class LMModule(LightningModule):
         shown = (step + 1) % self.log_every == 0 or step == 0 or step + 1 >= self.total_steps
         norm = None
         if shown or self.clip_norm is not None or spikes is not None:
-            norm = nn.utils.get_total_norm([p.grad for p in parameters])
+            norm = total_norm([p.grad for p in parameters])
         if spikes is None:
             self._watch_for_nan(value if norm is None else value + norm)
         ratio = None

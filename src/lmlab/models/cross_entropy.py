@@ -98,8 +98,8 @@ class _BlockNLL(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             d_weight = room("gradient of the output matrix", tuple(weight.shape), nll.dtype, weight.device)
         d_bias = torch.empty_like(bias, dtype=nll.dtype) if ctx.needs_input_grad[2] else None
-        turned = h.t().contiguous() if ctx.parts > 1 else h
-        scaled = turned.new_empty(ctx.parts, *turned.shape)
+        # In full precision: a product of two types takes twice as long.
+        turned = h.t().to(nll.dtype).contiguous() if ctx.parts > 1 else None
         for i, (start, stop) in enumerate(_blocks(len(h), len(weight))):
             # d nll / d logits = (softmax - onehot) * grad = p * scale, row by row, but for the target.
             top, mass, p, w = kept[4 * i : 4 * i + 4] or (None,) * 4
@@ -117,9 +117,9 @@ class _BlockNLL(torch.autograd.Function):
             if d_weight is None and d_bias is None:
                 continue
             if ctx.parts > 1:
-                d_w = _transposed_product(p, torch.mul(turned, scale[:, None], out=scaled[: len(p)]))
+                d_w = _transposed_product(p, (turned * scale[:, None]).to(ctx.dtype))
             else:
-                d_w = torch.bmm(p.mT, torch.mul(h, scale[..., None], out=scaled))
+                d_w = torch.bmm(p.mT, (h * scale[..., None]).to(ctx.dtype))
             if d_weight is not None:
                 d_weight[start:stop].unflatten(0, d_w.shape[:2]).copy_(d_w[..., :width])
             if d_bias is not None:
@@ -145,7 +145,9 @@ def _row_max(x: Tensor) -> Tensor:
     bits = x.view(torch.int16)
     # Positive numbers are in order; negative ones come below them, in reverse.
     most = bits.amax(-1)
-    return torch.where(most < 0, bits.amin(-1), most).view(torch.bfloat16)
+    if (most < 0).any():
+        most = torch.where(most < 0, bits.amin(-1), most)
+    return most.view(torch.bfloat16)
 
 
 def _padded(x: Tensor, column: Tensor | float, dtype: torch.dtype, into: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lmlab.models import kernels
+from lmlab.models.tied import embed_tied
 from lmlab.types import Hidden, Tokens
 
 
@@ -93,16 +94,19 @@ class TokenEmbedding(nn.Embedding):
 
     Its state is the last ngram - 1 tokens as id + 1, so that 0 means "before the start of the text", which has a
     row of its own in the tables of lag 1 and more. Only lag 0's table is tied to a head.
+    tied: whether it is the head's matrix, too.
     """
 
-    def __init__(self, vocab_size: int, d_model: int, ngram: int):
+    def __init__(self, vocab_size: int, d_model: int, ngram: int, tied: bool = False):
         super().__init__(vocab_size, d_model)
+        self.tied = tied
         if ngram < 1:
             raise ValueError(f"embed_ngram={ngram} must be at least 1: how many tokens the input embedding sees")
         self.lags = nn.ModuleList(nn.Embedding(vocab_size + 1, d_model) for _ in range(ngram - 1))
 
     def forward(self, tokens: Tokens, recent: Int[Tensor, "B N"] | None) -> tuple[Hidden, Int[Tensor, "B N"]]:
-        x, n = F.embedding(tokens, self.weight), len(self.lags)
+        x = (embed_tied if self.tied else F.embedding)(tokens, self.weight)
+        n = len(self.lags)
         if recent is None:
             recent = tokens.new_zeros(len(tokens), n)
         if n == 0:

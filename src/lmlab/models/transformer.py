@@ -98,7 +98,7 @@ class TransformerLM(nn.Module):
         self._check(n_heads, n_kv_heads, d_head)
         sublayers = _order(sublayers, n_layers)
         dropping = {"fresh": nn.Dropout, "pool": PooledDropout}[one_of("dropout_masks", dropout_masks, DROPOUT_MASKS)]
-        self.embed = TokenEmbedding(vocab_size, d_model, embed_ngram)
+        self.embed = TokenEmbedding(vocab_size, d_model, embed_ngram, tie_embeddings)
         self.position_embed = nn.Embedding(max_context, d_model) if positions == "learned" else None
         self.dropout = dropping(dropout_embed)
         heads = (d_model, n_heads, n_kv_heads, self.d_head, bias, qk_norm, norm, norm_eps, dropout_attention, attention)

@@ -94,3 +94,15 @@ def test_it_is_taken_for_training_in_bf16_only(monkeypatch):
         assert not is_quicker(x.bfloat16(), w.bfloat16())
     monkeypatch.setattr(module, "SMALLEST", 10**9)
     assert not is_quicker(x.bfloat16(), w.bfloat16())
+
+
+def test_packed_weights_give_the_same_products(monkeypatch):
+    """Where a processor packs none, both are the plain path."""
+    inputs = problem(5, torch.bfloat16)
+    plain = lstm_layer(*inputs)
+    plain = [*plain, *gradients(plain, inputs)]
+    for name, value in {"PACKED_WEIGHTS": 0, "PACKED_STEPS": 1}.items():
+        monkeypatch.setattr(module, name, value)
+    packed = lstm_layer(*inputs)
+    for a, b in zip([*packed, *gradients(packed, inputs)], plain, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-2, rtol=2e-2)

@@ -163,7 +163,7 @@ class _LSTMLayer(torch.autograd.Function):
 def _product(weight: Float[Tensor, "N K"], steps: int, rows: int) -> Callable[..., Float[Tensor, "B N"]]:
     """h (B, K) and, maybe, a (B, N) -> h weight' + a, for so many steps; it may write to a."""
     packs = rows <= PACKED_ROWS and steps >= PACKED_STEPS and weight.numel() >= PACKED_WEIGHTS
-    if packs and weight.dtype is torch.bfloat16 and onednn_computes_in(torch.bfloat16):
+    if packs and weight.dtype is torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX512":
         kept, pointwise = torch.ops.mkldnn._reorder_linear_weight(weight, rows), torch.ops.mkldnn._linear_pointwise
         return lambda h, a=None: (
             pointwise(h, kept, None, "none", [], "") if a is None else pointwise.binary(h, a, kept, None, "add")

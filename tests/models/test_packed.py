@@ -22,7 +22,12 @@ FAMILIES = ("lstm", "lstm awd", "lstm softcap", "transformer", "transformer alib
 
 
 @pytest.fixture
-def everything(monkeypatch):
+def no_tiles(monkeypatch):
+    monkeypatch.setattr(kernels, "have_tiles", lambda device: False)
+
+
+@pytest.fixture
+def everything(monkeypatch, no_tiles):
     """Every matrix is packed, however small, whatever the machine; not where plain kernels are asked for."""
     monkeypatch.setattr(module, "can_pack", lambda weight: kernels.may_be_ours(weight.device))
     monkeypatch.setattr(module, "SMALLEST", 1)
@@ -88,12 +93,14 @@ def test_nothing_stays_packed(fails, everything):
     assert [set(part.__dict__) for part in model.modules()] == before
 
 
-def test_small_matrices_and_many_rows_are_left_alone(monkeypatch):
+def test_small_matrices_and_many_rows_are_left_alone(monkeypatch, no_tiles):
     small, large = torch.empty(256, 256), torch.empty(3072, 768)
     for threads, expected in ((2, [True, True, True, False]), (1, [False, True, True, False])):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert [pays(large, rows) for rows in (1, 2, 64, 65)] == expected
         assert not any(pays(small, rows) for rows in (1, 2, 64, 65))
+    monkeypatch.setattr(kernels, "have_tiles", lambda device: True)
+    assert [pays(large, rows) for rows in (1, 2, 3, 64, 65)] == [False, False, True, True, False]
     assert not can_pack(large.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert not can_pack(large)
@@ -101,7 +108,7 @@ def test_small_matrices_and_many_rows_are_left_alone(monkeypatch):
 
 @needs_onednn
 @pytest.mark.parametrize(("vocab_size", "steps", "expected"), [(5462, 16, True), (5462, 15, False), (5461, 16, False)])
-def test_small_models_and_short_texts_are_left_alone(vocab_size, steps, expected, monkeypatch):
+def test_small_models_and_short_texts_are_left_alone(vocab_size, steps, expected, monkeypatch, no_tiles):
     monkeypatch.setattr(module, "can_pack", lambda weight: True)
     head = LinearHead(768, vocab_size, bias=False, softcap=None)
     with packed(head, 2, steps):

@@ -159,7 +159,8 @@ def test_the_table_shows_ours_the_peer_the_ratio_and_the_verdict(tmp_path, monke
 def test_each_kind_of_machine_has_a_table_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RECORDED", tmp_path / "recorded")
     here = result(tmp_path, [1.0], [3.0])
-    there = here | {"machine": here["machine"] | {"cpu": "Elsewhere", "capability": "AVX2", "bf16": False, "gpu": None}}
+    older = {"cpu": "Elsewhere", "capability": "AVX2", "amx": False, "bf16": False, "gpu": None}
+    there = here | {"machine": here["machine"] | older}
     for found in (here, there, here | {"row": "only_here"}):
         write(found, tmp_path / "out")
         table.record(tmp_path / "out")

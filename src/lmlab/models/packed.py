@@ -19,7 +19,7 @@ from lmlab.models.lstm_layer import LSTMWeights
 LARGE = 2**22
 # Single matrices in a cache: 256 x 256 7 and 21, 16 and 31 of 4 rows; 1024 x 256 27 and 29, 58 and 36.
 SMALLEST = 3 * 2**16
-# Processors with AMX are Intel's, whose own library reads one or two rows' matrices faster than that: 50,257 x 768, 1 row
+# Processors with AMX are Intel's, whose own library multiplies one or two rows faster than that: 50,257 x 768, 1 row
 # 5,738 and 6,098, 4 rows 12,308 and 7,098; 3072 x 768, 1 row 232 and 321, 4 rows 403 and 307.
 FEWEST_WITH_TILES = 3
 # 3072 x 768, 64 rows: 2,176 and 1,497; 256 rows: 7,476 and 9,432. So prompts are read as before.
@@ -42,11 +42,10 @@ def can_pack(weight: Tensor) -> bool:
 
 def pays(weight: Tensor, rows: int) -> bool:
     """Whether the packed product of this many rows is the quicker one."""
+    # One thread reads a matrix for one row as fast as it is: 487 and 511 at 42M.
+    fewest = 1 if torch.get_num_threads() > 1 else 2
     if kernels.have_tiles(weight.device):
         fewest = FEWEST_WITH_TILES
-    else:
-        # One thread reads a matrix for one row as fast as it is: 487 and 511 at 42M.
-        fewest = 1 if torch.get_num_threads() > 1 else 2
     return fewest <= rows <= MOST_ROWS and weight.numel() >= SMALLEST
 
 

@@ -1,6 +1,7 @@
 """How a run shows that it goes on: a bar with time left in a terminal, plain lines elsewhere, both in train.log."""
 
 import logging
+import math
 import sys
 import time
 from typing import Any
@@ -45,11 +46,17 @@ class Stopwatch:
         self._before, self._since = self.seconds, None
 
 
+# Seconds between two drawings of the bar: each takes some 5 ms, and steps may last two.
+REFRESH = 0.5
+
+
 class Progress(Callback):
-    """Loss, perplexity, tokens a second and the time left, every `every_n_steps`; lines ten times as seldom."""
+    """Loss, perplexity, tokens a second and the time left, every `every_n_steps`, the bar not more often than every
+    REFRESH seconds; lines ten times as seldom."""
 
     def __init__(self, every_n_steps: int):
         self.every_n_steps = every_n_steps
+        self.drawn = -math.inf
         self.bar: Any = None
         self.task: Any = None
 
@@ -71,7 +78,9 @@ class Progress(Callback):
         step = pl_module.step
         if not trainer.is_global_zero or not pl_module.latest:
             return
-        if self.bar is not None and step % self.every_n_steps == 0:
+        now = time.perf_counter()
+        if self.bar is not None and step % self.every_n_steps == 0 and now - self.drawn >= REFRESH:
+            self.drawn = now
             self.bar.update(self.task, completed=step, shown=self.describe(pl_module), refresh=True)
         if step % (10 * self.every_n_steps) == 0:
             # With a bar on the screen, the line goes to the file alone.

@@ -103,6 +103,9 @@ def test_packed_weights_give_the_same_products(monkeypatch):
     plain = [*plain, *gradients(plain, inputs)]
     for name, value in {"PACKED_WEIGHTS": 0, "PACKED_STEPS": 1}.items():
         monkeypatch.setattr(module, name, value)
+    h, into = torch.ones(B, H, dtype=torch.bfloat16), torch.ones(B, 4 * H, dtype=torch.bfloat16)
+    in_place = module._product(inputs[4].detach(), 5, B)(h, into) is into  # as the plain path alone is
+    assert in_place == (torch.backends.cpu.get_cpu_capability() != "AVX512")
     packed = lstm_layer(*inputs)
     for a, b in zip([*packed, *gradients(packed, inputs)], plain, strict=True):
         torch.testing.assert_close(a, b, atol=2e-2, rtol=2e-2)

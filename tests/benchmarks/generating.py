@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ SIZES = {
     "quick": {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 128},
 }
 SAMPLED = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
+# Precision of both sides, and what the names of its cases end with.
+PRECISIONS = {"32": "", "bf16-mixed": ", bf16"}
+# Logits of random weights reach 2, which bf16 holds to 0.008: a token may be taken for the likeliest that is so much
+# less likely, in nats, after the roundings of twelve layers.
+HAIR = 0.05
 
 
 def gpt2_tokenizer() -> tokenizers.Tokenizer:
@@ -83,8 +90,11 @@ def still_run(words: list[str]) -> Any:
 def cases(settings: Settings) -> Iterator[Case]:
     n_tokens = 16 if settings.quick else 128
     for size in ("quick",) if settings.quick else ("GPT-2 small", "6 x 256"):
-        names = [f"{size}, batch {batch}, {how}" for batch in (1, 16) for how in ("greedy", "sampled")]
-        if settings.only and not set(names) & set(settings.only):
+        variants = {
+            f"{size}, batch {batch}, {how}{PRECISIONS[precision]}": (precision, batch, how == "greedy")
+            for precision, batch, how in product(PRECISIONS, (1, 16), ("greedy", "sampled"))
+        }
+        if settings.only and not set(variants) & set(settings.only):
             continue
         with settings.temporary() as folder:
             tokenizer = gpt2_tokenizer() if size == "GPT-2 small" else small_tokenizer()
@@ -93,17 +103,21 @@ def cases(settings: Settings) -> Iterator[Case]:
             run = run_of(weights, Path(folder))
             # Ours begins every text with the token that starts one.
             prompt = torch.tensor([[run.tokenizer.start_id, *tokenizer.encode(PROMPT).ids]])
-            for batch in (1, 16):
-                for how in ("greedy", "sampled"):
-                    yield _case(f"{size}, batch {batch}, {how}", run, theirs, prompt, batch, n_tokens, how == "greedy")
+            for name, variant in variants.items():
+                yield _case(name, run, theirs, prompt, n_tokens, *variant)
 
 
-def _case(name: str, run: Any, theirs: Any, prompt: torch.Tensor, batch: int, n_tokens: int, greedy: bool) -> Case:
+def _case(
+    name: str, run: Any, theirs: Any, prompt: torch.Tensor, n_tokens: int, precision: str, batch: int, greedy: bool
+) -> Case:
     chosen = {"temperature": 0.0, "top_k": None, "top_p": None} if greedy else SAMPLED
+    half = precision != "32"
+    writer = deepcopy(theirs).bfloat16() if half else theirs
 
     def ours(n: int = n_tokens) -> Sample:
         began = time.perf_counter()
-        texts = run.generate([PROMPT] * batch, max_new_tokens=n, stop_at_eos=False, seed=0, **chosen)
+        how = chosen | {"precision": precision, "stop_at_eos": False, "seed": 0}
+        texts = run.generate([PROMPT] * batch, max_new_tokens=n, **how)
         seconds = time.perf_counter() - began
         ids = [list(samples[0].ids) for samples in texts]
         return Sample({"tokens a second": sum(map(len, ids)) / seconds}, facts(ids))
@@ -113,7 +127,7 @@ def _case(name: str, run: Any, theirs: Any, prompt: torch.Tensor, batch: int, n_
         how = {"do_sample": False} if greedy else {"do_sample": True, **SAMPLED}
         began = time.perf_counter()
         with torch.inference_mode():
-            out = theirs.generate(
+            out = writer.generate(
                 inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=n, min_new_tokens=n,
                 eos_token_id=None, pad_token_id=0, **how,
             )  # fmt: skip
@@ -122,17 +136,26 @@ def _case(name: str, run: Any, theirs: Any, prompt: torch.Tensor, batch: int, n_
         return Sample({"tokens a second": sum(map(len, ids)) / seconds}, facts(ids))
 
     def facts(ids: list[list[int]]) -> dict[str, Any]:
-        return {"tokens": sum(map(len, ids)), "first": ids[0] if greedy else None}
+        exact = ids[0] if greedy and not half else None
+        return {"tokens": sum(map(len, ids)), "first": exact, "short": shortfall(ids[0][:4]) if greedy and half else 0}
+
+    @torch.inference_mode()
+    def shortfall(ids: list[int]) -> float:
+        """By how many nats the likeliest token was missed, at most, where it was to be chosen: in fp32."""
+        text = torch.cat((prompt, torch.tensor([ids])), 1)
+        logits = theirs(text).logits[0, prompt.shape[1] - 1 : -1]
+        return float((logits.amax(-1) - logits.gather(-1, torch.tensor(ids)[:, None])[:, 0]).max())
 
     # Neither side's first call counts.
     ours(2), peer(2)
     return Case(name, (Measure("tokens a second", "tokens/s", "higher", ratio=1.5),), "lmlab.load(run).generate", ours,
-                "transformers' generate, fp32", peer, same=same)  # fmt: skip
+                f"transformers' generate, {'bf16' if half else 'fp32'}", peer, same=same)  # fmt: skip
 
 
 def same(ours: dict, peer: dict) -> None:
-    """As many tokens; greedy, the first of them are the same ones."""
+    """As many tokens; greedy, the first of them are the same ones, or in bf16 as good as the likeliest."""
     assert ours["tokens"] == peer["tokens"]
+    assert max(ours["short"], peer["short"]) <= HAIR
     assert ours["first"] is None or ours["first"][:4] == peer["first"][:4]
 
 

@@ -1,14 +1,21 @@
 """Our training steps beside plain reference loops on the same batches, in one process: do they learn the same?"""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 import lmlab
 from lmlab.data.batching import Windows
+from lmlab.evaluation.evaluate import evaluate
 from lmlab.experiment import Plan, plan
+from lmlab.reproduction.ahead import ahead
+from lmlab.training.fit import evaluation_batches
+from lmlab.types import Batch, State
 
 from .harness import Case, Measure, Row, Sample, Settings
 from .reference import GPT, GPTLoop, LSTMLoop, TiedLSTM
@@ -51,6 +58,40 @@ def sampled_validation(planned: Plan, reference: GPTLoop, n_batches: int = 200) 
     return {"ours": sums[0] / n_batches, "reference": sums[1] / n_batches}
 
 
+def read(model: TiedLSTM, batch: Batch, state: State, precision: str) -> tuple[Tensor, State]:
+    """What `evaluate` asks for, (B, T) nats and the state, in the reference's own arithmetic."""
+    assert state is None or not batch.reset.any()
+    log_probs, state = model(batch.inputs.t().contiguous(), state)
+    nll = F.nll_loss(log_probs, batch.targets.t().reshape(-1), reduction="none")
+    return nll.view(batch.targets.t().shape).t(), state
+
+
+def validation(planned: Plan, reference: LSTMLoop, losses: dict[str, Sequence[float]]) -> dict[str, Any]:
+    """Perplexity of both on the whole of val, as the recipe's number is measured, and where their training losses lead
+    by the recipe's end, with the interval of that forecast."""
+    sides = {"ours": (planned.model, {}), "reference": (reference.model, {"score": read})}
+    lr, whole = planned.config.optimizer.lr, planned.config.published.steps
+    found = {}
+    for side, (model, how) in sides.items():
+        nll = evaluate(model, evaluation_batches(planned)("val", limit_tokens=None), "32", **how).nll
+        points = [{"step": i + 1, "train/loss": loss, "optim/lr": lr} for i, loss in enumerate(losses[side])]
+        to_come = ahead(points, planned.decided, planned.config, planned.config, len(points), whole)
+        found[side] = {"ppl": math.exp(nll)}
+        if to_come is not None:
+            gains = {"at_end": to_come["gain"], "at_best": to_come["high"], "at_worst": to_come["low"]}
+            found[side] |= {name: math.exp(max(0.0, nll - gain)) for name, gain in gains.items()}
+    return found
+
+
+def told(validated: dict[str, Any]) -> str:
+    """One line of `validation`."""
+    sides = []
+    for side, v in validated.items():
+        end = ", at the end {at_end:.1f} ({at_best:.1f} to {at_worst:.1f})".format(**v) if "at_end" in v else ""
+        sides.append(f"{side} {v['ppl']:.2f}{end}")
+    return f"perplexity of val: {'; '.join(sides)}"
+
+
 def cases(name: str, build: Callable[[Plan], Any], option: str, steps: int, segment: int, small: list[str]) -> Any:
     """small: what makes the recipe tiny for a quick run."""
 
@@ -78,8 +119,11 @@ def _both(planned: Plan, build: Callable[[Plan], Any], steps: int, segment: int)
     if isinstance(reference, GPTLoop):
         result["sampled_val"] = sampled_validation(planned, reference)
         print("nats on val, sampled: ours {ours:.4f}, reference {reference:.4f}".format(**result["sampled_val"]))
-    ms = result.pop("ms_per_step")
     losses = result.pop("losses")
+    if isinstance(reference, LSTMLoop):
+        result["val"] = validation(planned, reference, losses)
+        print(told(result["val"]))
+    ms = result.pop("ms_per_step")
     ours, theirs = ({"losses": losses[side]} for side in ("ours", "reference"))
     return Sample({"a step": ms["ours"]}, result | ours), Sample({"a step": ms["reference"]}, theirs)
 

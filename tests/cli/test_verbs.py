@@ -285,6 +285,7 @@ def test_prune_says_before_it_does(trained, tmp_path, capsys):
         ("generate num_samples=2.5", "num_samples=2.5 must be a whole number"),
         ("generate num_beams=4 temperature=1", "temperature=0"),
         ("generate device=foo", "device=foo"),
+        ("generate precision=16", "precision=16 must be one of 32, bf16-mixed"),
         ("generate prompts_file=/nope", "/nope"),
         ("generate prompts_file=/nope prompt=a", "give one of prompt=... and prompts_file=..."),
     ],

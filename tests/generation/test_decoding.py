@@ -241,3 +241,26 @@ def test_bad_calls_are_refused_with_the_remedy(model):
 def test_weights_that_are_nan_are_named(how):
     with pytest.raises(ValueError, match="NaN"):
         write(Table(torch.full((8, 7, 7), math.nan)), **how)
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.0}, {"num_beams": 2}], ids=["greedy", "sampled", "beams"])
+def test_in_bf16_products_are_made_in_it_and_log_probs_are_near(how):
+    model, seen = Learned(7, 64), set()
+    model.out.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    exact = one(model, ["abcd"], max_new_tokens=20, **how)
+    assert seen == {torch.float32}
+    seen.clear()
+    half = one(model, ["abcd"], max_new_tokens=20, precision="bf16-mixed", **how)
+    assert seen == {torch.bfloat16}
+    assert not torch.is_autocast_enabled("cpu")
+    again = model.head.log_probs(model(torch.tensor([[0, *ABC.encode("abcd").ids, *half.ids]]))[0])[0]
+    places = range(len(again) - 1 - len(half.ids), len(again) - 1)
+    assert half.log_prob == pytest.approx(
+        sum(again[i, t].item() for i, t in zip(places, half.ids, strict=True)), rel=2e-2
+    )
+    assert half.log_prob != exact.log_prob
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="precision=16 must be one of 32, bf16-mixed"):
+        one(Learned(7, 8), precision=16)

@@ -11,6 +11,7 @@ from torch import nn
 from lmlab.models import kernels
 from lmlab.models import packed as module
 from lmlab.models.head import LinearHead
+from lmlab.models.lstm_layer import onednn_computes_in
 from lmlab.models.packed import can_pack, packed, pays, product
 from lmlab.types import map_state
 
@@ -59,6 +60,24 @@ def test_packed_steps_are_the_plain_ones(name, rows, everything):
 
 @needs_onednn
 @torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_steps_in_bf16_are_as_near_packed_as_under_autocast_alone(name, rows, everything):
+    if not onednn_computes_in(torch.bfloat16):
+        pytest.skip("oneDNN has no bf16 kernels for this processor, so nothing is packed in it")
+    model = build(name)
+    tokens = torch.randint(13, (rows, 10), generator=torch.Generator().manual_seed(1))
+    exact = log_probs(model, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = log_probs(model, tokens)
+        with packed(model, rows, 100):
+            assert "multiply" in model.head.__dict__
+            ours = log_probs(model, tokens)
+    assert 0 < (ours - exact).norm() < 1.2 * (plain - exact).norm()
+
+
+@needs_onednn
+@torch.no_grad()
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 64, 65])
 def test_a_packed_product_is_a_linear_layer(rows, bias):
@@ -97,11 +116,16 @@ def test_small_matrices_and_many_rows_are_left_alone(monkeypatch, no_tiles):
     small, large = torch.empty(256, 256), torch.empty(3072, 768)
     for threads, expected in ((2, [True, True, True, False]), (1, [False, True, True, False])):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert [pays(large, rows) for rows in (1, 2, 64, 65)] == expected
-        assert not any(pays(small, rows) for rows in (1, 2, 64, 65))
+        assert [pays(large, rows, torch.float32) for rows in (1, 2, 64, 65)] == expected
+        for dtype in (torch.float32, torch.bfloat16):
+            assert not any(pays(small, rows, dtype) for rows in (1, 2, 64, 65))
+        assert all(pays(large, rows, torch.bfloat16) for rows in (1, 2, 64, 65))
     monkeypatch.setattr(kernels, "have_tiles", lambda device: True)
-    assert [pays(large, rows) for rows in (1, 2, 3, 64, 65)] == [False, False, True, True, False]
+    assert [pays(large, rows, torch.float32) for rows in (1, 2, 3, 64, 65)] == [False, False, True, True, False]
     assert not can_pack(large.bfloat16())
+    with torch.autocast("cpu", torch.float16):
+        assert not can_pack(large)
+    monkeypatch.setattr(module, "onednn_computes_in", lambda dtype: False)
     with torch.autocast("cpu", torch.bfloat16):
         assert not can_pack(large)
 

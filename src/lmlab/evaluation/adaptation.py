@@ -15,6 +15,7 @@ from lmlab.evaluation.dynamic import Dynamic, gradient_rms
 from lmlab.evaluation.evaluate import evaluate, read, score_batch
 from lmlab.evaluation.mixture import best_weight
 from lmlab.evaluation.protocol import Protocol
+from lmlab.models.precision import using
 from lmlab.types import NLL, Batch, State, for_float64
 
 # Tried at once on val; the best is then found between them.
@@ -129,7 +130,7 @@ class TemperatureProbe:
 
     def __call__(self, model: nn.Module, batch: Batch, state: State, precision: str) -> tuple[NLL, State]:
         nll, hidden, state = read(model, batch, state, precision)
-        with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with using(precision, batch.inputs.device):
             logits = model.head.logits(hidden[batch.counted][None]).float()[0]
         target = logits.gather(-1, batch.targets[batch.counted][:, None])[:, 0]
         for i, t in enumerate(self.temperatures):

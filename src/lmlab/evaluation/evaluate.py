@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.metrics import Likelihood, TokenNLL
+from lmlab.models.precision import using
 from lmlab.types import NLL, Batch, State, Tokens, reset
 
 
@@ -24,7 +25,7 @@ def read(
     """As `score_batch`, with the hidden vectors. temperature: divides the logits."""
     # reset=None: every row starts new text. Marked rows start anew, the others carry on.
     carried = None if batch.reset is None else reset(state, batch.reset)
-    with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+    with using(precision, batch.inputs.device):
         hidden, state = model(batch.inputs, carried)
         nll = _nll(model, hidden, batch, temperature)
     return nll, hidden, state if batch.reset is not None else None

@@ -10,10 +10,10 @@ from torch import nn
 
 from lmlab.data.batching import cut, document_spans
 from lmlab.data.store import Split
+from lmlab.models import precision as precisions
 from lmlab.types import Batch
 
 POLICIES = ("carried", "sliding", "documents")
-PRECISIONS = ("32", "bf16-mixed")
 # What an <unk> may cost, and the version of protocols under which it does: raised when the same protocol would give
 # other numbers.
 VERSIONS = {"token": 1, "spelled": 2}
@@ -138,14 +138,12 @@ def resolve(
         policy = "carried" if model.recurrent else "sliding"
     if policy not in POLICIES:
         raise ValueError(f"evaluation.policy={policy!r} must be auto or one of {', '.join(POLICIES)}")
-    if str(precision) not in PRECISIONS:
-        raise ValueError(f"evaluation.precision={precision} must be one of {', '.join(PRECISIONS)}")
     if limit_tokens is not None and limit_tokens < 1:
         raise ValueError(f"evaluation.limit_tokens={limit_tokens} must be at least 1, or null for all")
     if unknown not in VERSIONS:
         raise ValueError(f"evaluation.unknown={unknown} must be one of {', '.join(VERSIONS)}")
-    fixed = {"version": VERSIONS[unknown], "policy": policy, "precision": str(precision)}
-    fixed |= {"limit_tokens": limit_tokens, "unknown": unknown}
+    fixed = {"version": VERSIONS[unknown], "policy": policy, "limit_tokens": limit_tokens, "unknown": unknown}
+    fixed["precision"] = precisions.check("evaluation.precision", precision)
     if policy == "carried" or (policy == "documents" and model.recurrent):
         return Protocol(**fixed, **_carried(policy, model, lanes, stride, max_context))
     return Protocol(**fixed, **_windowed(policy, model, stride, max_context))

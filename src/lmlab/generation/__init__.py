@@ -12,7 +12,8 @@ from lmlab.generation.decoding import Decoding, Generated, ending_id, unknown_no
 from lmlab.generation.row import Row
 from lmlab.generation.sampling import Lockstep
 from lmlab.models import kernels
-from lmlab.models.carry import Carry
+from lmlab.models import precision as precisions
+from lmlab.models.carry import Carry, device_of
 from lmlab.models.packed import packed
 
 __all__ = ["Decoding", "Generated", "generate"]
@@ -66,7 +67,11 @@ def _generate(model, tokenizer, prompts, decoding, on_text, batch_size) -> list[
     at_once = (
         decoding.num_beams if decoding.num_beams > 1 else min(batch_size or math.inf, len(ids) * decoding.num_samples)
     )
-    with kernels.using(decoding.kernels), packed(model, at_once, decoding.max_new_tokens):
+    with (
+        kernels.using(decoding.kernels),
+        precisions.using(str(decoding.precision), device_of(model)),
+        packed(model, at_once, decoding.max_new_tokens),
+    ):
         if decoding.num_beams > 1:
             search = BeamSearch(model, tokenizer, decoding, eos_id)
             for number, prompt in ids.items():

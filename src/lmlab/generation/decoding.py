@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lmlab.models import kernels
+from lmlab.models import precision as precisions
 
 # Unknown characters or words that a note names.
 NAMED = 10
@@ -29,6 +30,8 @@ class Decoding:
     stop_at_eos: None ends at <eos> where it closes a document, and writes on where the tokenizer puts it for every
         newline (`word`).
     ban_unk: never write <unk>, which word models find likely and no reader wants; log_prob is unchanged by it.
+    precision: `32`, or `bf16-mixed`, which reads half the memory at each step and rounds logits to three digits: texts
+        chosen by a hair's breadth are then others, and log_prob is as exact as that.
     kernels: `auto` packs large weights while it writes, for twice the speed and twice their memory; `plain` does not,
         and computes by PyTorch's own operations alone.
     seed: with the numbers of prompt and sample it decides a text, whatever else is in the batch.
@@ -47,6 +50,7 @@ class Decoding:
     stop: Sequence[str] = ()
     stop_at_eos: bool | None = None
     ban_unk: bool = True
+    precision: str | int = "32"
     kernels: str = "auto"
 
     def __post_init__(self):
@@ -59,6 +63,7 @@ class Decoding:
             raise ValueError(f"stop={self.stop!r} must be a list of strings: stop=[{self.stop!r}]")
         if "" in self.stop:
             raise ValueError("stop=[''] would end every text at once: leave the empty string out")
+        precisions.check("precision", self.precision)
         kernels.check(self.kernels)
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must be 0 or more")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lmlab.models import kernels
 from lmlab.models.head import LinearHead
-from lmlab.models.lstm_layer import LSTMWeights
+from lmlab.models.lstm_layer import LSTMWeights, onednn_computes_in
 
 # Weights that lie in the processor's caches are multiplied fast as they are; others are read at 28 GB/s when packed,
 # at 12 by F.linear. Microseconds a product, plain and packed, over the matrices of a model (two cores with AVX-512,
@@ -30,18 +30,23 @@ FEWEST_STEPS = 16
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether this machine has the packed product, and its kind was found to gain by it; fp32, weights at rest."""
+    """Whether this machine has the packed product in autocast's type, and its kind was found to gain by it; fp32
+    weights, at rest."""
+    dtype = _type()
     return (
         kernels.may_be_ours(weight.device)
-        and not torch.is_autocast_enabled("cpu")
+        and (dtype is torch.float32 or (dtype is torch.bfloat16 and onednn_computes_in(dtype)))
         and weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() in CAPABLE
     )
 
 
-def pays(weight: Tensor, rows: int) -> bool:
-    """Whether the packed product of this many rows is the quicker one."""
+def pays(weight: Tensor, rows: int, dtype: torch.dtype) -> bool:
+    """Whether the packed product of this many rows, made in `dtype`, is the quicker one."""
+    if dtype is torch.bfloat16:
+        # Autocast would keep a copy of its own, too.
+        return weight.numel() >= SMALLEST
     # One thread reads a matrix for one row as fast as it is: 487 and 511 at 42M.
     fewest = 1 if torch.get_num_threads() > 1 else 2
     if kernels.have_tiles(weight.device):
@@ -50,16 +55,22 @@ def pays(weight: Tensor, rows: int) -> bool:
 
 
 def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """F.linear with this weight (N, K), whose packed copy it holds."""
-    kept = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    pointwise, width = torch.ops.mkldnn._linear_pointwise, weight.shape[1]
+    """F.linear with this weight (N, K), in autocast's type, of which it holds a packed copy."""
+    dtype, pointwise, width = _type(), torch.ops.mkldnn._linear_pointwise, weight.shape[1]
+    kept = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
+    shift = None if bias is None else bias.to(dtype)
 
     def multiply(x: Tensor) -> Tensor:
-        if not pays(weight, x.numel() // width):
+        if not pays(weight, x.numel() // width, dtype):
             return F.linear(x, weight, bias)
-        return pointwise(x, kept, bias, "none", [], "")
+        return pointwise(x.to(dtype), kept, shift, "none", [], "")
 
     return multiply
+
+
+def _type() -> torch.dtype:
+    """In which products of fp32 numbers are made."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
 @contextmanager
@@ -74,7 +85,7 @@ def packed(model: nn.Module, rows: int, steps: int) -> Iterator[None]:
         if steps < FEWEST_STEPS or sum(weight.numel() for _, _, weight, _ in matrices) < LARGE:
             matrices = []
         for part, name, weight, bias in matrices:
-            if pays(weight, rows):
+            if pays(weight, rows, _type()):
                 # An attribute of the object goes before the method of its class.
                 part.__dict__[name] = product(weight.detach(), None if bias is None else bias.detach())
                 changed.append((part, name))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lmlab.runs import against_best, equal, scaling_law, table
-from lmlab.runs.protocols import UNNAMED, apart, check, incomparable, is_measured, name, of_results
+from lmlab.runs.protocols import UNNAMED, apart, check, incomparable, is_measured, name, of_results, text_of_results
 
 FRAME = pd.DataFrame(
     {
@@ -32,6 +32,32 @@ def test_a_protocol_s_runs_stand_together_and_runs_without_numbers_with_the_firs
     }
     assert list(apart(FRAME.assign(protocol=None))) == [""]
     assert list(apart(FRAME.drop(columns="protocol"))) == [""]
+
+
+def test_texts_stand_apart_where_there_are_several():
+    """Bits per byte of English and of Chinese are no two of one kind."""
+    one = FRAME.assign(protocol="carried-16", val_bytes=[900.0, None, 900.0, 900.0])
+    assert {name: rows["run"].tolist() for name, rows in apart(one).items()} == {"carried-16": ["a", "b", "c", "d"]}
+    check(one, "val/bpb")
+    two = one.assign(val_bytes=[900.0, None, 1200.0, 900.0])
+    names = ["carried-16 over 900 bytes of val", "carried-16 over 1,200 bytes of val"]
+    assert {name: rows["run"].tolist() for name, rows in apart(two).items()} == dict(
+        zip(names, (["a", "b", "d"], ["c"]), strict=True)
+    )
+    with pytest.raises(ValueError, match="val/bpb: 2 texts, whose numbers are not comparable"):
+        check(two, "val/bpb")
+    unmeasured = two.assign(protocol=[*two["protocol"][:3], "sliding-8/4"], val_bytes=[900.0, None, 1200.0, None])
+    assert list(apart(unmeasured)) == [*names, "sliding-8/4"]
+    assert incomparable(names) == f"2 texts, whose numbers are not comparable: {', '.join(names)}"
+    assert "N puts all of each text under one" in incomparable(apart(unmeasured))
+
+
+def test_a_limit_leaves_the_text_untold():
+    """Two tokenizers' first tokens are no one text, and still meet in one table."""
+    splits = {"val": {"bytes": 900}}
+    assert text_of_results({"protocol": {"limit_tokens": None}, "splits": splits}) == 900
+    assert text_of_results({"protocol": {"limit_tokens": 100}, "splits": splits}) is None
+    assert text_of_results({"splits": {}}) is None
 
 
 def test_unk_that_cost_a_token_are_part_of_the_protocol_s_name():

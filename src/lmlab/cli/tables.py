@@ -152,7 +152,7 @@ def show_diagnosis(found: Any, tested: Mapping[str, Any] | None) -> None:
 
 
 # Of a table of runs: left out first where the terminal is narrow, being derived, or told by others.
-LAST = ("tokens", "seconds", "tokens_per_s", "megabytes", "val/nll", "val/ppl", "test/nll", "test/ppl")
+LAST = ("val_bytes", "tokens", "seconds", "tokens_per_s", "megabytes", "val/nll", "val/ppl", "test/nll", "test/ppl")
 
 
 def show_frame(frame: Any, all_columns: bool) -> None:

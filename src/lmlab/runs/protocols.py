@@ -1,4 +1,4 @@
-"""Runs under several protocols: their numbers stand apart, and none of them is better than one of another."""
+"""Runs under several protocols, or of several texts: their numbers stand apart, and none is better than another's."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 UNNAMED = "recorded before protocols had names"
 SPELLED = "evaluation.unknown=spelled"
+# Of a protocol's name: without it, <unk> that are counted, and the text.
+PARTS = re.compile(r"(.*?)( with \d+ <unk>)?( over [\d,]+ bytes of val)?")
 WINDOW = "evaluation=sliding evaluation.max_context=N"
 
 
@@ -29,16 +31,30 @@ def of_results(results: Mapping[str, Any]) -> str:
     return name(results.get("protocol"), sums.get("unknown") or 0)
 
 
+def text_of_results(results: Mapping[str, Any]) -> int | None:
+    """Bytes of val, by which texts are told apart; None where only its first tokens were scored."""
+    limited = (results.get("protocol") or {}).get("limit_tokens") is not None
+    return None if limited else (results["splits"].get("val") or {}).get("bytes")
+
+
 def is_measured(column: str) -> bool:
     """Whether its numbers are an evaluation's, which mean something under its protocol alone."""
     return column.startswith(("val/", "test/")) or column == "train/eval_loss"
 
 
 def apart(frame: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
-    """{protocol: its runs}, in the table's order; runs that have none yet stand with the first."""
+    """{protocol: its runs}, in the table's order; runs that have none yet stand with the first.
+
+    Where there are several texts, the protocol's name tells which; runs that tell no text stand with the first.
+    """
     if "protocol" not in frame:
         return {"": frame}
     under = frame["protocol"].fillna("")
+    if "val_bytes" in frame and frame["val_bytes"].nunique() > 1:
+        told = frame["val_bytes"].astype(float).map("{:,.0f}".format)
+        full = (under + " over " + told + " bytes of val").where(frame["val_bytes"].notna())
+        first = full.groupby(under).first()
+        under = full.fillna(under.map(first)).fillna(under)
     names = [one for one in under.unique() if one] or [""]
     return {one: frame[under.isin([one, ""] if one == names[0] else [one])] for one in names}
 
@@ -51,12 +67,17 @@ def check(frame: "pd.DataFrame", metric: str) -> None:
 
 
 def incomparable(names: Iterable[str]) -> str:
-    """One line on several protocols: which they are, and what makes them one."""
+    """One line on several protocols: which they are, and what makes them one; of several texts, nothing does."""
     names = list(names)
-    told = [re.fullmatch(r"(.*?)( with \d+ <unk>)?", one).groups() for one in names]  # type: ignore[union-attr]
-    contexts, unknown = ({parts[i] for parts in told} for i in (0, 1))
+    told = [PARTS.fullmatch(one).groups() for one in names]  # type: ignore[union-attr]
+    contexts, unknown, texts = ({parts[i] for parts in told} for i in (0, 1, 2))
     ways = " ".join([WINDOW] * (len(contexts) > 1) + [SPELLED] * (len(unknown) > 1))
+    kind = "protocols" if ways else "texts"
+    line = f"{len(names)} {kind}, whose numbers are not comparable: {', '.join(names)}"
+    if not ways:
+        return line
+    both = " of each text" if len(texts) > 1 else ""
     return (
-        f"{len(names)} protocols, whose numbers are not comparable: {', '.join(names)}; {ways} puts all under one, "
+        f"{line}; {ways} puts all{both} under one, "
         "given to lmlab train or sweep, or to lmlab compare A B for runs that are there"
     )

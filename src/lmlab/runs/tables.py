@@ -113,7 +113,7 @@ def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run that came to an end. Raises ValueError where a number is none."""
     training = results["training"]
     told = {"state": training["stopped_because"], "parameters": results["model"]["parameters"]}
-    told["protocol"] = protocols.of_results(results)
+    told |= {"protocol": protocols.of_results(results), "val_bytes": protocols.text_of_results(results)}
     told |= {k: training.get(k) for k in ("steps", "tokens", "seconds", "tokens_per_s")}
     for split, sums in results["splits"].items():
         told |= {f"{split}/{k}": sums[k] for k in ("bpb", "ppl", "nll")}

@@ -31,6 +31,18 @@ def test_a_run_starts_from_anothers_model_tokenizer_and_weights(small, trained, 
     assert config["model"]["d_model"] == 16
 
 
+def test_a_run_that_has_begun_goes_on_without_its_source(small, trained, tmp_path):
+    shutil.copytree(trained["lstm"], tmp_path / "source")
+    source = {"lstm": tmp_path / "source"}
+    whole = started(small, source, tmp_path / "whole", "trainer.max_steps=4")
+    started(small, source, tmp_path / "run", "trainer.max_steps=2")
+    shutil.rmtree(tmp_path / "source")
+    longer = started(small, source, tmp_path / "run", "trainer.max_steps=4")
+    assert longer["splits"]["test"]["nats"] == pytest.approx(whole["splits"]["test"]["nats"], rel=1e-6)
+    with pytest.raises(FileNotFoundError, match="source is no run"):
+        started(small, source, tmp_path / "other", "trainer.max_steps=2")
+
+
 def test_the_tokenizer_is_the_other_runs(small, trained, tmp_path):
     from lmlab.runs import load
 
@@ -91,6 +103,10 @@ def test_weights_with_more_rows_than_tokens_train_are_loaded_and_passed_on(small
     assert run.score("the cat").log_prob < 0
     again = read_initial(str(tmp_path / "run"))
     assert (again.vocab_size, len(again.weights["embed.weight"])) == (320, 320)
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / file).unlink()
+    longer = from_gpt2(small, tmp_path, f"trainer.max_steps={results['training']['steps'] + 1}")
+    assert longer["training"]["steps"] == results["training"]["steps"] + 1
 
 
 def test_weights_with_fewer_rows_than_tokens_are_refused_with_both_numbers(small, tmp_path):

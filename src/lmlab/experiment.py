@@ -115,11 +115,11 @@ def plan(config: DictConfig, whole: bool = False) -> Plan:
     """Text, model, batches and schedule for a training config; no trainer yet. whole: as in `build_store`."""
     config = with_budget(config)
     check_budget(config)
-    initial = read_initial(str(config.init_from), config.allow_targets) if config.init_from else None
-    if initial is not None:
+    initial = None
+    if config.init_from:
+        initial = read_initial(str(config.init_from), config.allow_targets, config.run_dir)
         # Weights mean something under their own tokenizer only.
         config.model, config.tokenizer = OmegaConf.create(initial.node), OmegaConf.create(initial.tokenizer)
-        log.info("model and tokenizer as in %s", config.init_from)
     store = build_store(config, whole=whole)
     rows = _rows(config, store, initial)
     model, missed = _sized_model(config, store, initial, rows)

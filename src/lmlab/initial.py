@@ -1,5 +1,6 @@
 """Where the first weights come from when not from chance: another run, or Hugging Face. Both bring their tokenizer."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from lmlab.config import check_targets, literal
 from lmlab.run_directory import RunDirectory, check_tokenizer
+
+log = logging.getLogger("lmlab")
 
 
 @dataclass(frozen=True)
@@ -24,27 +27,41 @@ class Initial:
     vocab_size: int
 
 
-def read_initial(source: str, allow_targets: Iterable[str] = ()) -> Initial:
-    """source: RUN_DIR, or hf:PATH_OR_NAME. allow_targets: classes of your own that the run may name.
+def read_initial(source: str, allow_targets: Iterable[str] = (), begun: str | None = None) -> Initial:
+    """source: RUN_DIR, or hf:PATH_OR_NAME. allow_targets: classes of your own that the run may name. begun: directory
+    of the run that starts from it; once that has a checkpoint it goes on without its source.
 
     Raises FileNotFoundError or ValueError where it cannot start a run.
     """
+    try:
+        found = _read(source, allow_targets)
+    except FileNotFoundError:
+        own = None if begun is None else RunDirectory(begun)
+        if own is None or not own.last.exists():
+            raise
+        log.info("%s is gone: model and tokenizer as %s has them", source, own.path)
+        return _from_run(own, own.last, allow_targets)
+    log.info("model and tokenizer as in %s", source)
+    return found
+
+
+def _read(source: str, allow_targets: Iterable[str]) -> Initial:
     if source.startswith("hf:"):
         return _from_hugging_face(source.removeprefix("hf:"))
-    return _from_run(source, allow_targets)
+    directory = RunDirectory(source)
+    return _from_run(directory, directory.best, allow_targets)
 
 
-def _from_run(path: str, allow_targets: Iterable[str]) -> Initial:
+def _from_run(directory: RunDirectory, checkpoint: Path, allow_targets: Iterable[str]) -> Initial:
     from lmlab.training.checkpoints import read, weights
 
-    directory = RunDirectory(path)
     config = directory.config()
     node = config["model"]
     check_targets(node, allow_targets)
     if directory.tokenizer.is_file():
         check_tokenizer(directory.tokenizer, config["decided"])
     rows = config["decided"]["vocab_size"]
-    return Initial(literal(node), weights(read(directory.best)), _pretrained(directory.tokenizer), rows)
+    return Initial(literal(node), weights(read(checkpoint)), _pretrained(directory.tokenizer), rows)
 
 
 def _from_hugging_face(name: str) -> Initial:

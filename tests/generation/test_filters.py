@@ -22,6 +22,33 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_p():
     assert probs_after("keep_top_p", probs, 1e-9) == pytest.approx([0, 1, 0, 0])
 
 
+def test_of_ties_at_the_edge_of_the_nucleus_the_lowest_ids_are_kept():
+    # Each of 0.125 after the first: 0.25 + 3 x 0.125 reaches 0.6, all of them 1.
+    probs = [0.125, 0.125, 0.25, 0.125, 0.125, 0.125, 0.125]
+    assert probs_after("keep_top_p", probs, 0.6) == pytest.approx([0.2, 0.2, 0.4, 0.2, 0, 0, 0])
+    assert probs_after("keep_top_p", probs, 0.9999) == pytest.approx(probs)
+    assert probs_after("keep_top_p", [0.25] * 4, 0.7) == pytest.approx([1 / 3] * 3 + [0])
+
+
+@pytest.mark.parametrize("p", [1e-9, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_the_nucleus_is_that_of_a_stable_sort(p, coarse):
+    torch.manual_seed(0)
+    scores = 3 * torch.randn(50, 300)
+    scores = scores.round() if coarse else scores
+    ordered, order = scores.sort(descending=True, stable=True)
+    probs = ordered.softmax(-1)
+    outside = probs.cumsum(-1) - probs >= p
+    outside[:, 0] = False
+    expected = scores.masked_fill(outside.scatter(1, order, outside), -math.inf)
+    assert torch.equal(filters.keep_top_p(scores, p), expected)
+
+
+def test_the_likeliest_is_the_first_of_equals():
+    scores = [[0.0, 2.0, 2.0], [-math.inf, -math.inf, -3.0], [1.0, 0.0, 1.0]]
+    assert filters.likeliest(torch.tensor(scores)).tolist() == [1, 2, 0]
+
+
 def test_top_k_keeps_ties_and_min_p_compares_with_the_likeliest():
     assert probs_after("keep_top_k", [0.4, 0.2, 0.2, 0.2], 2) == pytest.approx([0.4, 0.2, 0.2, 0.2])
     assert probs_after("keep_top_k", [0.5, 0.3, 0.2], 9) == pytest.approx([0.5, 0.3, 0.2])

@@ -15,6 +15,7 @@ from lmlab.models import kernels
 from lmlab.models import precision as precisions
 from lmlab.models.carry import Carry, device_of
 from lmlab.models.packed import packed
+from lmlab.models.workspace import kept
 
 __all__ = ["Decoding", "Generated", "generate"]
 log = logging.getLogger("lmlab")
@@ -69,6 +70,7 @@ def _generate(model, tokenizer, prompts, decoding, on_text, batch_size) -> list[
     )
     with (
         kernels.using(decoding.kernels),
+        kept(),
         precisions.using(str(decoding.precision), device_of(model)),
         packed(model, at_once, decoding.max_new_tokens),
     ):

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from lmlab.generation.decoding import NOT_A_NUMBER, Decoding, forbidden_ids
-from lmlab.generation.filters import Scores, forbid, penalise_repetition, sample
+from lmlab.generation.filters import Scores, forbid, likeliest, penalise_repetition, sample
 from lmlab.generation.row import Row, generator
 from lmlab.models.carry import Carry, device_of
 
@@ -32,7 +32,7 @@ class Chooser:
         """The likeliest token at temperature 0, one drawn by each row's generator otherwise."""
         d = self.decoding
         if d.temperature == 0:
-            return scores.argmax(-1)
+            return likeliest(scores)
         uniforms = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
         return sample(scores, uniforms, d.temperature, d.top_k, d.top_p, d.min_p)
 

@@ -16,7 +16,8 @@ from lmlab.types import Hidden, for_float64
 # scaled_dot_product_attention there at 64 and 256 keys, in bf16 and fp32 (2 cores with AVX-512).
 PRODUCTS = 256
 # From this many heads in all rows on they are quicker for one token, too: with 64 heads and 160 keys 104 us against
-# 115, with 192 heads 279 against 352, with 12 heads 35 against 27.
+# 115, with 192 heads 279 against 352, with 12 heads 35 against 27. In bf16, where products of slots in use copy them
+# first, never: with 192 heads and 140 keys 1,769 us against 320.
 MANY = 64
 KERNELS = ("auto", "sdpa", "products")
 
@@ -172,6 +173,10 @@ class Attention(nn.Module):
             return False
         return self.kernel == "products" or (q.device.type == "cpu" and 1 < q.shape[2] == k.shape[2] <= PRODUCTS)
 
+    def _by_products_in_step(self, q: Tensor) -> bool:
+        many = len(q) * self.n_kv_heads >= MANY
+        return many and q.device.type == "cpu" and q.dtype is torch.float32 and not kernels.are_plain()
+
     def _later(self, first: Tensor, q: Tensor, k: Tensor, v: Tensor, place: Placement) -> Tensor:
         """`first` is what the first band of queries saw; the others see only keys of this pass, band by band."""
         parts, band = [first], place.band
@@ -201,7 +206,7 @@ class Attention(nn.Module):
         mask = place.first
         if mask is not None:
             mask = mask.view(1, self.n_kv_heads, -1, n).to(q.dtype)
-        if not kernels.are_plain() and q.device.type == "cpu" and len(q) * self.n_kv_heads >= MANY:
+        if self._by_products_in_step(q):
             return attend(grouped, k, v, q.new_zeros(()) if mask is None else mask).view_as(q), past
         return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).view_as(q), past
 

@@ -56,6 +56,6 @@ def embed_tied(tokens: Tensor, weight: Tensor) -> Tensor:
     A dense one of its own would cost a matrix of zeros and an addition: 33 ms of 500 in the step of an LSTM with
     33,278 words of width 650. Once differentiable.
     """
-    if not kernels.may_be_ours(weight.device):
+    if not kernels.may_be_ours(weight.device) or not torch.is_grad_enabled():
         return F.embedding(tokens, weight)
     return F.embedding(tokens, _Shared.apply(weight), sparse=True)

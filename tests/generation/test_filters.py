@@ -86,16 +86,30 @@ def test_draw_inverts_the_cumulative_distribution_and_never_takes_an_impossible_
     assert filters.draw(scores.expand(6, -1), uniforms).tolist() == [1, 1, 3, 3, 4, 4]
 
 
+def test_ties_with_the_last_of_the_top_k_need_no_look_at_the_whole_vocabulary(monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        filters, "warp", lambda scores, *how, warp=filters.warp: looked.append(scores) or warp(scores, *how)
+    )
+    scores = torch.arange(500.0).repeat_interleave(2)[None, :-1]
+    for top_k, expected in ((5, 5 + 1), (4, 4 + filters.TIES)):
+        filters.sample(scores, torch.tensor([0.5], dtype=torch.float64), 1.0, top_k, None, None)
+        assert looked.pop().shape[1] == expected
+
+
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("banned", [(), (0, 3), tuple(range(36))])
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p", "min_p"),
     [*itertools.product([0.7, 1.0], [None, 1, 5, 39, 40, 100], [None, 0.6], [None, 0.2])],
 )
-def test_drawing_among_the_top_k_alone_takes_the_same_tokens(temperature, top_k, top_p, min_p, banned, ties):
+def test_drawing_among_the_top_k_alone_takes_the_same_tokens(
+    temperature, top_k, top_p, min_p, banned, ties, monkeypatch
+):
+    monkeypatch.setattr(filters, "TIES", 9)
     draws = torch.Generator().manual_seed(3)
     scores = torch.randn(200, 40, generator=draws) * 2
-    scores = scores.round() if ties and top_p is None else scores
+    scores = scores.round() if ties else scores
     scores[:, list(banned)] = -math.inf
     uniforms = torch.rand(200, generator=draws, dtype=torch.float64)
     settings = (temperature, top_k, top_p, min_p)

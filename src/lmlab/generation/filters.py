@@ -13,6 +13,8 @@ from torch import Tensor
 from lmlab.types import for_float64
 
 Scores = Float[Tensor, "B V"]
+# Tokens beyond the k likeliest that are looked at where there are ties: scores that come from bf16 have some.
+TIES = 64
 
 
 def forbid(scores: Scores, ids: Int[Tensor, " N"]) -> Scores:
@@ -118,14 +120,17 @@ def sample(
     top_p: float | None,
     min_p: float | None,
 ) -> Int[Tensor, " B"]:
-    """draw(warp(scores, ...), uniforms); with top_k, where none ties with the last, among those k alone.
+    """draw(warp(scores, ...), uniforms); with top_k, unless many tie with the last of them, among few tokens alone.
 
     In the order of ids, so that the same number finds the same token.
     """
-    if top_k is not None and top_k < scores.shape[1]:
-        values, ids = scores.topk(top_k + 1)
-        if bool((values[:, top_k] < values[:, top_k - 1]).all()):
-            ids, order = ids[:, :top_k].sort()
-            place = draw(warp(values.gather(1, order), temperature, None, top_p, min_p), uniforms)
-            return ids.gather(1, place[:, None])[:, 0]
+    if top_k is not None:
+        for more in (1, TIES):
+            if top_k + more > scores.shape[1]:
+                break
+            values, ids = scores.topk(top_k + more)
+            if bool((values[:, -1] < values[:, top_k - 1]).all()):
+                ids, order = ids.sort()
+                place = draw(warp(values.gather(1, order), temperature, top_k, top_p, min_p), uniforms)
+                return ids.gather(1, place[:, None])[:, 0]
     return draw(warp(scores, temperature, top_k, top_p, min_p), uniforms)

@@ -168,9 +168,12 @@ class LMModule(LightningModule):
         total, after = None, []
         for start in range(0, n_rows, size):
             stop = min(start + size, n_rows)
-            carried = map_state(lambda t, rows=slice(start, stop): t[rows], before)
+            rows, carried = batch, before
+            if stop - start < n_rows:
+                rows = batch.rows(start, stop)
+                carried = map_state(lambda t, rows=slice(start, stop): t[rows], before)
             with nullcontext() if stop == n_rows else self._no_sync():
-                part, state = self._accumulate(batch.rows(start, stop), carried, n_targets, n_pairs)
+                part, state = self._accumulate(rows, carried, n_targets, n_pairs)
             total = part if total is None else total + part
             after.append(self._carried(state) if carries else None)
         self.state = join(after) if carries else None

@@ -76,7 +76,12 @@ def test_a_peers_process_does_not_pay_for_lightning(module):
     ("same", "ours", "peer"),
     [
         (evaluating.same, {"tokens": 9, "nats a token": 1.0}, {"tokens": 9, "nats a token": 1.001}),
-        (generating.same, {"tokens": 9, "first": [1, 2, 3, 4]}, {"tokens": 9, "first": [1, 2, 3, 5]}),
+        (
+            generating.same,
+            {"tokens": 9, "first": [1, 2, 3, 4], "short": 0},
+            {"tokens": 9, "first": [1, 2, 3, 5], "short": 0},
+        ),
+        (generating.same, {"tokens": 9, "first": None, "short": 0.01}, {"tokens": 9, "first": None, "short": 0.1}),
         (preparing.same, {"tokens": 9, "documents": 2}, {"tokens": 8, "documents": 2}),
         (overhead.same, {"steps": 2, "loss": [1.0, 1.0]}, {"steps": 2, "loss": [1.0, 1.001]}),
         (gpu.same_steps, {"steps": 2, "loss": 1.0}, {"steps": 2, "loss": 1.1}),

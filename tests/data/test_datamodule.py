@@ -29,7 +29,8 @@ def test_small_batches_are_made_several_at_once_and_come_in_order(first, total):
     batching, seen = Numbered(2, datamodule.SMALL), []
     for batch in StepLoader(batching, lambda: first, total, rank=0, world_size=1):
         seen.append(batch.targets[0, 0].item() // 10)
-        assert len(batching.made) == min(-(-len(seen) // datamodule.AHEAD) * datamodule.AHEAD, total - first)
+        # The first one alone.
+        assert len(batching.made) == min(1 + -(-(len(seen) - 1) // datamodule.AHEAD) * datamodule.AHEAD, total - first)
     assert seen == batching.made == list(range(first, total))
 
 
@@ -50,6 +51,6 @@ def test_each_rank_gets_its_rows():
 def test_the_wait_is_told_once(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(datamodule, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    loader = StepLoader(Numbered(2, 8), lambda: 0, 2 * datamodule.AHEAD, 0, 1)
+    loader = StepLoader(Numbered(2, 8), lambda: 0, 1 + datamodule.AHEAD, 0, 1)
     list(loader)
     assert [loader.take_waited(), loader.take_waited()] == [2, 0]

@@ -34,11 +34,16 @@ class StepLoader:
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
-        for step in range(self.first(), self.total_steps, self.ahead):
+        step, n = self.first(), 1
+        while step < self.total_steps:
             began = time.perf_counter()
-            made = [self._batch(i) for i in range(step, min(step + self.ahead, self.total_steps))]
-            self.waited += time.perf_counter() - began
-            yield from made
+            made = [self._batch(i) for i in range(step, min(step + n, self.total_steps))]
+            # The first alone: Lightning asks for it before training begins.
+            step, n = step + n, self.ahead
+            each = (time.perf_counter() - began) / len(made)
+            for batch in made:
+                self.waited += each
+                yield batch
 
     def _batch(self, step: int) -> Batch:
         batch = self.batching.batch(step)
@@ -46,7 +51,7 @@ class StepLoader:
         return batch if whole else batch.rows(self.start, self.stop)
 
     def take_waited(self) -> float:
-        """Seconds spent making batches since the last call."""
+        """Seconds spent making the batches that were taken since the last call."""
         waited, self.waited = self.waited, 0.0
         return waited
 

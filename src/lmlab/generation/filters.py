@@ -58,7 +58,8 @@ def keep_top_p(scores: Scores, p: float) -> Scores:
     least = ordered.gather(1, kept - 1)
     outside = scores < least
     following = ordered.gather(1, kept.clamp(max=scores.shape[1] - 1))
-    if bool((following == least).any()):
+    # A GPU is not asked.
+    if scores.device.type != "cpu" or bool((following == least).any()):
         ties = scores == least
         outside |= ties & (ties.cumsum(-1) > kept - (scores > least).sum(-1, keepdim=True))
     return scores.masked_fill(outside, -math.inf)

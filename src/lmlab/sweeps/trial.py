@@ -96,7 +96,7 @@ def values(results: Mapping[str, Any], directory: RunDirectory) -> dict[str, Any
     told: dict[str, float] = {}
     for point in directory.points():
         told |= {name: float(text) for name, text in point.items() if text}
-    told |= {name: v for name, v in numbers(results).items() if isinstance(v, int | float)}
+    told |= {name: v for name, v in numbers(results).items() if isinstance(v, int | float) and name != "val_bytes"}
     performance = results["training"].get("performance") or {}
     told["measuring_seconds"] = performance.get("validation_seconds", 0.0) + results.get("evaluation_seconds", 0.0)
     told = {n: v for n, v in told.items() if math.isfinite(v) and not n.startswith("test/")}

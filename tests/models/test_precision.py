@@ -18,5 +18,5 @@ def test_products_are_made_in_the_precision_asked_for_whatever_is_around():
 
 def test_a_number_means_its_text_and_others_are_refused_by_name():
     assert check("precision", 32) == "32"
-    with pytest.raises(ValueError, match="evaluation.precision=64 must be one of 32, bf16-mixed"):
+    with pytest.raises(ValueError, match=r"evaluation\.precision=64 must be one of 32, bf16-mixed"):
         check("evaluation.precision", 64)

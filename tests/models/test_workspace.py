@@ -116,9 +116,13 @@ def test_what_is_freed_within_is_there_for_the_next_step_and_is_given_back_at_th
     for name in ("GLIBC_TUNABLES", *(n for n in workspace.os.environ if n.startswith("MALLOC_"))):
         monkeypatch.delenv(name, raising=False)
     with kept():
+        room("a", (2**11, 2**11), torch.float32, CPU)
         freed_and_allocated()
         assert freed_and_allocated() < pages // 8
-        room("a", (4, 8), torch.float32, CPU)
+        with kept():
+            pass
+        assert "a" in workspace._kept
+        assert freed_and_allocated() < pages // 8, "one within gives nothing back"
     assert not workspace._kept
     assert freed_and_allocated() > pages // 8, "given back"
 

@@ -16,6 +16,8 @@ from lmlab.models import kernels
 LARGE_BYTES = 2**24
 
 _kept: dict[str, Tensor] = {}
+# Whether `kept` holds, of the whole process as glibc's settings are.
+_within = False
 
 
 def room(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -54,8 +56,13 @@ def kept() -> Iterator[None]:
     By itself it returns the free end of its heap whenever that exceeds twice the largest block: a training step does
     so many times, and fetching and clearing those pages anew took 7 % of it (10M Transformer, 2 cores). Peak memory
     stays what it was. Other allocators have their own ways, and settings of the user's are left alone, as is all with
-    kernels=plain.
+    kernels=plain. One within another changes nothing: a training run that writes a text goes on as it was.
     """
+    global _within
+    if _within:
+        yield
+        return
+    _within = True
     libc = None if kernels.are_plain() else _glibc()
     if libc is not None:
         # Larger blocks have pages of their own either way; these are the largest that its own rule puts on the heap.
@@ -64,6 +71,7 @@ def kept() -> Iterator[None]:
     try:
         yield
     finally:
+        _within = False
         clear()
         if libc is not None:
             libc.mallopt(M_TRIM_THRESHOLD, 2 * HEAP_BLOCK)

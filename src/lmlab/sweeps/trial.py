@@ -96,6 +96,7 @@ def values(results: Mapping[str, Any], directory: RunDirectory) -> dict[str, Any
     told: dict[str, float] = {}
     for point in directory.points():
         told |= {name: float(text) for name, text in point.items() if text}
+    # val_bytes only names the text.
     told |= {name: v for name, v in numbers(results).items() if isinstance(v, int | float) and name != "val_bytes"}
     performance = results["training"].get("performance") or {}
     told["measuring_seconds"] = performance.get("validation_seconds", 0.0) + results.get("evaluation_seconds", 0.0)

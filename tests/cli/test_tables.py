@@ -1,6 +1,7 @@
 """Tables for the terminal show people's text as it is."""
 
 import logging
+import math
 import re
 
 import numpy as np
@@ -40,6 +41,12 @@ def test_only_a_terminal_is_spared_what_a_text_holds(terminal, monkeypatch):
     assert for_stdout("a\x1bb\n\u200c\ud800明") == (
         "a\\x1bb\n\u200c\\ud800明" if terminal else "a\x1bb\n\u200c\ud800明"
     )
+
+
+def test_a_number_without_end_is_shown_as_it_is(capsys):
+    """A perplexity past what a float holds."""
+    show_frame(pd.DataFrame({"val/ppl": [math.inf, 2500.0, 1.25]}), all_columns=True)
+    assert capsys.readouterr().out.split() == ["val/ppl", "inf", "2,500", "1.25"]
 
 
 def test_brackets_are_no_markup(capsys):

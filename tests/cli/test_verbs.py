@@ -231,6 +231,9 @@ def test_prepare_reports_and_the_cache_is_listed_and_pruned(text_file, tmp_path,
     assert "removed 1" in call(capsys, "prepare", "cache=prune", "unused_days=0", where)
 
 
+FASTEST = ("sort=tokens_per_s", "format=json")
+
+
 def test_runs_are_listed_best_first(trained, capsys):
     root = trained["lstm"].parent
     told = json.loads(call(capsys, "runs", f"root={root}", "format=json"))
@@ -243,6 +246,8 @@ def test_runs_are_listed_best_first(trained, capsys):
         "ngram",
         "1",
     ]
+    rates = [run.get("tokens_per_s") or 0 for run in json.loads(call(capsys, "runs", f"root={root}", *FASTEST))]
+    assert rates == sorted(rates, reverse=True)
     told = call(capsys, "runs", f"root={root}")
     assert "more columns" in told
     # Two protocols: no two numbers of theirs in one table.

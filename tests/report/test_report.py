@@ -274,6 +274,31 @@ def test_of_runs_none_of_which_can_be_read_the_reasons_are_left(tmp_path):
     assert all("asked.yaml is damaged" in run["state"] for run in told["runs"])
 
 
+def test_tables_come_beside_the_page_wherever_that_is(many, tmp_path):
+    """A colleague's directory may not be ours to write into."""
+    before = sorted(many.iterdir())
+    written = report.leave(many, out=tmp_path / "page.html")
+    assert {path.parent for path in written} == {tmp_path}
+    assert len(runs.table(many)) == len((tmp_path / "trials.csv").read_text().splitlines()) - 1
+    assert sorted(many.iterdir()) == before
+
+
+def test_an_interrupted_seed_is_no_replicate(tmp_path):
+    make(tmp_path, 6)
+    best, other = alone(tmp_path)["groups"]
+    path = sorted(tmp_path.glob("*/results.json"))[best["runs"][2]]
+    told = json.loads(path.read_text())
+    # Ctrl-C after a tenth: what it had learnt by then is measured on all of val.
+    told["training"]["stopped_because"], told["splits"]["val"]["bpb"] = "interrupted", 3.2
+    RunDirectory(path.parent).write_json("results.json", told)
+    first, second = alone(tmp_path)["groups"]
+    assert (first["runs"], first["lacking"]) == (other["runs"], [])
+    assert (second["n"], second["seeds"], second["lacking"]) == (2, 3, ["interrupted"])
+    assert second["mean"] < best["mean"] + 0.1
+    # It is the better one still, but nothing is known of its third seed.
+    assert runs.replicates(table(tmp_path))["n"].tolist() == [2, 3]
+
+
 def test_nothing_to_report_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="no runs under"):
         report.write(tmp_path)

@@ -55,7 +55,22 @@ def test_within_a_budget_a_run_is_worth_its_last_validation_before_it():
     assert within(FRAME, CURVES, seconds=2.0)["val/bpb"].tolist()[:2] == [1.0, 6.0]
     assert within(FRAME, CURVES, seconds=2.0)["val/bpb"].isna().tolist() == [False, False, True, True]
     assert within(FRAME, CURVES, tokens=10)["val/bpb"].tolist() == [4.0, 6.0, 5.0, 5.0]
+    assert within(FRAME, CURVES, steps=1)["steps"].tolist() == [1, 1, 1, 1]
     assert FRAME["val/bpb"].tolist() == [1.0, 3.0, 1.5, 3.7], "the given table stays as it was"
+
+
+def test_a_run_that_was_interrupted_after_the_budget_counts_within_it():
+    frame = FRAME.assign(state=["budget", "interrupted", "budget", "pruned"])
+    assert within(frame, CURVES, seconds=2.0)["state"].tolist() == ["budget"] * 4
+    # a1 ended at 2.4 seconds and b1 at 5: of what they would have reached then nothing is known.
+    assert within(frame, CURVES, seconds=5.5)["state"].tolist() == ["budget", "interrupted", "budget", "pruned"]
+
+
+def test_runs_that_did_not_come_to_their_end_are_no_replicates():
+    frame = FRAME.assign(state=["budget", "interrupted", "budget", "early stopping"])
+    found = against_best(frame)
+    assert found[["treatment", "n"]].values.tolist() == [["a", 1], ["b", 1]]
+    assert found["mean"].tolist() == pytest.approx([0.0, 0.5])
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -74,7 +89,7 @@ def test_runs_without_a_common_seed_have_no_difference():
 
 
 def test_what_is_no_budget_or_no_metric_is_refused():
-    with pytest.raises(ValueError, match="give one of step, tokens, seconds"):
+    with pytest.raises(ValueError, match="give one of steps, tokens, seconds"):
         within(FRAME, CURVES, hours=1)
     with pytest.raises(ValueError, match="metric=val/wer is no column of the curves"):
         mean_curves(FRAME, CURVES, "val/wer")

@@ -49,6 +49,20 @@ def test_each_worker_sees_one_gpu_of_its_own(tmp_path, monkeypatch, workers, pin
     assert devices(tmp_path, monkeypatch, workers, ASKED) == pinned
 
 
+@pytest.mark.parametrize(
+    ("said", "pinned"),
+    [
+        (["trainer=ddp", "devices=2"], ["0,1", "2,3"]),
+        (["trainer=ddp", "trainer.devices=3"], ["0,1,2"]),
+        (["trainer=ddp", "devices=auto"], ["0,1,2,3,4"]),
+        (["trainer=ddp", "devices=8"], ["0,1,2,3,4"]),
+    ],
+)
+def test_each_worker_sees_as_many_gpus_as_a_trial_has_processes(tmp_path, monkeypatch, said, pinned):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    assert devices(tmp_path, monkeypatch, "auto", replace(ASKED, overrides=said)) == pinned
+
+
 def test_a_sweep_on_the_cpu_pins_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     asked = replace(ASKED, overrides=["trainer=cpu"])

@@ -12,7 +12,9 @@ from tests.sweeps.conftest import TINY
 from tests.sweeps.test_pruning import ASKED
 
 from lmlab.cli import main
+from lmlab.metrics import Likelihood
 from lmlab.run_directory import RunDirectory
+from lmlab.runs.run import Run
 from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.ending import Tidy, best, finished, winners
 from lmlab.sweeps.ledger import Ledger
@@ -57,6 +59,7 @@ def test_the_winner_alone_has_floors_and_the_report_shows_them_and_again_costs_n
     assert set(lost.results()["splits"]) == {"val"}
     results = won.results()
     assert set(results["splits"]) == {"val", "test"}
+    assert results["splits"]["val"].keys() == results["splits"]["test"].keys()
     assert {name: set(splits) for name, splits in results["floors"].items()} == {
         name: {"val", "test"} for name in ("unigram", "kneser_ney_5")
     }
@@ -69,6 +72,23 @@ def test_the_winner_alone_has_floors_and_the_report_shows_them_and_again_costs_n
     assert sweep(*command) == 0
     assert (won.path / "results.json").stat().st_mtime_ns == before
     assert sweep("seed=1,2", "sweep_dir=t") == 0
+
+
+def test_the_winner_is_measured_where_and_as_it_was_trained(sweep, here, monkeypatch):
+    """A GPU's winner was scored on the processor, with settings of nobody's asking."""
+    seen, was = [], Run.__init__
+
+    def noted(self, *args, **kwargs):
+        was(self, *args, **kwargs)
+        seen.append((self.device, self.kernels))
+
+    monkeypatch.setattr(Run, "__init__", noted)
+    monkeypatch.setattr("lmlab.decisions.choose_device", lambda accelerator: f"meta, for {accelerator}")
+    monkeypatch.setattr(Run, "evaluate", lambda *_: Likelihood(1.0, 1, 1, 1, 1))
+    command = ["optimizer.lr=1e-3,1e-1", "kernels=plain", "floors=false"]
+    assert sweep(*command, "trainer=auto") == 0
+    assert sweep(*command, "trainer=cpu", "sweep_dir=t") == 0
+    assert seen == [("meta, for auto", "plain"), ("meta, for cpu", "plain")]
 
 
 def test_whoever_wants_no_floors_gets_none(sweep, here):

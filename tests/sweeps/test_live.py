@@ -1,12 +1,14 @@
 """What a sweep looks like from the terminal: its pace, by hand."""
 
 import json
+import os
+import socket
 import sys
 from pathlib import Path
 
 from tests.sweeps.test_pruning import ASKED
 
-from lmlab.sweeps.ledger import Ledger
+from lmlab.sweeps.ledger import Ledger, birth
 from lmlab.sweeps.live import View, pace, paced, status
 
 # As rich's markup: closing tags that nothing opened, an emoji, and a style that nobody knows.
@@ -38,6 +40,22 @@ def test_pace_is_of_warm_workers_trials_and_leaves_out_steps_and_scoring(tmp_pat
         assert paced(ledger) == "0.50 s of a warm trial beside training and scoring, 0.25 s between trials (medians)"
 
 
+def test_trials_whose_workers_are_dead_are_not_shown_as_running(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    ASKED.save(tmp_path)
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        ledger.add_point({}, ["x=1"], {}, [0, 1])
+        for number, pid in ((1, os.getpid()), (2, 2**22 + 1)):
+            mine = {"host": socket.gethostname(), "pid": pid, "born": birth(os.getpid())}
+            ledger.set(number, status="running", worker=str(number), **mine)
+        status(tmp_path)
+    shown = words(capsys.readouterr().out)
+    assert "trials 1 running, " in shown
+    assert "1 of those that wait lost their worker; the same command goes on with them" in shown
+    assert "worker 1" in shown
+    assert "worker 2" not in shown
+
+
 def test_brackets_in_overrides_and_reasons_are_no_markup(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
@@ -47,7 +65,8 @@ def test_brackets_in_overrides_and_reasons_are_no_markup(tmp_path, capsys, monke
     with Ledger(directory / "ledger.sqlite", create=True) as ledger:
         for n, told in enumerate(("done", "running", "failed"), 1):
             ledger.add_point({}, [TRAIN, f"x={n}"], {}, [0])
-            ledger.set(n, status=told, worker="0", reason=REASON if told == "failed" else None)
+            here = {"host": socket.gethostname(), "pid": os.getpid(), "born": birth(os.getpid())}
+            ledger.set(n, status=told, worker="0", **here, reason=REASON if told == "failed" else None)
         ledger.set(1, values_='{"val/bpb": 2.0}')
         status(directory)
         shown = words(capsys.readouterr().out)

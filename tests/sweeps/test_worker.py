@@ -128,7 +128,9 @@ def test_a_trial_that_raises_and_one_that_gives_nan_are_told_and_the_others_fini
     assert (nan["status"], nan["code"]) == ("failed", 3)
     assert "no longer finite" in nan["reason"]
     assert good["status"] == "done"
-    assert "2 of the 3 trials failed" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "2 of the 3 trials failed" in told
+    assert "the same command with retries=1 tries them again" in told
     # The same again leaves them, unless it is told to try once more.
     assert sweep("strategy=list", points) == 3
     assert [row["attempts"] for row in rows(here)] == [1, 1, 0]

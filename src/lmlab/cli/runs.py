@@ -19,6 +19,8 @@ def main(arguments: list[str]) -> int:
 
 def show(config: dict) -> int:
     from lmlab import runs
+    from lmlab.runs.ledger import directions
+    from lmlab.runs.measures import higher
 
     one_of("format", config["format"], ("table", "csv", "json"))
     frame = runs.table(config["root"])
@@ -31,7 +33,8 @@ def show(config: dict) -> int:
             near = suggest(column, frame.columns)
             raise ValueError(f"no column {column!r}{near}; lmlab runs format=csv has all of them")
     if config["sort"] in frame:
-        frame = frame.sort_values(config["sort"], kind="stable", key=comparable)
+        first = not higher(config["sort"], directions(config["root"]))
+        frame = frame.sort_values(config["sort"], kind="stable", key=comparable, ascending=first)
     if config["columns"] and config["format"] != "table":
         frame = frame[config["columns"]]
     if config["format"] == "table":

@@ -184,9 +184,7 @@ def _cell(value: Any) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, float):
-        return (
-            f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:,.4f}".rstrip("0").rstrip(".")
-        )
+        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:,.4f}".rstrip("0").rstrip(".")
     return (
         f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10000 else str(value)
     )

@@ -31,17 +31,17 @@ def write(
 
 
 def leave(root: str | os.PathLike, metric: str | None = None, out: str | os.PathLike | None = None) -> list[Path]:
-    """The report, and the tables of the same runs beside them; what could not be written is said."""
+    """The report, and the tables of the same runs beside it; what could not be written is said."""
     from lmlab import runs
 
     # Once for both: a thousand runs take a second.
     read = runs.table(root), runs.curves(root)
     written = [write(root, metric, out, read)]
     try:
-        return written + runs.write_tables(root, read)
+        return written + runs.write_tables(root, read, written[0].parent)
     except ImportError as error:
         log.warning("%s", error)
-        return [*written, Path(root) / "trials.csv"]
+        return [*written, written[0].parent / "trials.csv"]
 
 
 def render(told: dict[str, Any]) -> str:

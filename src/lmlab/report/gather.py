@@ -15,9 +15,9 @@ from lmlab.report.importance import importance
 from lmlab.report.parameters import Parameter, parameters
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import protocols
-from lmlab.runs.ledger import TOLD, directions, lacking, objectives
+from lmlab.runs.ledger import directions, lacking, objectives
 from lmlab.runs.measures import front, higher
-from lmlab.runs.replicates import by_seed, interval
+from lmlab.runs.replicates import OPEN, by_seed, interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,25 +110,33 @@ def treatments(
 ) -> list[dict[str, Any]]:
     """Runs that differ in the seed alone taken together, best first: n, mean, interval, sizes, varied values.
 
-    lacking: how it stands with each seed, of `seeds`, that their sweep has no result of; such are last, for there they
-    cannot win.
+    lacking: how it stands with each seed, of `seeds`, that was interrupted or that their sweep has no result of; such
+    are last, for there they cannot win.
     """
     found = []
     for _, group in frame[frame[metric].notna()].groupby("treatment", sort=False):
-        values = by_seed(group, metric)
+        counted = count(group)
+        values = by_seed(counted, metric)
         mean, low, high = interval(values)
         told = {"n": len(values), "mean": mean, "low": low, "high": high, "runs": group.index.tolist()}
-        told |= {name: float(group[name].mean()) for name in SIZES if name in group}
+        told |= {name: float(counted[name].mean()) for name in SIZES if name in group}
         if metric != "val/ppl" and "val/ppl" in group:
-            told["val/ppl"] = float(group["val/ppl"].mean())
+            told["val/ppl"] = float(counted["val/ppl"].mean())
         missing = {seed: how for run in group["run"] for seed, how in unfinished.get(run, {}).items()}
-        ended = set(group["seed"][~group["state"].isin(TOLD)])
-        told["lacking"] = [how for seed, how in missing.items() if seed not in ended]
+        stopped, done = group["state"].isin(["interrupted"]), set(group["seed"][~group["state"].isin(OPEN)])
+        missing |= dict(zip(group["seed"][stopped], group["state"][stopped], strict=True))
+        told["lacking"] = [how for seed, how in missing.items() if seed not in done]
         told["seeds"] = len({*group["seed"], *missing})
         place = frame.index.get_loc(group.index[0])
         told["values"] = [p.values[place] for p in varied]
         found.append(told)
     return sorted(found, key=lambda told: (bool(told["lacking"]), sign * told["mean"], told["runs"][0]))
+
+
+def count(group: "pd.DataFrame") -> "pd.DataFrame":
+    """The runs of a treatment that came to their end; all of them where none did."""
+    done = group[~group["state"].isin(OPEN)]
+    return group if done.empty else done
 
 
 def measured(frame: "pd.DataFrame", groups: list[dict[str, Any]], several: dict[str, bool]) -> None:
@@ -137,7 +145,7 @@ def measured(frame: "pd.DataFrame", groups: list[dict[str, Any]], several: dict[
     several: {objective: whether more is better}.
     """
     for group in groups:
-        known = frame.loc[group["runs"]]
+        known = count(frame.loc[group["runs"]])
         seeds = [by_seed(known, name) if name in known else [] for name in several]
         group["objectives"] = [math.fsum(values) / len(values) if values else math.nan for values in seeds]
     signed = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmlab.config import BUDGETS
 from lmlab.runs import protocols
-from lmlab.runs.replicates import by_seed, interval, is_key, student
+from lmlab.runs.replicates import by_seed, ended, interval, is_key, student
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,8 @@ def equal(frame: "pd.DataFrame", metric: str = "val/bpb", by: str = "model", hig
     was one. Only where two families or more have runs there; nothing for a single family. Raises ValueError where the
     metric was measured under several protocols.
     """
-    known = frame[frame[metric].notna() & frame["parameters"].gt(0) & frame["seconds"].gt(0)] if len(frame) else frame
+    known = ended(frame, metric) if len(frame) else frame
+    known = known[known["parameters"].gt(0) & known["seconds"].gt(0)] if len(known) else known
     if by not in known or known[by].nunique() < 2:
         return []
     protocols.check(known, metric)

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lmlab.runs import protocols
+from lmlab.runs.ledger import TOLD
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Of a table of runs: what is no key of a config.
-NUMBERS = ("parameters", "steps", "tokens", "seconds", "tokens_per_s", "megabytes", "best_step")
+NUMBERS = ("parameters", "steps", "tokens", "seconds", "tokens_per_s", "megabytes", "best_step", "val_bytes")
 FACTS = ("run", "state", "reason", "seed", "treatment", *NUMBERS)
+
+# States of runs that have not come to their end; what they have reached says nothing of what they would have.
+OPEN = ("unfinished", "interrupted", *TOLD)
 
 
 def is_key(column: str) -> bool:
@@ -29,6 +33,12 @@ def varied(frame: "pd.DataFrame") -> list[str]:
     return keys
 
 
+def ended(frame: "pd.DataFrame", metric: str) -> "pd.DataFrame":
+    """The runs that count: they have the metric, and came to their end."""
+    known = frame[frame[metric].notna()]
+    return known[~known["state"].isin(OPEN)] if "state" in known else known
+
+
 def by_seed(runs: "pd.DataFrame", metric: str) -> list[float]:
     """Of a treatment's runs one value a seed, the mean where it was trained twice: the same again is no replicate."""
     return runs.groupby("seed", sort=False, dropna=False)[metric].mean().tolist()
@@ -37,15 +47,15 @@ def by_seed(runs: "pd.DataFrame", metric: str) -> list[float]:
 def replicates(frame: "pd.DataFrame", metric: str = "val/bpb", level: float = 0.95) -> "pd.DataFrame":
     """One row a treatment, from `table`: n, mean, low and high of the metric, then the keys that vary; lowest first.
 
-    n: seeds. low, high: Student's confidence interval of the mean; none for a single one. Runs without the metric do
-    not count.
+    n: seeds. low, high: Student's confidence interval of the mean; none for a single one. Runs without the metric, and
+    those that were interrupted or pruned, do not count.
     """
     import pandas as pd
 
     if metric not in frame:
         raise ValueError(f"metric={metric} is no column of the table; it has {', '.join(frame.columns)}")
     keys, rows = varied(frame), []
-    for name, group in frame[frame[metric].notna()].groupby("treatment", sort=False):
+    for name, group in ended(frame, metric).groupby("treatment", sort=False):
         values = by_seed(group, metric)
         mean, low, high = interval(values, level)
         told = {"treatment": name, "n": len(values), "mean": mean, "low": low, "high": high}
@@ -83,14 +93,19 @@ def within(frame: "pd.DataFrame", curves: "pd.DataFrame", metric: str = "val/bpb
     """The table as if every run had ended at a budget: `within(frame, curves, seconds=20)`, or tokens, or steps.
 
     metric becomes that of the last validation within the budget, none where there was none yet. It is what a run of
-    that budget would have reached only where the schedule does not depend on the budget (schedule=constant).
+    that budget would have reached only where the schedule does not depend on the budget (schedule=constant). A run
+    that was interrupted after the budget counts as one that came to its end.
     """
-    if len(budget) != 1 or not budget.keys() <= {"step", "tokens", "seconds"}:
-        raise ValueError(f"budget={budget}: give one of step, tokens, seconds")
+    if len(budget) != 1 or not budget.keys() <= {"steps", "tokens", "seconds"}:
+        raise ValueError(f"budget={budget}: give one of steps, tokens, seconds")
     ((unit, most),) = budget.items()
-    seen = curves[curves[metric].notna() & (curves[unit] <= most)].sort_values("step", kind="stable")
-    last = seen.groupby("run").last()
-    return frame.assign(**{metric: frame["run"].map(last[metric]), unit: frame["run"].map(last[unit])})
+    points = curves.rename(columns={"step": "steps"}).sort_values("steps", kind="stable")
+    last = points[points[metric].notna() & (points[unit] <= most)].groupby("run").last()
+    told = {metric: frame["run"].map(last[metric]), unit: frame["run"].map(last[unit])}
+    if "state" in frame:
+        there = frame["run"].map(points.groupby("run")[unit].max()) >= most
+        told["state"] = frame["state"].mask(there & frame["state"].isin(OPEN), "budget")
+    return frame.assign(**told)
 
 
 def against_best(frame: "pd.DataFrame", metric: str = "val/bpb", level: float = 0.95) -> "pd.DataFrame":
@@ -103,8 +118,8 @@ def against_best(frame: "pd.DataFrame", metric: str = "val/bpb", level: float = 
     import pandas as pd
 
     order = replicates(frame, metric, level)
-    protocols.check(frame, metric)
-    known = frame[frame[metric].notna()]
+    known = ended(frame, metric)
+    protocols.check(known, metric)
     seeds = {name: group.groupby("seed")[metric].mean() for name, group in known.groupby("treatment")}
     rows = []
     for told in order.to_dict("records"):

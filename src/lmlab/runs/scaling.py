@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.runs import protocols
+from lmlab.runs.replicates import ended
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +79,8 @@ def frontier(frame: "pd.DataFrame", size: str, metric: str) -> tuple[NDArray[np.
     for name in (size, metric):
         if name not in frame:
             raise ValueError(f"{name} is no column of the table; it has {', '.join(frame.columns)}")
-    known = frame[frame[metric].notna() & frame[size].notna()]
+    known = ended(frame, metric)
+    known = known[known[size].notna()]
     protocols.check(known, metric)
     taken = []
     for _, same in known.groupby(size):

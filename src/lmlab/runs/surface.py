@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmlab.config import BUDGETS
-from lmlab.runs.replicates import varied
+from lmlab.runs.replicates import ended, varied
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,8 @@ def surfaces(frame: "pd.DataFrame", metric: str = "val/bpb") -> list[Surface]:
     """
     if metric not in frame:
         raise ValueError(f"metric={metric} is no column of the table; it has {', '.join(frame.columns)}")
-    known = frame[frame[metric].notna() & frame["parameters"].gt(0) & frame["tokens"].gt(0)]
+    known = ended(frame, metric)
+    known = known[known["parameters"].gt(0) & known["tokens"].gt(0)]
     others = [k for k in varied(frame) if k not in (*BUDGETS, *SIZES) and known[k].astype(str).nunique() > 1]
     found = []
     for _, group in known.groupby([*map(repr, known[others].to_numpy(object).tolist())]):

@@ -198,15 +198,19 @@ def as_json(frame: "pd.DataFrame") -> str:
     return json.dumps(json.loads(frame.to_json(orient="records")), indent=2, ensure_ascii=False)
 
 
-def write_tables(root: str | os.PathLike, read: "tuple[pd.DataFrame, pd.DataFrame] | None" = None) -> list[Path]:
-    """trials.csv, trials.parquet and curves.parquet in `root`; returns what was written.
+def write_tables(
+    root: str | os.PathLike,
+    read: "tuple[pd.DataFrame, pd.DataFrame] | None" = None,
+    out: str | os.PathLike | None = None,
+) -> list[Path]:
+    """trials.csv, trials.parquet and curves.parquet in `out`, by default in `root`; returns what was written.
 
     read: what `table` and `curves` gave, where somebody has asked already. Raises ImportError where pyarrow is missing,
     after trials.csv has been written.
     """
-    root = Path(root)
     trials, points = read or (table(root), curves(root))
-    written = [root / "trials.csv", root / "trials.parquet", root / "curves.parquet"]
+    folder = Path(root if out is None else out)
+    written = [folder / "trials.csv", folder / "trials.parquet", folder / "curves.parquet"]
     with whole_file(written[0]) as beside:
         trials.to_csv(beside, index=False)
     try:

@@ -99,7 +99,10 @@ class Asked:
         return words
 
     def identity(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k not in (*_NOT_IDENTITY, "overrides")}
+        """What makes it this sweep. `base` tells what its first point has; a key that only others vary is told apart."""
+        told = {k: v for k, v in asdict(self).items() if k not in (*_NOT_IDENTITY, "overrides")}
+        elsewhere = {key: self.fixed[key] for key in self.when if key in self.fixed}
+        return told | ({"elsewhere": elsewhere} if elsewhere else {})
 
     def digest(self) -> str:
         text = json.dumps(self.identity(), sort_keys=True, ensure_ascii=False, default=str)
@@ -109,8 +112,7 @@ class Asked:
         """Raises ValueError where the directory is another sweep's."""
         if (directory / "sweep.yaml").exists():
             before = load(directory)
-            changed = {k for k in self.identity() if before.identity()[k] != self.identity()[k]}
-            if changed:
+            if before.identity() != self.identity():
                 raise ValueError(
                     f"sweep_dir={directory} is another sweep ({_told(before, self)}); name another sweep_dir"
                 )
@@ -127,9 +129,9 @@ class Asked:
 
 def _told(before: Asked, now: Asked) -> str:
     """In which keys two sweeps differ, in words, as far as a line holds them."""
-    found = []
-    for key, value in now.identity().items():
-        was = before.identity()[key]
+    found, then = [], before.identity()
+    for key, value in ({"elsewhere": {}} | now.identity()).items():
+        was = then.get(key, {})
         if was == value:
             continue
         if isinstance(value, Mapping) and isinstance(was, Mapping):

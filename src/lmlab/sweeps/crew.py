@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,13 @@ def divide(
 ) -> tuple[int, int, str | None]:
     """(how many workers, threads of each, why so many where that was left to us).
 
-    auto: one a GPU, else as many as the cores hold, of one thread each unless `threads` says more, and no more than
-    `fit` into memory; never more than there are trials.
+    gpus: how many trials they hold side by side. auto: so many, else as many as the cores hold, of one thread each
+    unless `threads` says more, and no more than `fit` into memory; never more than there are trials.
     """
     why = None
     if workers == "auto":
         workers = gpus or max(1, cores() // (threads or 1))
-        why = "one a GPU" if gpus else f"{cores()} cores, {threads or 1} for each"
+        why = "as many as GPUs hold" if gpus else f"{cores()} cores, {threads or 1} for each"
         if fit is not None and fit < workers:
             workers, why = max(1, fit), "no more fit into memory"
         if n_trials < workers:
@@ -81,11 +81,12 @@ def fitting(asked: Asked, ledger: Ledger) -> tuple[int, str] | None:
 
 
 class LocalCrew:
-    """Processes of this machine, each with its share of the cores, and its GPU where there are any."""
+    """Processes of this machine, each with its share of the cores, and its GPUs where there are any."""
 
     def __init__(self, directory: Path, workers: int | str, asked: Asked, ledger: Ledger):
         self.directory, self.asked = directory, asked
-        self.gpus = visible_gpus() if asked.fixed.get("trainer") != "cpu" else []
+        gpus = visible_gpus() if asked.fixed.get("trainer") != "cpu" else []
+        self.gpus = grouped(gpus, asked.fixed.get("trainer.devices", asked.fixed.get("devices", "1")))
         threads = asked.base.get("threads") or _number(asked.fixed.get("threads"))
         fits = fitting(asked, ledger) if workers == "auto" and not self.gpus else None
         n_trials, most = asked.n_points * asked.replicates, None if fits is None else fits[0]
@@ -229,6 +230,12 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [str(i) for i, line in enumerate(filter(None, listed.stdout.splitlines()))] if not listed.returncode else []
+
+
+def grouped(gpus: Sequence[str], devices: str) -> list[str]:
+    """What each worker sees of them: as many as a trial has processes. Where there are fewer, training says so."""
+    each = max(1, len(gpus) if devices in ("auto", "-1") else _number(devices) or 1)
+    return [",".join(gpus[i : i + each]) for i in range(0, len(gpus), each)][: max(1, len(gpus) // each)]
 
 
 def _number(text: str | None) -> int | None:

@@ -114,6 +114,9 @@ class Tidy:
 
 def complete(asked: Asked, row: Any, path: Path) -> None:
     """Add to a winner's results what is measured for it alone, once: the floors and, of one objective, test."""
+    from lmlab.decisions import choose_device
+    from lmlab.evaluation.protocol import unknown
+    from lmlab.hardware import threads
     from lmlab.runs import load
 
     results = RunDirectory(path).results()
@@ -124,9 +127,17 @@ def complete(asked: Asked, row: Any, path: Path) -> None:
     if not test and not (asked.floors and splits.keys() - known.keys()):
         return
     config = asked_of(asked, row)
-    run = load(path, allow_targets=set(targets(config)), cache_dir=config["cache_dir"])
+    # Where it was trained; a launcher's jobs may have had GPUs where we have none.
+    accelerator = config["trainer"]["accelerator"]
+    run = load(
+        path, device=choose_device("cpu" if accelerator == "cpu" else "auto"), kernels=config["kernels"],
+        allow_targets=set(targets(config)), cache_dir=config["cache_dir"],
+    )  # fmt: skip
     if test := test and "test" in run.store().splits:
-        splits["test"] = run.evaluate("test").as_dict()
+        part = run.part("test", None, run.protocol)
+        with threads(config["threads"]):
+            splits["test"] = run.evaluate("test").as_dict()
+        splits["test"]["unknown"] = unknown(part, run.tokenizer.unk_id, run.protocol)
     if floors := asked.floors and splits.keys() - known.keys():
         results |= run.floors(splits)
     if test or floors:

@@ -64,6 +64,9 @@ def paced(ledger: Ledger) -> str | None:
 def counted(asked: Asked, ledger: Ledger) -> str:
     counts = ledger.counts()
     counts["waiting"] += total(asked) - sum(counts.values())
+    lost = len(ledger.orphans())
+    counts["running"] -= lost
+    counts["waiting"] += lost
     return ", ".join(f"{counts[s]} {s}" for s in ("done", "running", "waiting", "pruned", "failed") if counts[s])
 
 
@@ -161,7 +164,13 @@ def panel(directory: Path, asked: Asked, ledger: Ledger) -> Any:
         table.add_row("overhead", told)
     for what, which in leaders(asked, ledger)[:5]:
         table.add_row(what, which)
+    if lost := {row["id"] for row in ledger.orphans()}:
+        table.add_row(
+            "stopped", f"{len(lost)} of those that wait lost their worker; the same command goes on with them"
+        )
     for row in ledger.trials("running"):
+        if row["id"] in lost:
+            continue
         of = f" of {row['total_steps']}" if row["total_steps"] else ""
         table.add_row(f"worker {row['worker']}", f"{' '.join(json.loads(row['overrides']))}  step {row['step']}{of}")
     return table

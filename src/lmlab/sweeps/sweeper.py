@@ -297,6 +297,8 @@ def complain(ledger: Ledger) -> None:
     codes = {row["code"] for row in failed}
     if codes == {USER_INPUT}:
         raise ValueError(message)
+    tries = max(max(row["attempts"], row["takeovers"]) for row in failed)
+    message += f"; the same command with retries={tries} tries them again"
     if OUR_FAULT in codes:
         raise RuntimeError(message)
     raise TrainingFailed(message)

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import torch
 import yaml
 
 from lmlab import decisions, hardware, speed
@@ -12,6 +13,7 @@ from lmlab.decisions import (
     MARGIN,
     check_graphs,
     choose_compile,
+    choose_device,
     choose_precision,
     choose_text_on_device,
     estimated_seconds,
@@ -158,6 +160,15 @@ def test_a_gpu_is_given_the_text_by_itself_and_the_log_says_so(text_file, monkey
     assert planned.decided["text_on_device"] is True
     assert "kept on the GPU" in planned.reasons["text_on_device"]
     assert plan(compose([*overrides, "text_on_device=false"])).decided["text_on_device"] is False
+
+
+@pytest.mark.parametrize("asked", ["gpu", "cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused(asked, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"trainer.accelerator={asked}, but torch .* sees no .*GPU; use "):
+        choose_device(asked)
+    assert choose_device("auto") == "cpu"
 
 
 def test_a_compiler_is_looked_for_where_torch_looks(monkeypatch):

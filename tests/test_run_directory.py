@@ -32,6 +32,15 @@ def test_a_run_is_new_then_continued_then_finished(tmp_path):
     assert run.check(ASKED | {"trainer": ASKED["trainer"] | {"max_steps": 11}}) == "extend"
 
 
+def test_parts_of_an_epoch_are_budgets_too(tmp_path):
+    asked = ASKED | {"trainer": {"max_epochs": 0.2}}
+    run = finished(begun(tmp_path / "run", **asked), "budget")
+    assert run.check(asked) == "finished"
+    assert run.check(asked | {"trainer": {"max_epochs": 0.4}}) == "extend"
+    with pytest.raises(ValueError, match=r"trainer.max_epochs=0.1 is below the 0.2"):
+        run.check(asked | {"trainer": {"max_epochs": 0.1}})
+
+
 def test_budgets_only_grow_and_nothing_else_changes(tmp_path):
     run = begun(tmp_path / "run")
     with pytest.raises(ValueError, match=r"trainer.max_steps=9 is below the 10 .* can only grow"):
@@ -41,7 +50,8 @@ def test_budgets_only_grow_and_nothing_else_changes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "size"), [(None, float("inf")), (-1, float("inf")), (5, 5.0), ("2M", 2e6), ("00:01:00:30", 3630.0)]
+    ("value", "size"),
+    [(None, float("inf")), (-1, float("inf")), (5, 5.0), (0.4, 0.4), ("2M", 2e6), ("00:01:00:30", 3630.0)],
 )
 def test_budgets_of_all_kinds_can_be_compared(value, size):
     assert budget(value) == size

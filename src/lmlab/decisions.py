@@ -142,6 +142,8 @@ def choose_device(accelerator: str, key: str = "trainer.accelerator") -> str:
     """cpu, cuda or mps. Raises ValueError where what was asked for is not there."""
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(f"{key}={accelerator}, but torch {torch.__version__} sees no GPU; use {key}=cpu")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"{key}=mps, but torch {torch.__version__} sees no Apple GPU; use {key}=cpu")
     if accelerator == "auto":
         if torch.cuda.is_available():
             return "cuda"

@@ -7,7 +7,7 @@ import threading
 import torch
 from omegaconf import OmegaConf
 
-from lmlab.errors import DONE, OUR_FAULT, TRAINING_FAILED, TrainingFailed
+from lmlab.errors import DONE, OUR_FAULT, TRAINING_FAILED, NotFinite, TrainingFailed
 
 
 def main(path: str) -> int:
@@ -28,8 +28,10 @@ def main(path: str) -> int:
     try:
         with kernels.using(config.kernels):
             run(plan(config), directory, read(directory.last) if directory.last.exists() else None)
-    except TrainingFailed:
-        # Rank 0 says it.
+    except TrainingFailed as error:
+        # What all ranks meet alike rank 0 says; memory may have run out here alone.
+        if not isinstance(error.__cause__, NotFinite):
+            print(f"rank {os.environ['LOCAL_RANK']}: {error}", file=sys.stderr, flush=True)
         return TRAINING_FAILED
     return DONE
 

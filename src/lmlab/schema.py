@@ -25,7 +25,7 @@ TYPES: dict[str, Any] = {
     "precision": str | int,
     "compile": bool | str,
     "text_on_device": bool | str,
-    "devices": int,
+    "devices": int | str,
     "threads": int | None,
     "kernels": str,
     "profile": bool,
@@ -136,7 +136,6 @@ LEAST: dict[str, float] = {
     "seconds": 1,
     "optimizer.lr": 0,
     "evaluation.lanes": 1,
-    "training.clip_norm": 0,
     "training.log_every": 1,
     "callbacks.progress.every_n_steps": 1,
     "trainer.max_epochs": 0,
@@ -195,6 +194,9 @@ def check_keys(config: Mapping[str, Any]) -> None:
         found, value = _lookup(config, key)
         if found and isinstance(value, int | float) and value < least:
             raise ValueError(f"{key}={value} must be at least {least}")
+    norm = _lookup(config, "training.clip_norm")[1]
+    if isinstance(norm, int | float) and norm <= 0:
+        raise ValueError(f"training.clip_norm={norm} must be above 0, or null for no clipping")
     if config.get("seed") is not None and config["seed"] >= 2**64:
         raise ValueError(f"seed={config['seed']} must be below 2**64, as torch's generators take it")
     for key in ("n_params", "max_tokens"):
@@ -207,6 +209,10 @@ def check_keys(config: Mapping[str, Any]) -> None:
     for name, node in (config.get("callbacks") or {}).items():
         if node is not None and not isinstance(node, Mapping):
             raise ValueError(f"callbacks.{name}={node} must be null, or a node with a _target_")
+    if _lookup(config, "callbacks.checkpoints") == (True, None):
+        raise ValueError(
+            "callbacks.checkpoints=null: a run is resumed from its checkpoints, and its best one is measured"
+        )
     for key, instead in INSTEAD.items():
         found, value = _lookup(config, f"trainer.{key}")
         if found:

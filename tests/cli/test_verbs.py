@@ -173,6 +173,16 @@ def test_generate_reads_prompts_from_a_file(trained, tmp_path, capsys):
     assert [(entry["prompt"], len(entry["samples"])) for entry in told] == [("the", 2), ("a cat", 2)]
 
 
+def test_a_file_of_prompts_is_written_so_many_at_once(trained, tmp_path, capsys, monkeypatch):
+    from lmlab.generation.sampling import Lockstep
+
+    (tmp_path / "p.txt").write_text("the\n" * 150)
+    rows, run = [], Lockstep.run
+    monkeypatch.setattr(Lockstep, "run", lambda self, ids, samples: rows.append(len(ids)) or run(self, ids, samples))
+    call(capsys, "generate", f"run_dir={trained['lstm']}", f"prompts_file={tmp_path / 'p.txt'}", "max_new_tokens=1")
+    assert rows == [64, 64, 22]
+
+
 def test_generate_stops_at_a_string(trained, capsys):
     base = ["generate", f"run_dir={trained['ngram']}", "prompt=the cat", "max_new_tokens=20", "temperature=0"]
     assert call(capsys, *base, "stop= on the") == "the cat sat\n"

@@ -1,9 +1,12 @@
 """One optimisation step: exact per token however it is cut, one dropout mask, undisturbed by what watches it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from lmlab.errors import TrainingFailed
+from lmlab.metrics import TokenNLL
 from lmlab.models.head import LinearHead
 from lmlab.models.lstm import LSTMLM
 from lmlab.training.checkpoints import read, weights
@@ -18,6 +21,16 @@ TRANSFORMER = ["model=transformer", "model.d_model=16", "model.n_layers=1", "mod
 
 def trained(tmp_path, name: str) -> dict[str, torch.Tensor]:
     return weights(read(tmp_path / name / "checkpoints/last.ckpt"))
+
+
+def test_sums_are_read_back_to_where_they_are_kept():
+    """In float64: on the processor, where the model's device has no such numbers."""
+    window = TokenNLL()
+    kept = {name: torch.ones_like(getattr(window, name)) for name in window._defaults}
+    module = SimpleNamespace(global_rank=0, trainer=SimpleNamespace(world_size=1), window=window, device="meta")
+    LMModule.load_carried(module, {"lmlab": {"state": (torch.zeros(2, 3),), "window": kept}})
+    assert module.state[0].is_meta
+    assert all(torch.equal(getattr(window, name), one) for name, one in kept.items())
 
 
 @pytest.mark.parametrize(

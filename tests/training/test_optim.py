@@ -141,6 +141,16 @@ def test_small_matrices_are_multiplied_in_float32_and_large_ones_where_bfloat16_
         optim._product_dtype.cache_clear()
 
 
+def test_autocast_which_lightning_steps_within_changes_no_product():
+    matrices = torch.randn(2, 32, 64)
+    with kernels.using("plain"):
+        expected = newton_schulz(matrices, 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = newton_schulz(matrices, 3)
+    assert found.dtype is torch.float32
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("scale", optim.SCALES)
 def test_matrices_step_as_torch_muon(scale, monkeypatch):
     # torch.optim.Muon always multiplies in bfloat16; so do we here, that nothing but the order of sums differs.

@@ -36,6 +36,35 @@ def test_devices_that_mean_nothing_are_refused(devices, device, told):
     assert ranks.count("auto", "cpu") == 1
 
 
+OUT_OF_MEMORY = """
+import os
+
+import torch
+from lmlab.models.lstm import LSTMLM
+
+
+class Large(LSTMLM):
+    def forward(self, *args, **kwargs):
+        if os.environ["LOCAL_RANK"] == "1" and self.training:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return super().forward(*args, **kwargs)
+"""
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_one_process_is_said(command_line, tmp_path):
+    (tmp_path / "large.py").write_text(OUT_OF_MEMORY)
+    words = command_line(*LSTM, *DDP, "model._target_=large.Large", f"run_dir={tmp_path / 'run'}")
+    code = "import sys; sys.path.append('.'); from lmlab.cli import run; run()"
+    made = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert made.returncode == 3, made.stderr
+    assert "rank 1: out of memory at step 0: halve training.micro_batch_size" in made.stderr
+    assert "process 1 of 2 ended early; its message is above" in made.stderr
+    assert "fault of lmlab" not in made.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(train, command_line, tmp_path):
     """From the command line, with an automatic directory: made once, by rank 0."""

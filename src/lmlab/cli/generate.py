@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         _ = run.model
         print(for_stdout(prompts[0]), end="", flush=True)
         settings["on_text"] = lambda piece: print(for_stdout(piece), end="", flush=True)
-    written = run.generate(prompts, **settings)
+    written = run.generate(prompts, batch_size=config["batch_size"], **settings)
     if alone:
         print()
         for note in written[0][0].notes:

@@ -222,7 +222,8 @@ def budget(value: Any) -> float:
         for part, unit in zip(reversed(value.split(":")), (1, 60, 3600, 86400), strict=False):
             seconds += float(part) * unit
         return seconds
-    return float(parse_count(value, "budget"))  # type: ignore[arg-type]
+    # Half an epoch is a budget, too, and no count.
+    return float(value if isinstance(value, int | float) else parse_count(value, "budget"))  # type: ignore[arg-type]
 
 
 def fresh(root: str | os.PathLike, name: str) -> Path:

@@ -330,7 +330,7 @@ class Run:
         """Continuations of one prompt, or a list of them for each of several: `lmlab.generation.generate`."""
         from lmlab.generation import Decoding, generate
 
-        options = settle(defaults("generate", *(f.name for f in fields(Decoding))) | options)
+        options = settle(defaults("generate", "batch_size", *(f.name for f in fields(Decoding))) | options)
         with using(self.kernels):
             if isinstance(prompt, str):
                 return generate(self.model, self.tokenizer, [prompt], **options)[0]

@@ -99,7 +99,7 @@ class Asked:
         return words
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this sweep. `base` tells what its first point has; a key that only others vary is told apart."""
+        """What makes it this sweep: `base` has what its first point has, `elsewhere` what only others may have."""
         told = {k: v for k, v in asdict(self).items() if k not in (*_NOT_IDENTITY, "overrides")}
         elsewhere = {key: self.fixed[key] for key in self.when if key in self.fixed}
         return told | ({"elsewhere": elsewhere} if elsewhere else {})

@@ -85,34 +85,6 @@ def _as_validated(trainer: Trainer, pl_module: LightningModule) -> Iterator[None
             callback.on_validation_epoch_end(trainer, pl_module)
 
 
-class UntilAveraged(Callback):
-    """Until averaging has begun, the weights stand for their average, for which Lightning has those of the start.
-
-    Before the callback that averages: validation, best.ckpt and last.ckpt have what that one takes for the average.
-    """
-
-    def __init__(self, averaging: WeightAveraging):
-        self.averaging = averaging
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._follow(pl_module)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._follow(pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._follow(pl_module)
-
-    @torch.no_grad()
-    def _follow(self, pl_module: LightningModule) -> None:
-        average = self.averaging._average_model
-        # What is there is replaced by the first weights that are averaged.
-        if average is None or average.n_averaged > 0:
-            return
-        for kept, now in zip(average.module.parameters(), pl_module.parameters(), strict=True):
-            kept.copy_(now)
-
-
 def as_markdown(text: str) -> str:
     """Indented by four spaces, which keeps lines and symbols as they are."""
     return "\n".join("    " + line for line in text.split("\n"))

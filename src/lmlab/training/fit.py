@@ -24,7 +24,8 @@ from lmlab.models import kernels, workspace
 from lmlab.models.lstm import leave_recurrence_whole
 from lmlab.run_directory import RunDirectory
 from lmlab.training import performance
-from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss, UntilAveraged
+from lmlab.training.averaging import UntilAveraged
+from lmlab.training.callbacks import GracefulStop, Histograms, StartLoss
 from lmlab.training.checkpoints import Resume, stopped_early, write
 from lmlab.training.curves import Curves
 from lmlab.training.loop import StepLoop
@@ -162,6 +163,8 @@ def build_callbacks(plan: Plan, directory: RunDirectory) -> list[Callback]:
     for name in sorted((n for n in nodes if nodes[n]), key=lambda n: last.get(n, 0)):
         callback = instantiate(nodes[name])
         if isinstance(callback, WeightAveraging):
+            # Lightning looks where the weights are before it has moved them to the GPU.
+            callback._device = callback._device or torch.device(plan.decided["device"])
             built.append(UntilAveraged(callback))
         built.append(callback(**facts.get(name, {})) if nodes[name].get("_partial_") else callback)
     built = [*(build() for build in plan.watchers), *built]

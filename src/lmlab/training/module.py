@@ -351,6 +351,7 @@ class LMModule(LightningModule):
         self.state = map_state(lambda t: t.chunk(ranks)[rank].to(self.device), ours["state"])
         if rank == 0:
             for name, value in ours["window"].items():
-                setattr(self.window, name, value.to(self.device))
+                # Sums in float64 lie on the processor where the device has none.
+                setattr(self.window, name, value.to(getattr(self.window, name).device))
         # Set by hand, an updated value must look updated to torchmetrics.
         self.window._update_count = 1

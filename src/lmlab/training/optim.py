@@ -181,13 +181,16 @@ def _orthogonal_step(same_shape: list[tuple[Tensor, Tensor, float]], ns_steps: i
 def newton_schulz(matrices: Tensor, steps: int) -> Tensor:
     """Roughly U V^T for each U S V^T of (N, rows, columns), rows <= columns: singular values fall near 1."""
     a, b, c = QUINTIC
-    dtype = torch.float32 if kernels.are_plain() else _product_dtype(matrices.device.type, matrices.shape[-2])
+    device = matrices.device.type
+    dtype = torch.float32 if kernels.are_plain() else _product_dtype(device, matrices.shape[-2])
     x = matrices.to(dtype)
     # The Frobenius norm bounds the largest singular value, where the iteration needs at most 1.
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    # Lightning steps within autocast, which would choose another type.
+    with torch.autocast(device, enabled=False):
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 

@@ -21,13 +21,15 @@ import torch
 from omegaconf import OmegaConf
 
 from lmlab.config import literal, plain
-from lmlab.errors import DONE, OUR_FAULT, TrainingFailed
+from lmlab.errors import DONE, OUR_FAULT, TRAINING_FAILED, TrainingFailed
 from lmlab.training.plan import Plan
 
 log = logging.getLogger("lmlab")
 
 # Seconds that a process may take to end by itself once another one has.
 GRACE = 30.0
+# Seconds until who broke a connection has said why and ended: the others hear of it at once.
+LAST_WORDS = 5.0
 
 
 @contextmanager
@@ -54,10 +56,10 @@ def launched(plan: Plan, run_dir: Path) -> Iterator[None]:
             _finish(ranks)
         except BaseException as error:
             done.set()
-            failed = _failed(ranks)
-            if failed and not isinstance(error, TrainingFailed | KeyboardInterrupt):
-                raise RuntimeError(f"process {failed[0]} of {world_size} ended early; its message is above") from error
-            raise
+            if isinstance(error, TrainingFailed | KeyboardInterrupt) or not (failed := _failed(ranks, LAST_WORDS)):
+                raise
+            kind = TrainingFailed if ranks[failed[0] - 1].returncode == TRAINING_FAILED else RuntimeError
+            raise kind(f"process {failed[0]} of {world_size} ended early; its message is above") from error
         finally:
             for process in ranks:
                 process.kill()
@@ -95,16 +97,23 @@ def _start(rank: int, config: Path) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
 
 
-def _failed(ranks: list[subprocess.Popen]) -> list[int]:
-    return [rank for rank, process in enumerate(ranks, 1) if process.poll() not in (None, DONE)]
+def _failed(ranks: list[subprocess.Popen], seconds: float = 0.0) -> list[int]:
+    """Those that have not ended well; for so long one is waited for."""
+    until = time.monotonic() + seconds
+    while True:
+        failed = [rank for rank, process in enumerate(ranks, 1) if process.poll() not in (None, DONE)]
+        if failed or time.monotonic() >= until:
+            return failed
+        time.sleep(0.05)
 
 
 def _watch(ranks: list[subprocess.Popen], done: threading.Event) -> None:
     """End this process where another has died and left it waiting for what never comes."""
     while not done.wait(0.5):
         if _failed(ranks) and not done.wait(GRACE):
-            log.error("process %d of %d died and left the others waiting", _failed(ranks)[0], len(ranks) + 1)
-            os._exit(OUR_FAULT)
+            rank = _failed(ranks)[0]
+            log.error("process %d of %d died and left the others waiting", rank, len(ranks) + 1)
+            os._exit(TRAINING_FAILED if ranks[rank - 1].returncode == TRAINING_FAILED else OUR_FAULT)
 
 
 def _finish(ranks: list[subprocess.Popen]) -> None:

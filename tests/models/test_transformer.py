@@ -253,7 +253,8 @@ def test_learned_positions_end_at_max_context():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_heads": 5}, "d_model=32 must be a multiple of n_heads=5"),
+        ({"n_heads": 5}, "d_model=32 must be a multiple of n_heads=5: n_heads=1 suits it, or set d_head"),
+        ({"d_model": 200, "n_heads": 3}, "n_heads=4 suits it"),
         ({"n_kv_heads": 3}, "n_heads=4 must be a multiple of n_kv_heads=3"),
         ({"d_model": 12}, "d_head=3 must be even with positions=rotary"),
         ({"n_kv_heads": 0}, "n_heads=4 must be a multiple of n_kv_heads=0"),

@@ -61,6 +61,12 @@ def _order(sublayers: str | None, n_layers: int | None) -> str:
     return sublayers
 
 
+def _usual_heads(d_model: int) -> int:
+    """The number of heads by which they are nearest to 64 wide."""
+    divisors = (n for n in range(1, d_model + 1) if d_model % n == 0)
+    return min(divisors, key=lambda n: abs(math.log(d_model / n / 64)))
+
+
 class TransformerLM(nn.Module):
     """A decoder-only Transformer. With its defaults it is laid out as Qwen3 (without query-key norm: as Llama), with
     `conf/model/gpt2.yaml` as GPT-2.
@@ -120,7 +126,10 @@ class TransformerLM(nn.Module):
     def _check(self, n_heads: int, n_kv_heads: int, d_head: int | None) -> None:
         one_of("positions", self.positions, ("rotary", "learned", "alibi", "none"))
         if d_head is None and self.d_model % n_heads:
-            raise ValueError(f"d_model={self.d_model} must be a multiple of n_heads={n_heads}, or set d_head")
+            raise ValueError(
+                f"d_model={self.d_model} must be a multiple of n_heads={n_heads}: "
+                f"n_heads={_usual_heads(self.d_model)} suits it, or set d_head"
+            )
         if n_kv_heads < 1 or n_heads % n_kv_heads:
             raise ValueError(f"n_heads={n_heads} must be a multiple of n_kv_heads={n_kv_heads}")
         if self.positions == "rotary" and self.d_head % 2:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lmlab.evaluation.bootstrap import FEWEST, POWER, Estimate, estimate, holm, t_quantile
+from lmlab.evaluation.bootstrap import FEWEST, POWER, Estimate, estimates, holm, t_quantile
 from lmlab.evaluation.protocol import Protocol
 from lmlab.evaluation.scores import Scores
 
@@ -90,7 +90,7 @@ def compare(
         together.setdefault(side.configuration, {}).update(zip(names, runs, strict=True))
     replicates = [np.stack(list(runs.values())) for runs in together.values() if len(runs) > 1]
     chosen = list(combinations(range(len(sides)), 2)) if pairs == "all" else [(0, j) for j in range(1, len(sides))]
-    found = [estimate(bits[i], bits[j], sizes, replicates, resamples, seed, stream) for i, j in chosen]
+    found = estimates([(bits[i], bits[j]) for i, j in chosen], sizes, replicates, resamples, seed, stream)
     adjusted = holm([e.p for e in found])
     units, fewest = _units(sides), min(e.blocks for e in found)
     told = [

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lmlab.cli import main
+from lmlab.cli.command import read_lines
 
 FAMILIES = ("lstm", "transformer", "ngram")
 
@@ -142,6 +143,19 @@ def test_score_shows_a_table_and_reads_files(trained, tmp_path, capsys):
         call(capsys, "score", f"run_dir={trained['ngram']}", f"file={tmp_path / 'a b.txt'}", "format=json")
     )
     assert [score["text"] for score in told] == ["the cat", "the dog"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_bytes(b"\xef\xbb\xbfthe first\nthe \xef\xbb\xbfsecond\n")
+    assert read_lines(path) == ["the first", "the \ufeffsecond"]
+    # The place of a fault is still that in the file.
+    path.write_bytes(b"\xef\xbb\xbfab\xff\n")
+    with pytest.raises(ValueError, match=r"is not UTF-8 \(byte 5\)"):
+        read_lines(path)
+    path.write_bytes(b"\xef\xbb\xbf\n")
+    with pytest.raises(ValueError, match="holds no text"):
+        read_lines(path)
 
 
 def test_the_score_of_no_text_is_valid_json(trained, capsys):

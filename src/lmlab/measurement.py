@@ -323,7 +323,9 @@ def compared(
     protocols = {run.about["protocol"]["name"]: run.about["protocol"] for side in found for run in side.runs}
     first = groups[0][2][0]
     floors = floors_of(first, place, Protocol(**found[0].runs[0].about["protocol"]))
-    return {"split": place.split, "protocols": list(protocols.values()), **report, "floors": floors}
+    # All have as many where each costs its token: one tokenizer is asked for then.
+    counted = {"unknown": found[0].runs[0].about["unknown"]}
+    return {"split": place.split, "protocols": list(protocols.values()), **counted, **report, "floors": floors}
 
 
 def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:

@@ -93,6 +93,23 @@ def test_evaluate_refuses_what_it_cannot_do(words, message, trained, capsys):
 # compare
 
 
+def test_train_evaluate_and_compare_tell_unknown_words_that_cost_only_their_token(small, tmp_path, capsys):
+    kept = [o for o in small["ngram"] if not o.startswith(("tokenizer", "corpus.train="))]
+    for split, text in (("train", "the cat sat\n" * 60), ("val", "a dog sat\n" * 20), ("test", "the dog sat\n" * 20)):
+        (tmp_path / f"{split}.txt").write_text(text)
+        kept.append(f"corpus.{split}={tmp_path / split}.txt")
+    made = [f"run_dir={tmp_path}/runs/2", *kept, "tokenizer=word", "tokenizer.min_count=1"]
+    more = "that cost no more than the token (evaluation.unknown=spelled charges their letters)"
+    shown = call(capsys, "train", *made, f"run_dir={tmp_path}/runs/3")
+    assert f"; 40 <unk> of val, 20 <unk> of test {more}\n" in shown
+    assert f"; 20 <unk> {more}\n" in call(capsys, "evaluate", f"run_dir={tmp_path}/runs/3")
+    spelled = ["evaluation=auto", "evaluation.unknown=spelled"]
+    assert "no more than" not in call(capsys, "evaluate", f"run_dir={tmp_path}/runs/3", *spelled)
+    call(capsys, "train", *made, "model.order=2")
+    sides = [tmp_path / "runs/3", tmp_path / "runs/2"]
+    assert f"; 40 <unk> {more}\n" in call(capsys, "compare", *sides, "split=val", "block_bytes=10")
+
+
 def test_compare_says_in_words_what_is_real(trained, capsys):
     sides = [trained["transformer"], trained["ngram"]]
     how = ["own_protocols=true", "block_bytes=10"]

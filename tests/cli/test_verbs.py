@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+import tokenizers
 from lmlab.cli import main
 from lmlab.cli.command import read_lines
+from lmlab.tokenizers import bytelevel
 
 FAMILIES = ("lstm", "transformer", "ngram")
 
@@ -120,6 +122,24 @@ def test_compare_says_in_words_what_is_real(trained, capsys):
     assert [side["runs"] for side in told["sides"]] == [1, 1]
     low, high = told["comparisons"][0]["bpb_interval"]
     assert low <= told["comparisons"][0]["bpb"] <= high
+
+
+def test_compare_says_which_tokenizer_folds_text(trained, small, tmp_path, capsys):
+    folding = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(bytelevel.CHARACTERS)}, []))
+    folding.normalizer = tokenizers.normalizers.Lowercase()
+    folding.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    folding.decoder = tokenizers.decoders.ByteLevel()
+    folding.add_special_tokens(["<eos>"])
+    folding.save(str(tmp_path / "folding.json"))
+    kept = [o for o in small["ngram"] if not o.startswith("tokenizer")]
+    made = [f"run_dir={tmp_path}/run", "tokenizer=pretrained", f"tokenizer.source={tmp_path}/folding.json"]
+    call(capsys, "train", *kept, *made)
+    how = [trained["ngram"], tmp_path / "run", "split=val", "block_bytes=10"]
+    said = f"\n{tmp_path}/run has a tokenizer that changes or drops text (Lowercase): case, accents or white space"
+    assert said in call(capsys, "compare", *how)
+    assert json.loads(call(capsys, "compare", *how, "format=json"))["notes"][0] in call(capsys, "compare", *how)
+    same = [trained["ngram"], trained["transformer"], "own_protocols=true", "split=val", "block_bytes=10"]
+    assert "changes or drops" not in call(capsys, "compare", *same)
 
 
 def test_compare_refuses_two_protocols_one_run_and_none(trained, tmp_path, capsys):

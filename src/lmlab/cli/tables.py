@@ -310,6 +310,8 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     out.print()
     for c in report["comparisons"]:
         out.print(c["words"], highlight=False, soft_wrap=True)
+    for note in report["notes"]:
+        out.print(note, highlight=False, soft_wrap=True)
     blocks = report["blocks"]
     kind = "documents" if blocks["kind"] == "documents" else "stretches"
     most = max(c["blocks"] for c in report["comparisons"])

@@ -70,6 +70,21 @@ def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_prot
             )
 
 
+def notes(sides: Sequence[Side]) -> list[str]:
+    """A line for each side whose tokenizer changes or drops text, where not all have the same."""
+    if len({run.about["tokenizer"] for side in sides for run in side.runs}) == 1:
+        return []
+    found = []
+    for side in sides:
+        steps = list(dict.fromkeys(step for run in side.runs for step in run.about.get("lossy_steps", ())))
+        if steps:
+            found.append(
+                f"{side.name} has a tokenizer that changes or drops text ({', '.join(steps)}): case, accents or white "
+                "space that it folds cost nothing, so that its bits per byte may be too low beside another tokenizer's."
+            )
+    return found
+
+
 def compare(
     sides: Sequence[Side],
     pairs: str,
@@ -103,6 +118,7 @@ def compare(
         "blocks": {"kind": "stream" if stream else "documents", "n": fewest, "bytes": float(sizes.sum() / fewest)},
         "confidence": confidence,
         "comparisons": told,
+        "notes": notes(sides),
     }
 
 

@@ -139,7 +139,7 @@ def _weights(n_blocks: int, resamples: int, seed: int) -> Iterable[np.ndarray]:
 
 
 def _variances(rows: Sequence[np.ndarray], sizes: np.ndarray, resamples: int, seed: int) -> list[float]:
-    """Of sum(bits) / sum(sizes) over resamples, for each of rows, (blocks,) as sizes; without the bias of few blocks."""
+    """Of sum(bits) / sum(sizes) over resamples, for each of rows, (blocks,) as sizes; no bias of few blocks."""
     n, done = len(sizes), 0
     means = np.empty((len(rows), resamples))
     for weights in _weights(n, resamples, seed):

@@ -119,6 +119,8 @@ def scored(
     about = identity(run, place, recorded)
     may_be_read = limit_tokens is None and run.kernels == "auto"
     if may_be_read and (found := stored(run, place, about)) is not None:
+        # Scores that were kept before do not say.
+        found = replace(found, about={**found.about, "lossy_steps": list(run.tokenizer.lossy_steps)})
         return Measured(recorded, found.likelihood(), found, {})
     part = run.part(place.split, place.corpus, protocol)
     # Before all the work, that it is not in vain where that text is gone.
@@ -129,6 +131,7 @@ def scored(
     else:
         keeper, likelihood = _averaged(partial(_pass, run, part, protocol, size or ROWS), adapted), None
     about |= {"unknown": unknown(part, run.tokenizer.unk_id, protocol)}
+    about |= {"lossy_steps": list(run.tokenizer.lossy_steps)}
     scores = keeper.scores(known, about)
     return Measured(recorded, likelihood or scores.likelihood(), scores, {})
 
@@ -323,7 +326,9 @@ def compared(
     protocols = {run.about["protocol"]["name"]: run.about["protocol"] for side in found for run in side.runs}
     first = groups[0][2][0]
     floors = floors_of(first, place, Protocol(**found[0].runs[0].about["protocol"]))
-    return {"split": place.split, "protocols": list(protocols.values()), **report, "floors": floors}
+    # All have as many where each costs its token: one tokenizer is asked for then.
+    counted = {"unknown": found[0].runs[0].about["unknown"]}
+    return {"split": place.split, "protocols": list(protocols.values()), **counted, **report, "floors": floors}
 
 
 def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:

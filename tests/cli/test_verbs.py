@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
+import tokenizers
 from lmlab.cli import main
+from lmlab.cli.command import read_lines
+from lmlab.tokenizers import bytelevel
 
 FAMILIES = ("lstm", "transformer", "ngram")
 
@@ -92,6 +95,23 @@ def test_evaluate_refuses_what_it_cannot_do(words, message, trained, capsys):
 # compare
 
 
+def test_train_evaluate_and_compare_tell_unknown_words_that_cost_only_their_token(small, tmp_path, capsys):
+    kept = [o for o in small["ngram"] if not o.startswith(("tokenizer", "corpus.train="))]
+    for split, text in (("train", "the cat sat\n" * 60), ("val", "a dog sat\n" * 20), ("test", "the dog sat\n" * 20)):
+        (tmp_path / f"{split}.txt").write_text(text)
+        kept.append(f"corpus.{split}={tmp_path / split}.txt")
+    made = [f"run_dir={tmp_path}/runs/2", *kept, "tokenizer=word", "tokenizer.min_count=1"]
+    more = "that cost no more than the token (evaluation.unknown=spelled charges their letters)"
+    shown = call(capsys, "train", *made, f"run_dir={tmp_path}/runs/3")
+    assert f"; 40 <unk> of val, 20 <unk> of test {more}\n" in shown
+    assert f"; 20 <unk> {more}\n" in call(capsys, "evaluate", f"run_dir={tmp_path}/runs/3")
+    spelled = ["evaluation=auto", "evaluation.unknown=spelled"]
+    assert "no more than" not in call(capsys, "evaluate", f"run_dir={tmp_path}/runs/3", *spelled)
+    call(capsys, "train", *made, "model.order=2")
+    sides = [tmp_path / "runs/3", tmp_path / "runs/2"]
+    assert f"; 40 <unk> {more}\n" in call(capsys, "compare", *sides, "split=val", "block_bytes=10")
+
+
 def test_compare_says_in_words_what_is_real(trained, capsys):
     sides = [trained["transformer"], trained["ngram"]]
     how = ["own_protocols=true", "block_bytes=10"]
@@ -102,6 +122,24 @@ def test_compare_says_in_words_what_is_real(trained, capsys):
     assert [side["runs"] for side in told["sides"]] == [1, 1]
     low, high = told["comparisons"][0]["bpb_interval"]
     assert low <= told["comparisons"][0]["bpb"] <= high
+
+
+def test_compare_says_which_tokenizer_folds_text(trained, small, tmp_path, capsys):
+    folding = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(bytelevel.CHARACTERS)}, []))
+    folding.normalizer = tokenizers.normalizers.Lowercase()
+    folding.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    folding.decoder = tokenizers.decoders.ByteLevel()
+    folding.add_special_tokens(["<eos>"])
+    folding.save(str(tmp_path / "folding.json"))
+    kept = [o for o in small["ngram"] if not o.startswith("tokenizer")]
+    made = [f"run_dir={tmp_path}/run", "tokenizer=pretrained", f"tokenizer.source={tmp_path}/folding.json"]
+    call(capsys, "train", *kept, *made)
+    how = [trained["ngram"], tmp_path / "run", "split=val", "block_bytes=10"]
+    said = f"\n{tmp_path}/run has a tokenizer that changes or drops text (Lowercase): case, accents or white space"
+    assert said in call(capsys, "compare", *how)
+    assert json.loads(call(capsys, "compare", *how, "format=json"))["notes"][0] in call(capsys, "compare", *how)
+    same = [trained["ngram"], trained["transformer"], "own_protocols=true", "split=val", "block_bytes=10"]
+    assert "changes or drops" not in call(capsys, "compare", *same)
 
 
 def test_compare_refuses_two_protocols_one_run_and_none(trained, tmp_path, capsys):
@@ -142,6 +180,19 @@ def test_score_shows_a_table_and_reads_files(trained, tmp_path, capsys):
         call(capsys, "score", f"run_dir={trained['ngram']}", f"file={tmp_path / 'a b.txt'}", "format=json")
     )
     assert [score["text"] for score in told] == ["the cat", "the dog"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_bytes(b"\xef\xbb\xbfthe first\nthe \xef\xbb\xbfsecond\n")
+    assert read_lines(path) == ["the first", "the \ufeffsecond"]
+    # The place of a fault is still that in the file.
+    path.write_bytes(b"\xef\xbb\xbfab\xff\n")
+    with pytest.raises(ValueError, match=r"is not UTF-8 \(byte 5\)"):
+        read_lines(path)
+    path.write_bytes(b"\xef\xbb\xbf\n")
+    with pytest.raises(ValueError, match="holds no text"):
+        read_lines(path)
 
 
 def test_the_score_of_no_text_is_valid_json(trained, capsys):

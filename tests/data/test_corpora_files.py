@@ -263,3 +263,20 @@ def test_a_tilde_that_is_nobodys_home_is_a_letter(tmp_path, monkeypatch):
     assert Files(None, "~backup.txt", None, None, "auto", 0.05, 0.05, "text", None).file_bytes() == 800
     with pytest.raises(FileNotFoundError, match=r"~nosuchuser/x\.txt does not exist"):
         Files(None, "~nosuchuser/x.txt", None, None, "auto", 0.05, 0.05, "text", None)
+
+
+def test_a_file_that_a_split_is_given_twice_is_read_once_and_that_is_told_once(tmp_path, caplog):
+    """Read twice, its copy might be held out from itself."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.txt").write_text(f"text {name}\n")
+    (tmp_path / "link.txt").symlink_to(folder / "b.txt")
+    given = [str(folder), str(folder / "*.txt"), str(tmp_path / "link.txt")]
+    caplog.set_level("INFO", "lmlab")
+    corpus, alone = (files(train=one, val_share=0.0, test_share=0.0) for one in (given, str(folder)))
+    assert texts(corpus, "train") == ["text a\n", "text b\n", "text c\n"]
+    assert corpus.provenance().startswith("3 files")
+    assert corpus.fingerprint() == alone.fingerprint()
+    files(train=given)
+    assert caplog.messages == [f"corpus.train: passed over 4 files that were given before: {folder / 'a.txt'}"]

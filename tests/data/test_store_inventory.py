@@ -62,6 +62,22 @@ def test_damaged_stores_go_in_any_case(cache):
     assert [days(entry) for entry in prune(cache, unused_days=None, max_bytes=None, dry_run=False)] == [1]
 
 
+def test_what_is_not_a_store_is_neither_listed_nor_removed(cache):
+    folder = cache / "stores"
+    (folder / "notes.txt").write_text("mine")
+    (folder / "files-0123456789abcdef").write_text("a file that is called as a store is")
+    for name in ("thesis", "backup-2024", "files-0123456789abcdef.bak", ".thesis-draft"):
+        (folder / name).mkdir()
+        (folder / name / "chapter.txt").write_text("mine")
+    (folder / ".thesis.lock").touch()
+    assert len(stores(cache)) == 3
+    gone = prune(cache, unused_days=0, max_bytes=0, dry_run=False)
+    assert len(gone) == 3
+    assert stores(cache) == []
+    assert sorted(path.name for path in folder.rglob("*.txt")) == ["chapter.txt"] * 4 + ["notes.txt"]
+    assert (folder / "files-0123456789abcdef").is_file()
+
+
 def test_leavings_go_unless_somebody_is_at_work_on_them(cache):
     name = stores(cache)[0].path.name
     left = cache / "stores" / f".{name}-killed"

@@ -1,9 +1,12 @@
 """Intervals that hold what they promise, and Student's t against its table."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from lmlab.evaluation.bootstrap import estimate, holm, t_cdf, t_quantile
+from lmlab.evaluation import bootstrap
+from lmlab.evaluation.bootstrap import estimate, estimates, holm, t_cdf, t_quantile
 
 RESAMPLES = 400
 
@@ -164,3 +167,51 @@ def test_more_seeds_and_more_text_shrink_their_own_part():
 def test_too_few_blocks_are_refused():
     with pytest.raises(ValueError, match="9 blocks of text are too few"):
         estimate(np.ones((1, 9)), np.zeros((1, 9)), np.ones(9), [], RESAMPLES, 0, False)
+
+
+def made(n: int, phi: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bits of two sides of three runs each, (3, n), and sizes, (n,)."""
+    random = np.random.default_rng(11)
+    sizes = random.integers(3, 9, n).astype(float)
+    ours, theirs = (autoregressive(random, 3, n, phi) + random.standard_normal((3, 1)) for _ in range(2))
+    return ours * sizes, theirs * sizes, sizes
+
+
+@pytest.mark.parametrize("at_once", [2**22, 100_000, 1])
+def test_numbers_are_those_of_one_table_of_all_draws(at_once: int, monkeypatch):
+    """As they were recorded when the whole table was held, joined blocks (37 of 300) and all."""
+    monkeypatch.setattr(bootstrap, "AT_ONCE", at_once)
+    bootstrap._table.cache_clear()
+    recorded = {
+        (300, 0.9, True): (-1.2695410753306353, 0.03533992032720016, 12, 2.3744829388669144, 4, 37),
+        (300, 0.0, False): (-1.389610351734686, 0.002983818503280224, 299, 2.320804102592862, 4, 300),
+        (40, 0.5, True): (-0.26530039644463277, 0.051125419623247466, 13, 0.31958797442881387, 4, 40),
+    }
+    for (n, phi, stream), wanted in recorded.items():
+        ours, theirs, sizes = made(n, phi)
+        e = estimate(ours, theirs, sizes, [ours, theirs], 2_000, 4, stream)
+        found = (e.difference, e.text, e.text_df, e.seeds, e.seeds_df, e.blocks)
+        assert found == pytest.approx(wanted, rel=1e-12)
+
+
+def test_several_pairs_are_what_each_is_alone():
+    ours, theirs, sizes = made(300, 0.9)
+    independent, replicates = np.random.default_rng(0).standard_normal((1, 300)), [ours, theirs]
+    # Blocks are joined for some of them and not for others.
+    pairs = [(ours, theirs), (ours, independent), (independent, np.zeros((1, 300))), (independent, theirs[:1])]
+    found = estimates(pairs, sizes, replicates, RESAMPLES, 0, True)
+    assert len({e.blocks for e in found}) > 1
+    assert found == [estimate(a, b, sizes, replicates, RESAMPLES, 0, True) for a, b in pairs]
+
+
+def test_memory_does_not_grow_with_the_number_of_documents():
+    """20,000 documents under 500 resamples: a table of 80 MB, and as many again while it was drawn."""
+    bits = np.random.default_rng(0).standard_normal((2, 20_000))
+    tracemalloc.start()
+    try:
+        estimate(bits[:1], bits[1:], np.ones(20_000), [], 500, 0, False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Draws as integers and as numbers, the piece before them not yet freed.
+    assert peak < 3.2 * 8 * bootstrap.AT_ONCE

@@ -221,3 +221,16 @@ def test_spelled_unknown_words_are_comparable():
     spelled = replace(CARRIED, unknown="spelled")
     one, two = (scores(np.ones(50), tokenizer=t, protocol=spelled, unknown=u) for t, u in (("t", 7), ("u", 0)))
     check([side("a", one), side("b", two)], own_protocols=False)
+
+
+def test_a_tokenizer_that_folds_text_is_told_beside_another():
+    bert = scores(np.ones(4_000), tokenizer="bert")
+    bert.about["lossy_steps"] = ["BertNormalizer", "BertPreTokenizer"]
+    # Scores of an older version say nothing of it; our own kinds have none.
+    older, own = scores(np.ones(4_000)), scores(np.ones(4_000), tokenizer="word")
+    own.about["lossy_steps"] = []
+    (note,) = told([side("a", older), side("b", bert), side("c", own)])["notes"]
+    assert note.startswith("b has a tokenizer that changes or drops text (BertNormalizer, BertPreTokenizer): case,")
+    assert told([side("a", older), side("c", own)])["notes"] == []
+    # Both of one tokenizer: what it folds is as little work for either.
+    assert told([side("a", bert), side("b", bert)])["notes"] == []

@@ -306,6 +306,17 @@ def test_a_protocol_is_described_in_one_line():
     assert "first 1,000 tokens" in protocol("carried", lanes=1, limit_tokens=1000).describe()
 
 
+def test_unknown_words_that_cost_their_token_alone_are_told():
+    own = protocol("carried", lanes=4)
+    more = "that cost no more than the token (evaluation.unknown=spelled charges their letters)"
+    assert own.describe({"test": 1_037}) == f"{own.describe()}; 1,037 <unk> {more}"
+    assert own.describe({"val": 37, "test": 41}) == f"{own.describe()}; 37 <unk> of val, 41 <unk> of test {more}"
+    assert own.describe({"val": 0, "test": 41}) == f"{own.describe()}; 41 <unk> of test {more}"
+    assert own.describe({"val": 0}) == own.describe()
+    spelled = replace(own, unknown="spelled")
+    assert spelled.describe({"val": 37}) == spelled.describe()
+
+
 def test_differences_name_what_makes_numbers_incomparable():
     assert SLIDING.differences(protocol("sliding", stride=2, max_context=5)) == []
     assert SLIDING.differences(protocol("sliding", stride=1, max_context=5)) == ["stride: 2 against 1"]

@@ -157,6 +157,7 @@ def test_a_wordpiece_file_decodes_and_spans_rightly(tmp_path):
     assert bert.decode(encoding.ids) == "hello, worlds"
     stream = StreamDecoder(bert)
     assert "".join(map(stream.push, encoding.ids)) == "hello, worlds"
+    assert bert.lossy_steps == ("BertNormalizer", "BertPreTokenizer")
     assert bert.unknown("hello zebra") == [" zebra"]
 
 
@@ -207,3 +208,51 @@ def test_an_id_far_beyond_the_entries_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="4,000,000,000"):
         pretrained.adopt(tmp_path / "tokenizer.json", eos_token="zz")
+
+
+def folding(content, *normalizers, pre=None, tokens=()):
+    """The document of a byte-level tokenizer with these steps before its own."""
+    steps = {"type": "Sequence", "normalizers": list(normalizers)} if normalizers else content["normalizer"]
+    pre = {"type": "Sequence", "pretokenizers": [*([pre] if pre else []), content["pre_tokenizer"]]}
+    return {**content, "normalizer": steps, "pre_tokenizer": pre, "added_tokens": [*content["added_tokens"], *tokens]}
+
+
+STRIPPING = {"content": "x", "id": 12, "special": False, "lstrip": True, "rstrip": False}
+LOSSY = {
+    "case": ([{"type": "NFKC"}, {"type": "Lowercase"}], {}, ["NFKC", "Lowercase"]),
+    "quotes": ([{"type": "Replace", "pattern": {"String": "``"}, "content": '"'}], {}, ["Replace"]),
+    "spaces": ([], {"pre": {"type": "WhitespaceSplit"}}, ["WhitespaceSplit"]),
+    "dropped": ([], {"pre": {"type": "Split", "pattern": {"Regex": " "}, "behavior": "Removed"}}, ["Split"]),
+    "cut": ([], {"pre": {"type": "Split", "pattern": {"Regex": " "}, "behavior": "Isolated"}}, []),
+    "mark": ([{"type": "Prepend", "prepend": "▁"}], {}, []),
+    "added": ([], {"tokens": [STRIPPING]}, ["added tokens that strip"]),
+}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_steps_that_change_or_drop_text_are_named(name, gpt2):
+    normalizers, more, expected = LOSSY[name]
+    assert pretrained._lossy_steps(folding(gpt2.content, *normalizers, **more)) == expected
+
+
+def test_characters_without_a_token_are_dropped_where_nothing_stands_for_them(llama):
+    model = {**llama.content["model"], "unk_token": None}
+    assert pretrained._lossy_steps({**llama.content, "model": model}) == []
+    assert pretrained._lossy_steps({**llama.content, "model": {**model, "byte_fallback": False}}) == [
+        "BPE without <unk>"
+    ]
+
+
+def test_a_unigram_file_names_its_normaliser(tmp_path):
+    """As T5's and XLM-R's, with pieces in a list."""
+    other = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("▁a", -1.0)], 0, False))
+    other.normalizer = tokenizers.normalizers.NFKC()
+    other.pre_tokenizer, other.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    other.add_special_tokens(["<unk>", "</s>"])
+    other.save(str(tmp_path / "tokenizer.json"))
+    assert take(tmp_path).lossy_steps == ("NFKC",)
+
+
+def test_what_keeps_all_of_a_text_has_no_such_steps(gpt2, llama, kinds):
+    assert gpt2.lossy_steps == llama.lossy_steps == ()
+    assert {kind.lossy_steps for kind in kinds.values()} == {()}

@@ -173,12 +173,16 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """A file's lines, each a text of its own. Raises ValueError where there are none or they are no UTF-8."""
+    """A file's lines, each a text of its own, without a byte-order mark before the first.
+
+    Raises ValueError where there are none or they are no UTF-8.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; give one with a text on each line")
     try:
         # Not splitlines(): it also cuts at form feeds and Unicode's line separators, which are text here.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        # The mark is taken off here, as utf-8-sig would tell the place of a fault without it.
+        lines = path.read_text(encoding="utf-8").removeprefix("\ufeff").split("\n")
     except UnicodeDecodeError as error:
         from lmlab.data.corpora.text import remedy
 

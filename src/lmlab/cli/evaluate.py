@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> int:
     label = " + ".join([config["split"], *found.protocol.options])
     rows = parts | {label: sums} | {FLOORS[name]: floor for name, floor in floors.items()}
     show_likelihoods(rows)
-    console().print(f"measured {found.protocol.describe()}", highlight=False)
+    told = found.protocol.describe({config["split"]: sums["unknown"]})
+    console().print(f"measured {told}", highlight=False, soft_wrap=True)
     for by, table in tables.items():
         show_breakdown(by, table)
     return 0

@@ -55,7 +55,8 @@ def show_results(results: Mapping[str, Any], alone: bool, own_classes: Sequence[
         f"{training['seconds']:,.1f} s{speed}; stopped: {training['stopped_because']}",
         highlight=False,
     )
-    out.print(f"measured {Protocol(**results['protocol']).describe()}", highlight=False)
+    unknown = {split: sums.get("unknown") or 0 for split, sums in splits.items()}
+    out.print(f"measured {Protocol(**results['protocol']).describe(unknown)}", highlight=False, soft_wrap=True)
     if alone:
         for sample in results.get("samples", ()):
             out.print(Text.assemble(("\nsample  ", "dim"), printable(sample.strip())), soft_wrap=True)
@@ -309,6 +310,8 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     out.print()
     for c in report["comparisons"]:
         out.print(c["words"], highlight=False, soft_wrap=True)
+    for note in report["notes"]:
+        out.print(note, highlight=False, soft_wrap=True)
     blocks = report["blocks"]
     kind = "documents" if blocks["kind"] == "documents" else "stretches"
     most = max(c["blocks"] for c in report["comparisons"])
@@ -316,7 +319,8 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     size = f"{'' if most == blocks['n'] else 'at most '}{blocks['bytes']:,.0f} bytes"
     out.print(f"\n{report['split']}, {n} {kind} of {size} resampled", highlight=False)
     for protocol in report["protocols"]:
-        out.print(f"measured {Protocol(**protocol).describe()}", highlight=False)
+        told = Protocol(**protocol).describe({report["split"]: report.get("unknown", 0)})
+        out.print(f"measured {told}", highlight=False, soft_wrap=True)
 
 
 def _interval(bounds: Any, places: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmlab.data.cache import locked
-from lmlab.data.store import MANIFEST, USED, DamagedStore, Store, remove
+from lmlab.data.store import MANIFEST, NAME, USED, DamagedStore, Store, remove
 
 DAY_S = 86400.0
 
@@ -26,9 +26,11 @@ class Entry:
 
 
 def stores(cache_dir: Path) -> list[Entry]:
-    """All stores in a cache, the last used first."""
+    """All stores in a cache, the last used first: directories that are called as stores are, and nothing else there."""
     found = []
     for path in Path(cache_dir, "stores").glob("[!.]*"):
+        if not NAME.fullmatch(path.name) or not path.is_dir():
+            continue
         try:
             report = Store(path).report
             corpus, tokenizer = report["corpus"], report["tokenizer"]
@@ -67,9 +69,12 @@ def prune(cache_dir: Path, unused_days: float | int | None, max_bytes: int | Non
 def _sweep(folder: Path) -> None:
     """Remove the leavings of preparations that nobody is at work on."""
     for lock in folder.glob(".*.lock"):
+        own = lock.name.removesuffix(".lock")
+        if not NAME.fullmatch(own.removeprefix(".")):
+            continue
         with locked(lock, None) as alone:
             if alone:
-                for left in folder.glob(f"{lock.name.removesuffix('.lock')}-*"):
+                for left in folder.glob(f"{own}-*"):
                     shutil.rmtree(left, ignore_errors=True)
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 # Raised when the files of a store change their meaning; part of the key, so old stores are left alone.
 FORMAT = 2
 MANIFEST, USED = "manifest.json", ".used"
+# How `prepare` calls a store: the corpus and the first 64 bits of the key. What is called otherwise is not ours.
+NAME = re.compile(r".+-[0-9a-f]{16}")
 # Files up to here are checked by content on opening, which takes about a millisecond; larger ones by size and time of
 # change, and by content where that time is another or training begins: some 0.3 s a gigabyte from memory, once.
 CHECK_UP_TO = 4 << 20

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lmlab.evaluation.bootstrap import FEWEST, POWER, Estimate, estimate, holm, t_quantile
+from lmlab.evaluation.bootstrap import FEWEST, POWER, Estimate, estimates, holm, t_quantile
 from lmlab.evaluation.protocol import Protocol
 from lmlab.evaluation.scores import Scores
 
@@ -70,6 +70,21 @@ def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_prot
             )
 
 
+def notes(sides: Sequence[Side]) -> list[str]:
+    """A line for each side whose tokenizer changes or drops text, where not all have the same."""
+    if len({run.about["tokenizer"] for side in sides for run in side.runs}) == 1:
+        return []
+    found = []
+    for side in sides:
+        steps = list(dict.fromkeys(step for run in side.runs for step in run.about.get("lossy_steps", ())))
+        if steps:
+            found.append(
+                f"{side.name} has a tokenizer that changes or drops text ({', '.join(steps)}): case, accents or white "
+                "space that it folds cost nothing, so that its bits per byte may be too low beside another tokenizer's."
+            )
+    return found
+
+
 def compare(
     sides: Sequence[Side],
     pairs: str,
@@ -90,7 +105,7 @@ def compare(
         together.setdefault(side.configuration, {}).update(zip(names, runs, strict=True))
     replicates = [np.stack(list(runs.values())) for runs in together.values() if len(runs) > 1]
     chosen = list(combinations(range(len(sides)), 2)) if pairs == "all" else [(0, j) for j in range(1, len(sides))]
-    found = [estimate(bits[i], bits[j], sizes, replicates, resamples, seed, stream) for i, j in chosen]
+    found = estimates([(bits[i], bits[j]) for i, j in chosen], sizes, replicates, resamples, seed, stream)
     adjusted = holm([e.p for e in found])
     units, fewest = _units(sides), min(e.blocks for e in found)
     told = [
@@ -103,6 +118,7 @@ def compare(
         "blocks": {"kind": "stream" if stream else "documents", "n": fewest, "bytes": float(sizes.sum() / fewest)},
         "confidence": confidence,
         "comparisons": told,
+        "notes": notes(sides),
     }
 
 

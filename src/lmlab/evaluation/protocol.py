@@ -73,8 +73,8 @@ class Protocol:
         changed = replace(self, **changes)
         return replace(changed, version=VERSIONS[changed.unknown])
 
-    def describe(self) -> str:
-        """One line for people."""
+    def describe(self, unknown: Mapping[str, int] | None = None) -> str:
+        """One line for people. unknown: {split: its <unk>}, told where each costs its token and not its letters."""
         window = f"windows of {self.max_context} tokens, stride {self.stride}"
         context = f"context of {self.max_context} tokens" if self.max_context else "unbounded context"
         inside = window if self.stride else f"state carried, {context}"
@@ -86,7 +86,14 @@ class Protocol:
         limit = "" if self.limit_tokens is None else f", first {self.limit_tokens:,} tokens"
         spelled = ", <unk> spelled out" if self.unknown == "spelled" else ""
         more = "".join(f", {key} {_values(value, ' ')}" for key, value in self.options.items())
-        return f"{text}, precision {self.precision}{limit}{spelled}{more} (protocol {self.version})"
+        told = f"{text}, precision {self.precision}{limit}{spelled}{more} (protocol {self.version})"
+        counts = {split: n for split, n in (unknown or {}).items() if n and self.unknown == "token"}
+        if not counts:
+            return told
+        counted = ", ".join(
+            f"{n:,} <unk>" + (f" of {split}" if len(unknown) > 1 else "") for split, n in counts.items()
+        )
+        return f"{told}; {counted} that cost no more than the token (evaluation.unknown=spelled charges their letters)"
 
     def differences(self, other: "Protocol", own_contexts: bool = False) -> list[str]:
         """What makes numbers of the two incomparable; empty when nothing does.

@@ -15,6 +15,8 @@ from lmlab.tokenizers.vocabulary import REPLACEMENT
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|im_end|>", "[SEP]")
 BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<｜begin▁of▁sentence｜>", "[CLS]")
 SPACE = "▁"  # SentencePiece's U+2581
+# Pre-tokenizers that keep every character, however they cut; others do where they say so.
+KEEPING = {"ByteLevel", "Digits", "FixedLength", "Metaspace", "UnicodeScripts"}
 _BYTES = {f"<0x{b:02X}>": bytes([b]) for b in range(256)}
 
 
@@ -33,6 +35,7 @@ class PretrainedTokenizer(Subwords):
         self._strips = pieces is not None and _prefixes_space(self.rust, content)
         self.cuts_at_space = _is_gpt2(content)
         self.lossless = _is_lossless(content)
+        self.lossy_steps = tuple(_lossy_steps(content))
 
     @classmethod
     def from_document(cls, content: dict[str, Any]) -> "PretrainedTokenizer":
@@ -216,6 +219,33 @@ def _is_lossless(content: dict[str, Any]) -> bool:
         and set(bytelevel.CHARACTERS) <= set(content["model"]["vocab"])
         and not any(token["lstrip"] or token["rstrip"] for token in content["added_tokens"] if not token["special"])
     )
+
+
+def _lossy_steps(content: dict[str, Any]) -> list[str]:
+    """Names of the steps after which two texts may be the same tokens, none of them <unk>.
+
+    But for one space that is put before a text, unless it begins with one: a space a document is next to nothing.
+    """
+    model = content["model"]
+    found = [step["type"] for step in _steps(content["normalizer"], "normalizers") if not _keeps(step)]
+    cuts = _steps(content["pre_tokenizer"], "pretokenizers")
+    for step in cuts:
+        if step["type"] not in KEEPING and step.get("behavior", "Removed") == "Removed":
+            found.append(step["type"])
+    if model.get("type") == "BPE" and model.get("unk_token") is None:
+        in_bytes = any(step["type"] == "ByteLevel" for step in [*_steps(content["normalizer"], "normalizers"), *cuts])
+        needed = set(bytelevel.CHARACTERS) if in_bytes else set(_BYTES)
+        if not (in_bytes or model.get("byte_fallback")) or not needed <= set(model["vocab"]):
+            found.append("BPE without <unk>")
+    if any(token["lstrip"] or token["rstrip"] for token in content["added_tokens"] if not token["special"]):
+        found.append("added tokens that strip")
+    return list(dict.fromkeys(found))
+
+
+def _keeps(normalizer: dict[str, Any]) -> bool:
+    if normalizer["type"] == "Replace":
+        return normalizer["pattern"] == {"String": " "} and normalizer["content"] == SPACE
+    return normalizer["type"] in ("Prepend", "ByteLevel")
 
 
 def _spell(content: dict[str, Any], specials: dict[str, int], unk_id: int | None) -> list[bytes] | None:

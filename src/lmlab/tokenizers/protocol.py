@@ -39,6 +39,9 @@ class Tokenizer(Protocol):
     unk_id: int | None
     # Decode after encode is the identity for any text that UTF-8 can hold.
     lossless: bool
+    # Steps of somebody else's tokenizer that change or drop text, by name: what they fold costs nothing. Our own kinds
+    # have none; that `word` drops white space is known of it.
+    lossy_steps: tuple[str, ...]
 
     def encode(self, text: str) -> Encoding:
         """Exactly the text, no closing <eos> (but in `word` each newline is an <eos>)."""

@@ -20,6 +20,7 @@ class Vocabulary(ABC):
 
     kind: str
     lossless = False
+    lossy_steps: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -2,10 +2,11 @@
 
 import glob
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import takewhile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import xxhash
 from lmlab.data.cache import file_hash
 from lmlab.data.corpora import formats
 from lmlab.data.corpora.document import SPLITS, Document, Fragment, as_documents, check_split
+
+log = logging.getLogger(__name__)
 
 # Raised when the same files give other documents or another split.
 RULES = 2
@@ -30,7 +33,8 @@ class Files:
     train is given, val and test are split off it: `split_by=document` takes whole documents, spread evenly over the
     corpus; `share` takes the corpus's end, test last, cut at a line end near the share of characters; `auto` goes by
     document from 100 documents on. With val or test given, the splits are what was given, and shares are not used.
-    A folder stands for every file under it of a known kind, in order of name.
+    A folder stands for every file under it of a known kind, in order of name. A file that a split is given twice, as
+    by a folder and a glob, is read once, where it comes first.
     text_field: the field of .jsonl, .csv and .parquet that holds the text.
     document_separator: a .txt or .md file is several documents, each ending with it ("\\n\\n": a blank line).
     """
@@ -201,13 +205,25 @@ def _place(text: str, at: int, edges: list[int], slack: int) -> int:
 
 
 def _find(split: str, given: str | Sequence[str]) -> list[tuple[str, Path]]:
-    """(name, path) of every file that was asked for; names do not tell where on the machine the files lie."""
-    return [
-        # Names are stored: bytes of them that are no UTF-8 become question marks.
-        (name.encode("utf-8", "replace").decode(), path)
-        for one in ([given] if isinstance(given, str | Path) else given)
-        for name, path in _find_one(split, str(one))
-    ]
+    """(name, path) of every file that was asked for, once; names do not tell where on the machine the files lie."""
+    kept: dict[Path, tuple[str, Path]] = {}
+    again: list[Path] = []
+    for one in [given] if isinstance(given, str | Path) else given:
+        for name, path in _find_one(split, str(one)):
+            # Names are stored: bytes of them that are no UTF-8 become question marks.
+            found = name.encode("utf-8", "replace").decode(), path
+            if kept.setdefault(path.resolve(), found) is not found:
+                again.append(path)
+    if again:
+        them = f"{len(again):,} files that were" if len(again) > 1 else "a file that was"
+        _tell(f"corpus.{split}: passed over {them} given before: {again[0]}")
+    return list(kept.values())
+
+
+@cache
+def _tell(line: str) -> None:
+    """Log it once: a command reads its corpus's settings several times."""
+    log.info("%s", line)
 
 
 def _find_one(split: str, given: str) -> list[tuple[str, Path]]:

@@ -303,6 +303,12 @@ class Run:
         with using(self.kernels):
             return evaluate(self.model, rows, protocol.precision, self.device)
 
+    def unknown(self, split: str) -> int:
+        """How many <unk> that cost no more than the token are among what `evaluate` scores of its own text."""
+        from lmlab.evaluation.protocol import unknown
+
+        return unknown(self.part(split, None, self.protocol), self.tokenizer.unk_id, self.protocol)
+
     def floors(self, splits: Iterable[str], protocol: "Protocol | None" = None) -> dict[str, Any]:
         """The unigram and the 5-gram on its own text's tokens: `floors` and `floors_protocol`, as in results.json.
 

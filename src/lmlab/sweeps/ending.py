@@ -115,8 +115,6 @@ class Tidy:
 def complete(asked: Asked, row: Any, path: Path) -> None:
     """Add to a winner's results what is measured for it alone, once: the floors and, of one objective, test."""
     from lmlab.decisions import choose_device
-    from lmlab.evaluation.protocol import unknown
-    from lmlab.hardware import threads
     from lmlab.runs import load
 
     results = RunDirectory(path).results()
@@ -134,10 +132,7 @@ def complete(asked: Asked, row: Any, path: Path) -> None:
         allow_targets=set(targets(config)), cache_dir=config["cache_dir"],
     )  # fmt: skip
     if test := test and "test" in run.store().splits:
-        part = run.part("test", None, run.protocol)
-        with threads(config["threads"]):
-            splits["test"] = run.evaluate("test").as_dict()
-        splits["test"]["unknown"] = unknown(part, run.tokenizer.unk_id, run.protocol)
+        splits["test"] = run.evaluate("test").as_dict() | {"unknown": run.unknown("test")}
     if floors := asked.floors and splits.keys() - known.keys():
         results |= run.floors(splits)
     if test or floors:

@@ -36,7 +36,7 @@ ROOMS = {
     "scoring": {"models", "tokenizers", "metrics", "types"},
     "generation": {"models", "tokenizers", "types"},
     "interop": {"models", "tokenizers"},
-    "evaluation": {"config", "scoring", "generation", "data", "models", *FOUNDATION},
+    "evaluation": {"config", "scoring", "generation", "data", "models", "tokenizers", *FOUNDATION},
     "interpret": {"scoring", "models", "tokenizers", *FOUNDATION},
     "training": {
         *("config", "instantiate", "run_directory", "sizes", "tokenizers", "models", "data", "scoring", "generation"),

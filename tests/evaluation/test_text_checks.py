@@ -167,6 +167,121 @@ def test_a_copied_passage_is_caught_and_shown(tmp_path, kind):
         assert any(copied[10:60] in line for line in found.details), found.details
 
 
+class Rows(Texts):
+    """A document for each line."""
+
+    def documents(self, split):
+        for i, line in enumerate(self.content[split].splitlines()):
+            first, space, rest = line.partition(" ")
+            yield Document(f"{split}{i}", [first, space + rest])
+
+
+def rows(n, seed, length=6, source=WORDS[:90]):
+    random = np.random.default_rng(seed)
+    return "".join(" ".join(random.choice(source, length).tolist()) + "\n" for _ in range(n))
+
+
+HAN = [chr(0x4E00 + i) for i in range(400)]
+
+
+def spaceless(n, seed, length=9):
+    return rows(n, seed, length, HAN).replace(" ", "")
+
+
+@pytest.mark.parametrize("make", [rows, spaceless])
+def test_short_rows_that_train_has_too_are_caught(tmp_path, kind, make):
+    """Each of fewer words than a stretch has: no stretch lies within one."""
+    copied = make(8, 1)
+    train = make(400, 0) + copied + make(400, 3)
+    corpus, other = Rows(train=train, val=make(30, 4) + copied), Rows(train=train, val=make(30, 4) + make(8, 5))
+    for each, passed in ((corpus, False), (other, True)):
+        made = store(tmp_path, KINDS[kind], each)
+        found = [text_checks.words_overlap(each, made.splits, 3)]
+        # Words without spaces are a row each: all that is held out is <unk>, but for what was copied.
+        if (kind, make) != ("word", spaceless):
+            found.append(text_checks.tokens_overlap(made))
+        for check in found:
+            assert check.passed is passed, check
+            assert "documents shorter than a stretch count" in check.details[-1]
+            assert any(row in line for row in copied.splitlines() for line in check.details) is not passed
+
+
+@pytest.mark.parametrize("where", ["inside", "across"])
+def test_a_short_row_is_not_shared_for_standing_in_longer_ones(tmp_path, where):
+    row = rows(1, 1).strip()
+    longer = f"before {row} after\n" if where == "inside" else row.replace(" ", "\n", 3) + "\n"
+    corpus = Rows(train=rows(300, 0) + longer, val=rows(20, 4) + row)
+    made = store(tmp_path, KINDS["word"], corpus)
+    for check in (text_checks.tokens_overlap(made), text_checks.words_overlap(corpus, made.splits, 3)):
+        assert check.passed, check
+
+
+def test_very_short_rows_repeat_and_are_no_fault_but_nothing_passes_for_them(tmp_path, kind):
+    answers = "Yes.\nNo.\n嗯。\nI do.\n"
+    some = Rows(train=rows(300, 0) + answers * 5, val=rows(40, 4) + answers)
+    most = Rows(train=rows(300, 0) + answers * 90, val=rows(2, 4) + answers * 40)
+    for corpus, passed in ((some, True), (most, None)):
+        made = store(tmp_path, KINDS[kind], corpus)
+        for check in (text_checks.tokens_overlap(made), text_checks.words_overlap(corpus, made.splits, 3)):
+            assert check.passed is passed, check
+            assert ("of val stand in documents too short to be asked (under 4 words" in check.figure) is not passed
+
+
+def test_short_rows_with_unk_are_not_taken_for_each_other(tmp_path):
+    train = "".join(f"my own name is {a}\n" for a in "ab" * 30)
+    corpus = Rows(train=train, val="".join(f"my own name is {a}{b}\n" for a in "xyz" for b in "uvw"))
+    # <unk> is in train as well.
+    made = store(tmp_path, partial(word.train, min_count=31, max_vocab=None), corpus)
+    check = text_checks.tokens_overlap(made)
+    assert check.passed is None
+    assert "or with an <unk>" in check.figure
+
+
+def test_the_last_part_of_train_that_is_read_begins_within_a_document(tmp_path, monkeypatch):
+    corpus = Rows(train=rows(300, 0) + rows(1, 1, 8), val=rows(1, 1, 8))
+    made = store(tmp_path, KINDS["byte"], corpus)
+    assert text_checks.tokens_overlap(made).passed is False
+    length = len(made.split("train").ids) - int(made.split("train").doc_starts[-1])
+    monkeypatch.setattr(text_checks, "QUICK_TOKENS", length - 1)
+    assert text_checks.tokens_overlap(made).passed is True
+    monkeypatch.setattr(text_checks, "QUICK_TOKENS", length)
+    assert text_checks.tokens_overlap(made).passed is False
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_long_documents_are_decoded_in_parts(tmp_path, monkeypatch, kind, step):
+    monkeypatch.setattr(text_checks, "DECODED", step)
+    corpus = Rows(train=prose(300, 0), val="é 明月明月, " + prose(300, 1), test=prose(300, 0))
+    made = store(tmp_path, KINDS[kind], corpus)
+    honest = text_checks.decoding(made, corpus)
+    if kind == "word":
+        assert honest.passed is None
+        return
+    assert honest.passed
+    read = [text.strip() for text in corpus.content.values() if kind != "char" or "é" not in text]
+    assert f"{len(read)} documents, {sum(len(t.encode()) for t in read):,} bytes" in honest.figure
+    ids = np.array(made.split("test").ids)
+    ids[[5, 6]] = ids[[6, 5]]
+    made.split("test").ids = ids
+    wrong = text_checks.decoding(made, corpus)
+    assert wrong.passed is False
+    assert "test, test0:" in wrong.figure
+
+
+@pytest.mark.parametrize(
+    ("decoded", "source", "differ"),
+    [
+        (["ab", "", "c"], ["a", "bc"], None),
+        ([], [""], None),
+        (["abd"], ["a", "bc"], ("d", "c")),
+        (["ab"], ["a", "bc"], ("", "c")),
+        (["ab", "c"], ["ab"], ("c", "")),
+    ],
+)
+def test_texts_are_compared_in_any_pieces(decoded, source, differ):
+    assert text_checks._compared(decoded, source) == (len("".join(source)), differ)
+
+
 def test_an_edited_copy_is_caught_by_words_alone(tmp_path):
     copied = prose(60, 9).split(" ")
     edited = [f"new{i}" if i % 11 == 10 else w for i, w in enumerate(copied)]

@@ -27,3 +27,11 @@ def test_a_prompt_that_was_pushed_is_continued_with_a_space(kinds):
     for i in prompt:
         stream.push(i)
     assert "".join(map(stream.push, rest)) == " of times"
+
+
+def test_several_at_once_are_the_same_as_one_by_one(kinds):
+    for tokenizer in kinds.values():
+        ids = tokenizer.encode("The people 明月\nof times").ids
+        stream = StreamDecoder(tokenizer)
+        parts = [stream.push_all(ids[:2]), stream.push_all([]), stream.push_all(ids[2:5]), stream.push_all(ids[5:])]
+        assert "".join(parts) + stream.flush() == tokenizer.decode(ids)

@@ -1,15 +1,17 @@
 """What an audit asks of the text: its sizes, its tokens, its vocabulary, whether train and held-out text overlap."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from lmlab.data.corpora import Corpus, Document
-from lmlab.data.store import Store
+from lmlab.data.store import Split, Store
 from lmlab.evaluation.checks import Check
-from lmlab.evaluation.overlap import Overlap, covered, overlap, stretches
+from lmlab.evaluation.overlap import LEAST, Overlap, covered, document_sizes, overlap, parts, stretches
+from lmlab.evaluation.words import CHARACTER, WORD, Block
+from lmlab.tokenizers import StreamDecoder
 
 # Of the held-out words: if a model knew these by heart, its held-out nll were too low by one part in a hundred.
 MOST_SHARED = 0.01
@@ -19,8 +21,11 @@ STRETCH_BYTES, STRETCH_TOKENS = 80, 16
 QUICK_TOKENS = 3_000_000
 # Characters of a passage that are shown.
 SHOWN = 160
+# Tokens that are decoded at once.
+DECODED = 1 << 16
 # Of kinds whose every entry is a word or a character of the train text.
 WHOLE = ("char", "word")
+_SIZES = ("words", "chars", "bytes")
 
 
 def ledger(store: Store, measured: Mapping[str, Mapping[str, float]], corpus: Corpus | None) -> Check:
@@ -71,18 +76,14 @@ def decoding(store: Store, corpus: Corpus | None) -> Check:
         return Check("decode", None, f"a {tokenizer.kind} tokenizer does not promise it")
     n_bytes = n_documents = skipped = 0
     for split in store.splits:
-        for name, ids, text in _pairs(store, split, corpus):
-            if not tokenizer.lossless and (ids == tokenizer.unk_id).any():
+        for name, ids, pieces in _pairs(store, split, corpus):
+            if not tokenizer.lossless and any((part == tokenizer.unk_id).any() for part in _steps(ids)):
                 skipped += 1
                 continue
-            decoded = tokenizer.decode(ids)
-            if text is None:
-                text, decoded = decoded, tokenizer.decode(tokenizer.encode(decoded).ids)
-            if decoded != text:
-                at = next((i for i, (a, b) in enumerate(zip(decoded, text, strict=False)) if a != b), len(decoded))
-                shown = f"{split}, {name}: {decoded[at : at + 20]!r} decoded where {text[at : at + 20]!r} stands"
-                return Check("decode", False, shown)
-            n_bytes, n_documents = n_bytes + len(text.encode()), n_documents + 1
+            n, differ = _compared(*_both(tokenizer, ids, pieces))
+            if differ:
+                return Check("decode", False, f"{split}, {name}: {differ[0]!r} decoded where {differ[1]!r} stands")
+            n_bytes, n_documents = n_bytes + n, n_documents + 1
     if not n_documents:
         return Check("decode", None, "every document has an <unk>")
     left = f"; {skipped:,} with an <unk> left out" if skipped else ""
@@ -90,15 +91,51 @@ def decoding(store: Store, corpus: Corpus | None) -> Check:
     return Check("decode", True, f"{n_documents:,} {what}, {n_bytes:,} bytes, come back the same{left}")
 
 
-def _pairs(store: Store, split: str, corpus: Corpus | None) -> Iterator[tuple[str, np.ndarray, str | None]]:
-    """(name, ids, the source's text where it is read)."""
+def _pairs(store: Store, split: str, corpus: Corpus | None) -> Iterator[tuple[str, np.ndarray, Iterable[str] | None]]:
+    """(name, ids, the pieces of the source's text where it is read)."""
     part = store.split(split)
     if corpus is None:
         yield "its beginning", np.asarray(part.ids[:4096]), None
         return
     edges = [*part.doc_starts.tolist(), len(part)]
     for document, start, stop in zip(corpus.documents(split), edges[:-1], edges[1:], strict=True):
-        yield document.name, np.asarray(part.ids[start:stop]), "".join(document.pieces)
+        yield document.name, np.asarray(part.ids[start:stop]), document.pieces
+
+
+def _both(tokenizer: Any, ids: np.ndarray, pieces: Iterable[str] | None) -> tuple[Iterable[str], Iterable[str]]:
+    """What the ids decode to, and what stands there; without the source, what its own tokens decode to."""
+    if pieces is None:
+        text = tokenizer.decode(ids)
+        return [tokenizer.decode(tokenizer.encode(text).ids)], [text]
+    return ([tokenizer.decode(ids)] if len(ids) <= DECODED else _streamed(tokenizer, ids)), pieces
+
+
+def _streamed(tokenizer: Any, ids: np.ndarray) -> Iterator[str]:
+    decoder = StreamDecoder(tokenizer)
+    yield from map(decoder.push_all, _steps(ids))
+    yield decoder.flush()
+
+
+def _steps(ids: np.ndarray) -> Iterator[np.ndarray]:
+    return (ids[start : start + DECODED] for start in range(0, len(ids), DECODED))
+
+
+def _compared(decoded: Iterable[str], text: Iterable[str]) -> tuple[int, tuple[str, str] | None]:
+    """Bytes of the text, and some of both from where they differ; either may come in any pieces."""
+    decoded, text, left, right, n_bytes = iter(decoded), iter(text), "", "", 0
+    while True:
+        while not left and (more := next(decoded, None)) is not None:
+            left = more
+        while not right and (more := next(text, None)) is not None:
+            right = more
+            n_bytes += len(right.encode())
+        n = min(len(left), len(right))
+        if left[:n] != right[:n] or not n:
+            if not (left or right):
+                return n_bytes, None
+            at = next((i for i in range(n) if left[i] != right[i]), n)
+            return n_bytes, (left[at : at + 20], right[at : at + 20])
+        left, right = left[n:], right[n:]
 
 
 def vocabulary(store: Store, remade: Any, given: str | None) -> Check:
@@ -133,24 +170,56 @@ def _entries(tokenizer: Any) -> list[str]:
 
 
 def tokens_overlap(store: Store) -> Check:
-    """Stretches of tokens that held-out text shares with train, of which the last three million tokens are read."""
+    """Stretches of tokens that held-out text shares with train, of which the last three million tokens are read.
+
+    A document that is shorter is shared if it is, whole, a document of train: see `_long_enough`.
+    """
     name, held_out = "overlap", [s for s in store.splits if s != "train"]
     if "train" not in store.splits or not held_out:
         return Check(name, None, "there are no two splits")
-    parts = [store.split(s) for s in held_out]
-    size = sum(int(p.totals["bytes"]) for p in parts) / sum(map(len, parts))
+    splits = [store.split(s) for s in held_out]
+    size = sum(int(p.totals["bytes"]) for p in splits) / sum(map(len, splits))
     n = max(STRETCH_TOKENS, math.ceil(STRETCH_BYTES / size))
-    train = store.split("train").ids
-    marks, _ = covered([np.asarray(p.ids) for p in parts], [np.asarray(train[-QUICK_TOKENS:])], n)
-    read = "" if len(train) <= QUICK_TOKENS else f"the last {QUICK_TOKENS:,} of "
+    train = store.split("train")
+    found = [_tokens(part, 0, _long_enough(part, store.tokenizer.unk_id)) for part in splits]
+    read = _tokens(train, max(0, len(train) - QUICK_TOKENS), True)
+    marks, _ = covered(found, (part for _, part in parts(read, n)), n)
+    last = "" if len(read.items) == len(train) else f"the last {QUICK_TOKENS:,} of "
     shares = {s: float(mark.mean()) for s, mark in zip(held_out, marks, strict=True)}
-    details = []
-    for split, part, mark in zip(held_out, parts, marks, strict=True):
-        runs = sorted(stretches(mark).tolist(), key=lambda run: run[0] - run[1])[:2]
-        details += [f"{split}: {_short(store.tokenizer.decode(part.ids[a:b]))}" for a, b in runs]
+    details, rule, brief = [], False, {}
+    for split, block, mark in zip(held_out, found, marks, strict=True):
+        longest = sorted(stretches(mark, block.edges).tolist(), key=lambda run: run[0] - run[1])[:2]
+        details += [f"{split}: {_short(store.tokenizer.decode(block.items[a:b]))}" for a, b in longest]
+        sizes = document_sizes(block)
+        short = sizes < n
+        rule = rule or bool((short & block.whole).any())
+        brief[split] = int(sizes[short & ~block.whole].sum()) / len(mark)
     figure = ", ".join(f"{share:.2%} of {split}" for split, share in shares.items())
-    figure += f" in stretches of {n} tokens that {read}train's {len(train):,} have too"
-    return Check(name, max(shares.values()) <= MOST_SHARED, figure, details)
+    figure += f" in stretches of {n} tokens that {last}train's {len(train):,} have too"
+    why = f"under {LEAST} words" + ("" if store.tokenizer.unk_id is None else " or with an <unk>")
+    return _overlap_check(shares, figure, rule, brief, why, details)
+
+
+def _tokens(part: Split, first: int, whole: np.ndarray | bool) -> Block:
+    """The tokens from `first` on; a document that began before it is not whole."""
+    starts = np.asarray(part.doc_starts)
+    inside = starts[np.searchsorted(starts, first) :] - first
+    edges = np.unique(np.concatenate([[0], inside, [len(part) - first]]))
+    all_of_it = np.isin(edges[:-1], inside) & whole
+    return Block(np.asarray(part.ids[first:]), None, edges, np.arange(len(all_of_it)), all_of_it)
+
+
+def _long_enough(part: Split, unk_id: int | None) -> np.ndarray:
+    """(documents,) bool: those of at least LEAST words, or twice as many characters of three bytes, and no <unk>.
+
+    Of a few tokens, those with an <unk> may stand for other text.
+    """
+    starts = np.asarray(part.doc_starts)
+    sums = {k: np.add.reduceat(np.asarray(getattr(part, f"n_{k}")), starts, dtype=np.int64) for k in _SIZES}
+    # Han, kana and Thai have three bytes a character; the rest of them are signs and digits.
+    spaceless = (sums["chars"] >= LEAST * WORD // CHARACTER) & (sums["bytes"] >= 2.5 * sums["chars"])
+    enough = (sums["words"] >= LEAST) | spaceless
+    return enough if unk_id is None else enough & ~np.logical_or.reduceat(np.asarray(part.ids) == unk_id, starts)
 
 
 def words_overlap(corpus: Corpus, splits: tuple[str, ...], shown: int) -> Check:
@@ -166,12 +235,32 @@ def words_overlap(corpus: Corpus, splits: tuple[str, ...], shown: int) -> Check:
         for s, o in found.items()
     )
     details = [line for s, o in found.items() for line in _passages(s, o)]
-    return Check(name, max(o.share for o in found.values()) <= MOST_SHARED, figure, details)
+    rule = any(o.short > o.unasked for o in found.values())
+    brief = {s: o.unasked / o.words if o.words else 1.0 for s, o in found.items()}
+    return _overlap_check({s: o.share for s, o in found.items()}, figure, rule, brief, f"under {LEAST} words", details)
 
 
-def _texts(documents: Iterator[Document]) -> Iterator[tuple[str, str]]:
+def _overlap_check(
+    shares: Mapping[str, float], figure: str, rule: bool, brief: Mapping[str, float], why: str, details: list[str]
+) -> Check:
+    """rule: whether whole documents were compared. brief: the share of each split that was not asked; why: how short.
+
+    Nothing is found wrong in a split of which most was not asked: it does not pass either.
+    """
+    passed: bool | None = max(shares.values()) <= MOST_SHARED
+    told = f"documents shorter than a stretch count if train has the whole of one, from {LEAST} words on"
+    if rule:
+        details = [*details, f"{told} ({LEAST * WORD // CHARACTER} characters in scripts without spaces)"]
+    for split, share in brief.items():
+        if share > 0.5:
+            figure += f"; {share:.0%} of {split} stand in documents too short to be asked ({why})"
+            passed = passed and None
+    return Check("overlap", passed, figure, details)
+
+
+def _texts(documents: Iterator[Document]) -> Iterator[tuple[str, Iterable[str]]]:
     for document in documents:
-        yield document.name, "".join(document.pieces)
+        yield document.name, document.pieces
 
 
 def _passages(split: str, found: Overlap) -> list[str]:

@@ -175,6 +175,23 @@ def test_eos_is_scored_only_where_asked_and_where_the_tokenizer_closes_a_text(mo
     assert len(score_text(model, ABC, "ab\n", top=0, eos=True).tokens) == 3
 
 
+def test_weights_that_diverged_give_no_score():
+    model = Mixing(ABC.vocab_size, None).eval()
+    nn.init.constant_(model.out.weight, float("nan"))
+    with pytest.raises(ValueError, match="the model gave no number: its weights diverged; take another checkpoint"):
+        score_text(model, ABC, "ab", top=0, eos=False)
+
+
+def test_what_has_no_mean_is_no_number_in_the_table_and_a_long_table_ends(model, capsys):
+    console = Console(width=100)
+    console.print(as_table(score_text(model, ABC, "", top=0, eos=False)))
+    assert "nll -  ppl -  bits per byte -" in capsys.readouterr().out
+    console.print(as_table(score_text(Mixing(ABC.vocab_size, None).eval(), ABC, "a" * 1200, top=0, eos=False)))
+    shown = capsys.readouterr().out
+    assert "and 200 more: format=json has all" in shown
+    assert shown.count("\n") < 1100
+
+
 def test_an_empty_text_is_its_eos_alone(model):
     assert [t.id for t in score_text(model, ABC, "", top=1, eos=True).tokens] == [0]
     nothing = score_text(model, ABC, "", top=1, eos=False)

@@ -34,6 +34,24 @@ def test_the_solved_width_is_within_one_percent(family: str, target: int):
     assert node["d_model"] % node.get("n_heads", 1) == 0
 
 
+@pytest.mark.parametrize("cutoffs", ["[100]", "[50,100,200]"])
+@pytest.mark.parametrize("family", ["model=lstm", "model=transformer"])
+def test_clusters_that_are_narrower_than_the_model_need_no_more_than_a_width(family, cutoffs):
+    import torch
+
+    words = [family, "model/head=adaptive", "model.tie_embeddings=false", f"model.head.cutoffs={cutoffs}"]
+    counts = torch.arange(VOCABULARY, 0, -1)
+    node = solve_width(plain(compose(words).model), 400_000, lambda n: build_model(n, VOCABULARY, counts))
+    with torch.device("meta"):
+        assert abs(count_parameters(build_model(node, VOCABULARY, counts)) - 400_000) <= 0.03 * 400_000
+
+
+def test_what_no_width_mends_is_told_as_it_is():
+    node = plain(compose(["model=transformer", "model.n_heads=4", "model.n_kv_heads=3"]).model)
+    with pytest.raises(ValueError, match="n_heads=4 must be a multiple of n_kv_heads=3"):
+        solve_width(node, 400_000, build)
+
+
 def test_where_no_width_is_within_one_percent_the_nearest_is_taken_and_said():
     import torch
 

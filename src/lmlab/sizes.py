@@ -14,6 +14,8 @@ from lmlab.models.head import Head
 
 # Shares of n_params by which a solved width may miss it: unsaid, and at all.
 NEAR, FAR = 0.01, 0.1
+# Beyond it no width is looked for that could be built.
+WIDEST = 2**16
 # {(a model's config, the size asked for, what else it was built from): the config with its width}. Once a process: of a
 # sweep's trials most ask for the same, and a Transformer's takes a quarter of a second.
 _solved: dict[tuple[str, int, Hashable], dict[str, Any]] = {}
@@ -108,13 +110,14 @@ def _solve(node: Mapping[str, Any], n_params: int, build: Callable[[Mapping[str,
         # Other widths keep their proportion to d_model.
         return sized(**{k: max(1, round(width * r)) for k, r in ratio.items()}, **changes)
 
-    smallest = at(unit)[1]
+    first = _narrowest(lambda k: at(k * unit), unit)
+    smallest = at(first * unit)[1]
     if smallest > n_params:
         raise ValueError(
             f"n_params={n_params:,} is below the {smallest:,} that the vocabulary and depth take at "
-            f"d_model={unit}; ask for more, or use a smaller tokenizer.vocab_size"
+            f"d_model={first * unit}; ask for more, or use a smaller tokenizer.vocab_size"
         )
-    low, high = 1, 2
+    low, high = first, 2 * first
     while at(high * unit)[1] <= n_params:
         low, high = high, 2 * high
     low = _largest(low, high, lambda k: at(k * unit)[1] <= n_params)
@@ -130,6 +133,28 @@ def _solve(node: Mapping[str, Any], n_params: int, build: Callable[[Mapping[str,
             f"n_params={n_params:,}: the nearest width gives {nearest[1]:,}, more than {FAR:.0%} off; ask for that"
         )
     return nearest[0]
+
+
+def _narrowest(build: Callable[[int], Any], unit: int) -> int:
+    """The smallest k that builds: the clusters of an adaptive softmax are narrower than the model."""
+
+    def fails(k: int) -> ValueError | None:
+        try:
+            build(k)
+        except ValueError as error:
+            return error
+        return None
+
+    reason = fails(1)
+    if reason is None:
+        return 1
+    high = 2
+    while fails(high) is not None:
+        high *= 2
+        if high * unit > WIDEST:
+            # It is not the width that is wrong.
+            raise reason
+    return 1 + _largest(high // 2, high, lambda k: fails(k) is not None)
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:

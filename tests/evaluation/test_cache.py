@@ -64,6 +64,12 @@ def test_the_cache_is_the_papers_written_out(model, size, theta, weight):
     np.testing.assert_allclose(found, plainly(model, text, size, theta, weight), rtol=1e-5)
 
 
+def test_the_memory_is_no_larger_than_the_text(model):
+    """Of a thousand million places, a few hundred are ever filled."""
+    large, enough = (measure(model, Cache(size, 0.3, 0.2)) for size in (10**9, 10**4))
+    assert np.array_equal(large, enough)
+
+
 def test_without_weight_it_is_the_model_alone(model):
     assert measure(model, Cache(20, 1.0, 0.0)).tolist() == measure(model, None).tolist()
 

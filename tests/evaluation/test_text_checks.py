@@ -224,7 +224,7 @@ def test_very_short_rows_repeat_and_are_no_fault_but_nothing_passes_for_them(tmp
         made = store(tmp_path, KINDS[kind], corpus)
         for check in (text_checks.tokens_overlap(made), text_checks.words_overlap(corpus, made.splits, 3)):
             assert check.passed is passed, check
-            assert ("of val stand in documents too short to be asked (under 4 words" in check.figure) is not passed
+            assert ("of val stand in text too short to be asked (under 4 words" in check.figure) is not passed
 
 
 def test_short_rows_with_unk_are_not_taken_for_each_other(tmp_path):
@@ -235,6 +235,15 @@ def test_short_rows_with_unk_are_not_taken_for_each_other(tmp_path):
     check = text_checks.tokens_overlap(made)
     assert check.passed is None
     assert "or with an <unk>" in check.figure
+
+
+def test_runs_of_unk_are_no_shared_text(tmp_path):
+    """Of three words that are known, all other text is one long run of <unk>: which text is not known."""
+    made = store(tmp_path, partial(word.train, min_count=1, max_vocab=3))
+    check = text_checks.tokens_overlap(made)
+    assert check.passed is None
+    assert check.figure.startswith("0.00% of val, 0.00% of test in stretches")
+    assert "of val stand in text too short to be asked (under 4 words or with an <unk>)" in check.figure
 
 
 def test_the_last_part_of_train_that_is_read_begins_within_a_document(tmp_path, monkeypatch):

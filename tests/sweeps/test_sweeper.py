@@ -322,6 +322,15 @@ def test_what_cannot_be_meant_is_one_line_and_leaves_nothing(sweep, here, capsys
     assert [path.name for path in here.iterdir()] == ["t.txt"]
 
 
+def test_a_sweep_is_not_begun_within_a_run(sweep, here, capsys):
+    assert sweep("seed=1,2", "test=false", "floors=false") == 0
+    trial = next(here.glob("s/trials/*"))
+    before = sorted(trial.iterdir())
+    assert sweep("optimizer.lr=1e-2,1e-3", f"sweep_dir={trial}") == 2
+    assert f"sweep_dir={trial} is a run; name another directory" in capsys.readouterr().err
+    assert sorted(trial.iterdir()) == before
+
+
 def test_a_directory_of_another_sweep_and_a_damaged_ledger_are_left_as_they_are(sweep, here, capsys, untrained):
     assert sweep("optimizer.lr=1e-2,1e-3", "test=false") == 0
     before = {p: p.read_bytes() for p in (here / "s").rglob("*") if p.is_file()}

@@ -28,6 +28,15 @@ def test_a_trace_and_a_table_are_left(steps, profiled, train, tmp_path, caplog):
     assert sorted(p.name for p in trace.parent.iterdir()) == ["operators.txt", trace.name]
 
 
+def test_a_validation_among_the_profiled_steps_is_none_of_them(train, tmp_path):
+    """With its samples it is hundreds of steps of the model: a minute, and gigabytes, of a short run."""
+    train("run", *TINY, "trainer.max_steps=8", "profile=true", "trainer.val_check_interval=2")
+    (trace,) = (tmp_path / "run/profile").glob("*.json")
+    names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
+    assert names.count("aten::lstm") == 5
+    assert sum(str(name).startswith("Optimizer.step#") for name in names) == 5
+
+
 def test_starting_the_profiler_is_no_part_of_a_step(train):
     told = train("run", *TINY, "trainer.max_steps=20", "profile=true")["training"]["performance"]
     assert sum(told["shares"].values()) < 1

@@ -52,14 +52,14 @@ class Cache:
         length = batch.targets.shape[1]
         # What is remembered is no parameter: weights that learn on learn through the model's part alone.
         h = hidden.detach().float()
-        memory = memory or _empty(h, self.size)
+        memory = memory or _empty(h)
         keys = torch.cat((memory.hidden, h), 1)
         following = torch.cat((memory.following, batch.targets), 1)
         filled = torch.cat((memory.filled, batch.counted), 1)
         # Position t sees the `size` pairs that end before it: their next tokens have been read.
-        column = torch.arange(length, device=h.device)[:, None]
-        place = torch.arange(self.size + length, device=h.device)
-        seen = (place >= column) & (place < column + self.size) & filled[:, None]
+        end = torch.arange(length, device=h.device)[:, None] + memory.filled.shape[1]
+        place = torch.arange(filled.shape[1], device=h.device)
+        seen = (place >= end - self.size) & (place < end) & filled[:, None]
         similar = torch.bmm(h, keys.mT)
         hit = seen & (following[:, None] == batch.targets[:, :, None])
         pointed = []
@@ -97,7 +97,8 @@ def interpolate(nll: NLL, pointed: NLL, weight: float) -> NLL:
     return torch.where(empty, nll, -mixed)
 
 
-def _empty(hidden: Hidden, size: int) -> Memory:
+def _empty(hidden: Hidden) -> Memory:
+    """It grows with the text, up to the cache's size."""
     n_rows, _, width = hidden.shape
-    none = torch.zeros(n_rows, size, dtype=torch.bool, device=hidden.device)
-    return Memory(hidden.new_zeros(n_rows, size, width), none.long(), none)
+    none = torch.zeros(n_rows, 0, dtype=torch.bool, device=hidden.device)
+    return Memory(hidden.new_zeros(n_rows, 0, width), none.long(), none)

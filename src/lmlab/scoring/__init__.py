@@ -150,6 +150,8 @@ def _score_chunks(
         log_probs = model.head.log_probs(carry.read(tokens[:, :-1])).float()
         # A model may have more rows than its tokenizer has ids (padded embeddings): those are no alternatives.
         arrays = _look_up(log_probs[..., : tokenizer.vocab_size], tokens[:, 1:], top)
+        if any(np.isnan(arrays[0][place, : len(ids) - 1]).any() for place, ids in enumerate(stretches)):
+            raise ValueError("the model gave no number: its weights diverged; take another checkpoint")
         for place, (number, ids) in enumerate(zip(alive, stretches, strict=True)):
             scores.append((number, _Row(*(array[place, : len(ids) - 1] for array in arrays))))
         done += width
@@ -160,7 +162,7 @@ def _score_chunks(
     return scores
 
 
-def _look_up(log_probs: torch.Tensor, targets: torch.Tensor, top: int) -> Iterable[np.ndarray]:
+def _look_up(log_probs: torch.Tensor, targets: torch.Tensor, top: int) -> list[np.ndarray]:
     chosen = log_probs.gather(-1, targets[..., None])
     ranks = 1 + (log_probs > chosen).sum(-1)
     best = log_probs.topk(top, -1)

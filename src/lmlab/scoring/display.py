@@ -13,6 +13,8 @@ from lmlab.scoring.score import TextScore
 # Background by surprisal: up to so many bits, that colour.
 SHADES = ((1, "#ffffff"), (2, "#fff3d6"), (4, "#ffe0a3"), (6, "#ffc27a"), (9, "#ff9e6b"), (13, "#f4795f"))
 DARKEST = "#dd5555"
+# Tokens that the table lists: it takes a millisecond for each.
+SHOWN = 1_000
 
 
 def as_table(score: TextScore) -> Group:
@@ -23,15 +25,22 @@ def as_table(score: TextScore) -> Group:
         table.add_column(heading, justify="right")
     if any(t.alternatives for t in score.tokens):
         table.add_column("likeliest")
-    for t in score.tokens:
+    for t in score.tokens[:SHOWN]:
         cells = [f"{t.log_prob:.3f}", _percent(t.log_prob), str(t.rank)]
         if t.alternatives:
             cells.append("  ".join(f"{_visible(a.token)} {_percent(a.log_prob)}" for a in t.alternatives))
         table.add_row(Text(_visible(t.token), _style(t.log_prob)), *map(Text, cells))
     sums = score.likelihood
     total = f"ln P(W) = {score.log_prob:.3f} nats over {sums.tokens} tokens, {sums.bytes} bytes: "
-    derived = f"nll {sums.nll:.4f}  ppl {sums.ppl:.2f}  bits per byte {sums.bpb:.4f}"
-    return Group(_shaded(score), Text(), table, Text(), _legend(), Text(total + derived))
+    derived = f"nll {_number(sums.nll, 4)}  ppl {_number(sums.ppl, 2)}  bits per byte {_number(sums.bpb, 4)}"
+    left = len(score.tokens) - SHOWN
+    more = [Text(f"and {left:,} more: format=json has all")] if left > 0 else []
+    return Group(_shaded(score), Text(), table, *more, Text(), _legend(), Text(total + derived))
+
+
+def _number(value: float, digits: int) -> str:
+    """Of no token, or no byte, there is no mean."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _shaded(score: TextScore) -> Text:

@@ -52,6 +52,8 @@ def sweep(
     n_points = asked.n_points
     fresh = not (directory / "sweep.yaml").exists()
     asked.check(directory)
+    if fresh and (directory / "asked.yaml").exists():
+        raise ValueError(f"sweep_dir={directory} is a run; name another directory")
     directory.mkdir(parents=True, exist_ok=True)
     with Ledger(directory / "ledger.sqlite", create=True) as ledger:
         # Not before: beside a ledger that cannot be read, all stays as it is.

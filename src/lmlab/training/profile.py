@@ -28,13 +28,15 @@ class Profile(Callback):
     def __init__(self, directory: Path):
         self.directory = directory
         self.profiler: profile | None = None
-        self.done = False
+        self.paused = self.done = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Of a short run the last steps.
         self.first = max(pl_module.step, min(pl_module.step + WARM_UP, pl_module.total_steps - STEPS))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.paused:
+            self._collect(True)
         if pl_module.step != self.first or self.done or not trainer.is_global_zero:
             return
         pl_module.watch.stop()
@@ -47,6 +49,16 @@ class Profile(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.profiler is not None and pl_module.step >= self.first + STEPS:
             self.write(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A validation and its samples are hundreds of steps, and none of training.
+        if self.profiler is not None:
+            self._collect(False)
+
+    def _collect(self, wanted: bool) -> None:
+        if self.profiler is not None:
+            self.profiler.toggle_collection_dynamic(wanted, supported_activities())
+        self.paused = not wanted
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.profiler is not None:

@@ -9,6 +9,8 @@ import pytest
 import tokenizers
 from lmlab.cli import main
 from lmlab.cli.command import read_lines
+from lmlab.errors import check_text
+from lmlab.runs import load
 from lmlab.tokenizers import bytelevel
 
 FAMILIES = ("lstm", "transformer", "ngram")
@@ -238,6 +240,17 @@ def test_generate_stops_at_a_string(trained, capsys):
     base = ["generate", f"run_dir={trained['ngram']}", "prompt=the cat", "max_new_tokens=20", "temperature=0"]
     assert call(capsys, *base, "stop= on the") == "the cat sat\n"
     assert call(capsys, *base, r'stop=["\n"," on"]') == "the cat sat\n"
+    assert call(capsys, *base, "stop=null") == call(capsys, *base)
+
+
+def test_python_refuses_what_is_no_text(trained):
+    run = load(trained["ngram"])
+    for ask in (run.score, run.generate, lambda text: run.generate([text]), lambda text: run.generate(stop=[text])):
+        with pytest.raises(ValueError, match="is not UTF-8"):
+            ask("\ud800")
+    for text in (None, ["a"]):
+        with pytest.raises(TypeError, match="must be one string"):
+            check_text("text", text)
 
 
 def test_a_prompt_that_the_vocabulary_lacks_is_read_and_said(small, tmp_path, monkeypatch, capsys):
@@ -307,6 +320,8 @@ def test_runs_are_listed_best_first(trained, capsys):
         "ngram",
         "1",
     ]
+    assert call(capsys, "runs", f"root={root}", "columns=[run,run]").split() == ["run", "ngram", "transformer", "lstm"]
+    assert call(capsys, "runs", f"root={root}", "columns=[run,run]", "format=csv").split()[:2] == ["run", "ngram"]
     rates = [run.get("tokens_per_s") or 0 for run in json.loads(call(capsys, "runs", f"root={root}", *FASTEST))]
     assert rates == sorted(rates, reverse=True)
     told = call(capsys, "runs", f"root={root}")
@@ -353,6 +368,15 @@ def test_prune_says_before_it_does(trained, tmp_path, capsys):
         ("generate device=foo", "device=foo"),
         ("generate precision=16", "precision=16 must be one of 32, bf16-mixed"),
         ("generate prompts_file=/nope", "/nope"),
+        ("generate temperature=auto", "temperature=auto must be a number"),
+        ("generate num_beams=4 length_penalty=1e9", "length_penalty=1000000000.0 must lie between -10 and 10"),
+        ("generate num_beams=4 length_penalty=-1e9", "length_penalty=-1000000000.0 must lie between -10 and 10"),
+        (
+            "generate prompt=\udcc3\udcf7",
+            r"prompt='\udcc3\udcf7' is not UTF-8 (character 1): set the terminal to UTF-8",
+        ),
+        ("generate stop=[a,b\udcc3]", r"stop='b\udcc3' is not UTF-8 (character 2)"),
+        ("score text=\udcc3\udcf7", r"text='\udcc3\udcf7' is not UTF-8"),
         ("generate prompts_file=/nope prompt=a", "give one of prompt=... and prompts_file=..."),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from lmlab.cli import VERBS, quote
 from lmlab.config import compose, conf_dir, plain, suggest
-from lmlab.terminal import printable
+from lmlab.terminal import printable, writes_utf8
 
 # Flags that stand by themselves, and flags with a value after them or after `=`.
 SWITCHES = ("--help", "-h", "--multirun", "-m", "--resolve")
@@ -196,7 +196,7 @@ def read_lines(path: Path) -> list[str]:
 
 def show_json(tree: Any) -> None:
     """JSON for programs: NaN and infinity, which JSON lacks, are null."""
-    print(json.dumps(_finite(tree), indent=2, ensure_ascii=False))
+    print(json.dumps(_finite(tree), indent=2, ensure_ascii=not writes_utf8(sys.stdout)))
 
 
 def _finite(tree: Any) -> Any:

@@ -23,22 +23,24 @@ def show(config: dict) -> int:
     from lmlab.runs.measures import higher
 
     one_of("format", config["format"], ("table", "csv", "json"))
+    # Named twice, a column is shown once.
+    columns = list(dict.fromkeys(config["columns"] or []))
     frame = runs.table(config["root"])
     if frame.empty:
         raise FileNotFoundError(f"no runs under root={config['root']}; train one: lmlab train")
     # The default's column is missing while no run has finished.
     sort = [config["sort"]] if config["sort"] not in (None, "val/bpb") else []
-    for column in [*(config["columns"] or []), *sort]:
+    for column in [*columns, *sort]:
         if column not in frame:
             near = suggest(column, frame.columns)
             raise ValueError(f"no column {column!r}{near}; lmlab runs format=csv has all of them")
     if config["sort"] in frame:
         first = not higher(config["sort"], directions(config["root"]))
         frame = frame.sort_values(config["sort"], kind="stable", key=comparable, ascending=first)
-    if config["columns"] and config["format"] != "table":
-        frame = frame[config["columns"]]
+    if columns and config["format"] != "table":
+        frame = frame[columns]
     if config["format"] == "table":
-        show_table(frame, config["columns"])
+        show_table(frame, columns or None)
     elif config["format"] == "csv":
         print(for_stdout(frame.to_csv(index=False)), end="")
     else:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lmlab.cli.command import load_run, one_of, options, read_lines, show_json
 from lmlab.cli.tables import console
+from lmlab.errors import check_text
 
 log = logging.getLogger("lmlab")
 
@@ -16,6 +17,8 @@ def main(arguments: list[str]) -> int:
     one_of("format", config["format"], ("table", "json"))
     if (config["text"] is None) == (config["file"] is None):
         raise ValueError("give one of text=... and file=... (one text a line)")
+    if config["text"] is not None:
+        check_text("text", config["text"])
     texts = [config["text"]] if config["text"] is not None else read_lines(Path(config["file"]))
     run = load_run(config)
     from lmlab.generation.decoding import unknown_note

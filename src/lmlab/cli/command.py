@@ -172,12 +172,16 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}={value} must be one of {', '.join(allowed)}")
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: str | Path, key: str = "file") -> list[str]:
     """A file's lines, each a text of its own, without a byte-order mark before the first.
 
-    Raises ValueError where there are none or they are no UTF-8.
+    key: which named it. Raises ValueError where there are none or they are no UTF-8.
     """
-    if not path.is_file():
+    if path == "":
+        raise ValueError(f"{key}= is empty: name a file with a text on each line, or leave it out")
+    path = Path(path)
+    # What is piped in (/dev/stdin, <(...)) is read as well.
+    if not path.exists() or path.is_dir():
         raise FileNotFoundError(f"{path} is no file; give one with a text on each line")
     try:
         # Not splitlines(): it also cuts at form feeds and Unicode's line separators, which are text here.

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import asdict
-from pathlib import Path
 
 from lmlab.cli.command import load_run, one_of, options, read_lines, show_json
 from lmlab.errors import check_text
@@ -19,7 +18,9 @@ def main(arguments: list[str]) -> int:
     if config["prompt"] and config["prompts_file"] is not None:
         raise ValueError("give one of prompt=... and prompts_file=... (one prompt a line)")
     check_text("prompt", config["prompt"])
-    prompts = [config["prompt"]] if config["prompts_file"] is None else read_lines(Path(config["prompts_file"]))
+    prompts = (
+        [config["prompt"]] if config["prompts_file"] is None else read_lines(config["prompts_file"], "prompts_file")
+    )
     from dataclasses import fields
 
     from lmlab.generation import Decoding

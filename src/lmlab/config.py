@@ -94,7 +94,10 @@ def conf_dir() -> Path:
 
 def cache_dir(asked: str | os.PathLike | None) -> Path:
     """Where token stores live: as asked, else $LMLAB_CACHE, else ~/.cache/lmlab."""
-    return Path(asked or os.environ.get("LMLAB_CACHE") or Path.home() / ".cache" / "lmlab")
+    found = Path(asked or os.environ.get("LMLAB_CACHE") or Path.home() / ".cache" / "lmlab")
+    if found.is_file():
+        raise NotADirectoryError(f"cache_dir={found} is a file; name a directory")
+    return found
 
 
 def compose(

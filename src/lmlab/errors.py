@@ -9,6 +9,19 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on: the loss is not finite, memory or disk ran out. Says what is kept."""
 
 
+def check_text(name: str, text: object) -> None:
+    """Raises TypeError where it is no string, ValueError where UTF-8 cannot write it: then it was no UTF-8 as typed."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name}={text!r} must be one string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}={text!r} is not UTF-8 (character {error.start + 1}): set the terminal to UTF-8, or give a file "
+            "that is"
+        ) from error
+
+
 def full_disk(error: BaseException | None) -> BaseException | None:
     """A full disk's complaint, behind an error or what it was raised from: torch and SQLite have words of their own."""
     while error is not None:

@@ -33,6 +33,8 @@ def read_initial(source: str, allow_targets: Iterable[str] = (), begun: str | No
 
     Raises FileNotFoundError or ValueError where it cannot start a run.
     """
+    if begun is not None and not source.startswith("hf:") and Path(source).resolve() == Path(begun).resolve():
+        raise ValueError(f"init_from={source} is run_dir itself: a run cannot begin from itself; name another run_dir")
     try:
         found = _read(source, allow_targets)
     except FileNotFoundError:

@@ -18,6 +18,12 @@ def for_stdout(text: str) -> str:
     return printable(text) if sys.stdout.isatty() else text
 
 
+def writes_utf8(stream: Any) -> bool:
+    """Whether it writes every character; what stands in for a stream in a notebook or a test does."""
+    encoding = getattr(stream, "encoding", None)
+    return not encoding or encoding.lower().replace("-", "").replace("_", "") == "utf8"
+
+
 def console(**options: Any) -> Any:
     """One of rich's that takes every string for what it is, whether printed or in a table's cell."""
     from rich.console import Console

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import logging
 import os
 import subprocess
@@ -57,11 +58,28 @@ def test_free_text_reaches_the_verb_exactly(text: str):
         ("corpus.train=a,b.txt", "a,b.txt"),
         (r"stop=\n\n", "\n\n"),
         (r'stop=["\n","a, b"]', ["\n", "a, b"]),
+        (r"stop=[the, \n,\t]", ["the", "\n", "\t"]),
         (r'corpus.document_separator="\n\n"', "\n\n"),
     ],
 )
 def test_text_and_paths_are_taken_as_they_stand(typed: str, meant):
     assert as_hydra_reads(quote(typed)) == meant
+
+
+SHOWN = {"gbk": b"\xc3\xf7 \\u2423 \\U0001f600", "ascii": b"\\u660e \\u2423 \\U0001f600", "utf-8": "明 ␣ 😀".encode()}
+
+
+@pytest.mark.parametrize("encoding", SHOWN)
+def test_what_the_terminals_encoding_lacks_is_shown_as_its_escape(encoding: str):
+    code = (
+        "import sys; from lmlab.cli import command, main; main([]); text = '\u660e \u2423 \U0001f600'; "
+        "print(text, file=sys.stderr); print('|'); command.show_json(text)"
+    )
+    how = {"env": os.environ | {"PYTHONIOENCODING": encoding}, "check": True, "capture_output": True}
+    done = subprocess.run([sys.executable, "-c", code], **how)
+    assert done.stderr.strip() == SHOWN[encoding]
+    # JSON's own escapes, where some are needed.
+    assert json.loads(done.stdout.split(b"|")[1].decode(encoding)) == "明 ␣ 😀"
 
 
 def test_other_keys_keep_hydras_grammar():

@@ -1,14 +1,18 @@
 """The verbs on finished tiny runs, as a person would call them, and what a mistake gets."""
 
 import json
+import os
 import shutil
 import sys
+import threading
 
 import pytest
 
 import tokenizers
 from lmlab.cli import main
 from lmlab.cli.command import read_lines
+from lmlab.errors import check_text
+from lmlab.runs import load
 from lmlab.tokenizers import bytelevel
 
 FAMILIES = ("lstm", "transformer", "ngram")
@@ -45,6 +49,8 @@ def test_evaluate_gives_the_numbers_of_results_json_exactly(family: str, trained
 @pytest.mark.parametrize("family", FAMILIES)
 def test_evaluate_measures_any_text_under_the_runs_tokenizer(family: str, trained, text_file, capsys):
     corpus = ["corpus=files", f"corpus.test={text_file}"]
+    assert main(["evaluate", f"run_dir={trained[family]}", *corpus]) == 0
+    assert capsys.readouterr().err.splitlines()[0].startswith("floors are of the run's own text")
     told = json.loads(call(capsys, "evaluate", f"run_dir={trained[family]}", *corpus, "format=json"))
     assert told["test"]["bytes"] == text_file.stat().st_size
 
@@ -182,6 +188,29 @@ def test_score_shows_a_table_and_reads_files(trained, tmp_path, capsys):
     assert [score["text"] for score in told] == ["the cat", "the dog"]
 
 
+def test_texts_are_read_from_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=["the cat\nthe dog\n"])
+    writer.start()
+    assert read_lines(pipe) == ["the cat", "the dog"]
+    writer.join()
+
+
+def test_what_is_no_run_names_the_runs_there_are(trained, tmp_path, capsys):
+    root = trained["lstm"].parent
+    names = ", ".join(str(root / name) for name in ("lstm", "ngram", "transformer"))
+    assert f"below it lie {names}; write run_dir={root}/lstm\n" in refused(capsys, "evaluate", f"run_dir={root}")
+    for inside in ("config.yaml", "checkpoints", "checkpoints/best.ckpt"):
+        told = refused(capsys, "evaluate", f"run_dir={root}/lstm/{inside}")
+        assert f"{inside} is no run: it lies in one; write run_dir={root}/lstm\n" in told
+    for name in "abcd":
+        shutil.copytree(trained["ngram"], tmp_path / name)
+    assert "and more; write" in refused(capsys, "evaluate", f"run_dir={tmp_path}")
+    (tmp_path / "sweep.yaml").touch()
+    assert "is no run: it is a sweep, and its trials are " in refused(capsys, "evaluate", f"run_dir={tmp_path}")
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path):
     path = tmp_path / "texts.txt"
     path.write_bytes(b"\xef\xbb\xbfthe first\nthe \xef\xbb\xbfsecond\n")
@@ -238,6 +267,17 @@ def test_generate_stops_at_a_string(trained, capsys):
     base = ["generate", f"run_dir={trained['ngram']}", "prompt=the cat", "max_new_tokens=20", "temperature=0"]
     assert call(capsys, *base, "stop= on the") == "the cat sat\n"
     assert call(capsys, *base, r'stop=["\n"," on"]') == "the cat sat\n"
+    assert call(capsys, *base, "stop=null") == call(capsys, *base)
+
+
+def test_python_refuses_what_is_no_text(trained):
+    run = load(trained["ngram"])
+    for ask in (run.score, run.generate, lambda text: run.generate([text]), lambda text: run.generate(stop=[text])):
+        with pytest.raises(ValueError, match="is not UTF-8"):
+            ask("\ud800")
+    for text in (None, ["a"]):
+        with pytest.raises(TypeError, match="must be one string"):
+            check_text("text", text)
 
 
 def test_a_prompt_that_the_vocabulary_lacks_is_read_and_said(small, tmp_path, monkeypatch, capsys):
@@ -288,6 +328,11 @@ def test_prepare_reports_and_the_cache_is_listed_and_pruned(text_file, tmp_path,
     assert sum(split["bytes"] for split in report["splits"].values()) == text_file.stat().st_size
     assert "bytes/token" in call(capsys, "prepare", *corpus)
     assert "char" in call(capsys, "prepare", "cache=list", where)
+    [entry] = json.loads(call(capsys, "prepare", "cache=list", where, "format=json"))
+    assert entry["path"] == report["path"]
+    assert entry["used"].endswith("+00:00")
+    assert main(["prepare", "cache=list", f"cache_dir={tmp_path}/nope"]) == 0
+    assert capsys.readouterr().err == f"there is no cache at {tmp_path}/nope: lmlab prepare makes one\n"
     assert "removed 0" in call(capsys, "prepare", "cache=prune", where)
     assert "removed 1" in call(capsys, "prepare", "cache=prune", "unused_days=0", where)
 
@@ -307,6 +352,8 @@ def test_runs_are_listed_best_first(trained, capsys):
         "ngram",
         "1",
     ]
+    assert call(capsys, "runs", f"root={root}", "columns=[run,run]").split() == ["run", "ngram", "transformer", "lstm"]
+    assert call(capsys, "runs", f"root={root}", "columns=[run,run]", "format=csv").split()[:2] == ["run", "ngram"]
     rates = [run.get("tokens_per_s") or 0 for run in json.loads(call(capsys, "runs", f"root={root}", *FASTEST))]
     assert rates == sorted(rates, reverse=True)
     told = call(capsys, "runs", f"root={root}")
@@ -322,7 +369,10 @@ def test_runs_are_listed_best_first(trained, capsys):
 def test_prune_says_before_it_does(trained, tmp_path, capsys):
     shutil.copytree(trained["lstm"], tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert str(last) in call(capsys, "runs", "prune", f"root={tmp_path}")
+    told = call(capsys, "runs", "prune", f"root={tmp_path}")
+    assert str(last) in told
+    for words in (["prune", tmp_path], [tmp_path, "prune"], [f"root={tmp_path}", "prune"]):
+        assert call(capsys, "runs", *words) == told
     assert last.exists()
     call(capsys, "runs", "prune", f"root={tmp_path}", "yes=true")
     assert not last.exists()
@@ -353,6 +403,22 @@ def test_prune_says_before_it_does(trained, tmp_path, capsys):
         ("generate device=foo", "device=foo"),
         ("generate precision=16", "precision=16 must be one of 32, bf16-mixed"),
         ("generate prompts_file=/nope", "/nope"),
+        ("generate prompts_file=", "prompts_file= is empty: name a file with a text on each line"),
+        ("score file=", "file= is empty"),
+        ("score file=src", "src is no file"),
+        ("evaluate mix=", "mix= is empty: name another run's directory"),
+        ("evaluate mix_weight=0.5", "mix_weight=0.5 does nothing without mix=..."),
+        ("evaluate cache.theta=0.5", "cache.theta=0.5 does nothing without cache.size=..."),
+        ("evaluate dynamic.decay=0.5", "dynamic.decay=0.5 does nothing without dynamic.lr=..."),
+        ("generate temperature=auto", "temperature=auto must be a number"),
+        ("generate num_beams=4 length_penalty=1e9", "length_penalty=1000000000.0 must lie between -10 and 10"),
+        ("generate num_beams=4 length_penalty=-1e9", "length_penalty=-1000000000.0 must lie between -10 and 10"),
+        (
+            "generate prompt=\udcc3\udcf7",
+            r"prompt='\udcc3\udcf7' is not UTF-8 (character 1): set the terminal to UTF-8",
+        ),
+        ("generate stop=[a,b\udcc3]", r"stop='b\udcc3' is not UTF-8 (character 2)"),
+        ("score text=\udcc3\udcf7", r"text='\udcc3\udcf7' is not UTF-8"),
         ("generate prompts_file=/nope prompt=a", "give one of prompt=... and prompts_file=..."),
     ],
 )
@@ -382,9 +448,29 @@ def test_a_mistake_on_a_run_is_one_line(arguments: str, told: str, trained, caps
             "train model=我的",
             """model=我的 cannot be read: close its brackets, or quote special characters: 'model="我的"'""",
         ),
-        ("runs prnue", "'prnue' is no setting: they are written key=value; lmlab runs --help"),
+        (
+            "runs prnue",
+            "'prnue' is no setting, which are written key=value, and no directory of runs (did you mean prune?)",
+        ),
         ("sweep pruning=asha optimizer.lr=1e-3,1e-2", "write pruning.rule=asha"),
+        ("prepare cache=list cache_dir=README.md", "cache_dir=README.md is a file; name a directory"),
+        ("evaluate run_dir=README.md", "README.md is no run: it is a file; name a run's directory"),
+        ("bench save_to=README.md corpus=files corpus.train=README.md", "save_to=README.md: README.md is a file"),
+        ("train init_from=/nope/a run_dir=/nope/../nope/a", "init_from=/nope/a is run_dir itself: a run cannot begin"),
         ("sweep space=lr", "space=lr must be a mapping"),
+        ("generate temperature=0,7", "temperature=0,7 is several values: write 0.7\n"),
+        ("generate max_new_tokens=1,000", "max_new_tokens=1,000 is several values: write 1000\n"),
+        ("train optimizer.lr=0,003", "optimizer.lr=0,003 is several values: add -m to train each, or write 0.003\n"),
+        ("train trainer.max_steps=1,000", "several values: add -m to train each, or write 1000\n"),
+        ("train seed=1,2", "seed=1,2 is several values: add -m to train each, or write a list: seed=[1,2]"),
+        ("runs columns=run,seed", "write a list: columns=[run,seed]"),
+        ("sweep trials=1,5 optimizer.lr=1e-3,1e-2", "lmlab: trials=1,5: a sweep's own keys have one value; varied are"),
+        ("train -m hydra.sweeper.trials=1,5", "hydra.sweeper.trials=1,5: a sweep's own keys have one value"),
+        (
+            "sweep strategy=list points=[[optimizer.lr=1,seed=2],[optimizer.lr=2]]",
+            """the whole: points='[["optimizer.lr=1","seed=2"],["optimizer.lr=2"]]'""",
+        ),
+        ("sweep strategy=list points=[optimizer.lr=1]", """the whole: points='[["optimizer.lr=1e-2"],["""),
         ("sweep --cfg job optimizer.lr=1e-3,1e-2 n_layer=3", "did you mean model.n_layers?"),
     ],
 )

@@ -255,7 +255,7 @@ def test_a_model_of_unbounded_context_slides_when_told_how_far():
     ("options", "message"),
     [
         ({"policy": "whole"}, r"evaluation\.policy='whole' must be auto or one of"),
-        ({"max_context": 65}, r"evaluation\.max_context=65 must be at least 1 and at most the model's 64"),
+        ({"max_context": 65}, r"evaluation\.max_context=65 must be at least 1 and at most model\.max_context=64"),
         ({"stride": 65}, r"evaluation\.stride=65 must be at least 1 and at most max_context=64"),
         ({"stride": 0}, r"evaluation\.stride=0"),
         ({"limit_tokens": 0}, r"evaluation\.limit_tokens=0"),

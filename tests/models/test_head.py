@@ -97,9 +97,11 @@ def test_adaptive_head_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="needs token_counts for vocab_size=101 ids, found none"):
         AdaptiveHead(D, V, [10], 2.0)
     for cutoffs in ([], [0, 5], [5, 5], [9, 5], [V]):
-        with pytest.raises(ValueError, match="must increase, above 0 and below vocab_size=101"):
+        with pytest.raises(
+            ValueError, match=r"model\.head\.cutoffs=.* must increase, above 0 and below vocab_size=101"
+        ):
             AdaptiveHead(D, V, cutoffs, 2.0, token_counts=counts)
-    with pytest.raises(ValueError, match=r"div_value=4.0 leaves cluster 2 no width at d_model=6"):
+    with pytest.raises(ValueError, match=r"model\.head\.div_value=4.0 leaves cluster 2 no width at model\.d_model=6"):
         AdaptiveHead(D, V, [10, 20], 4.0, token_counts=counts)
 
 
@@ -125,7 +127,7 @@ def test_mixture_is_the_weighted_sum_of_softmaxes(tied, blocks):
 
 
 def test_mixture_refuses_a_latent_width_that_a_shared_matrix_does_not_have():
-    with pytest.raises(ValueError, match="d_latent=5 must be the shared embedding's width 4"):
+    with pytest.raises(ValueError, match=r"model\.head\.d_latent=5 must be the shared embedding's width 4"):
         MixtureHead(D, V, 2, 5, 0.0, embedding=nn.Parameter(torch.zeros(V, 4)))
     with pytest.raises(ValueError, match="n_experts=0 must be at least 1"):
         MixtureHead(D, V, 0, None, 0.0)

@@ -258,8 +258,8 @@ def test_learned_positions_end_at_max_context():
         ({"n_kv_heads": 3}, "n_heads=4 must be a multiple of n_kv_heads=3"),
         ({"d_model": 12}, "d_head=3 must be even with positions=rotary"),
         ({"n_kv_heads": 0}, "n_heads=4 must be a multiple of n_kv_heads=0"),
-        ({"window": 0}, "window=0 must lie between 1 and max_context=8"),
-        ({"window": 9}, "window=9 must lie between 1 and max_context=8"),
+        ({"window": 0}, "model.window=0 must lie between 1 and model.max_context=8"),
+        ({"window": 9}, "model.window=9 must lie between 1 and model.max_context=8"),
         ({"positions": "sinusoidal"}, "positions=sinusoidal is not an option: choose rotary, learned, alibi, none"),
     ],
 )
@@ -292,8 +292,8 @@ def test_the_usual_order_spelt_out_is_the_usual_model():
     ("n_layers", "sublayers", "message"),
     [
         (None, "ff", "at least one s"),
-        (None, "sax", "sublayers=sax must be of s"),
-        (2, "sf", "n_layers=2 with sublayers=sf"),
+        (None, "sax", r"model\.sublayers=sax must be of s"),
+        (2, "sf", r"model\.n_layers=2 with model\.sublayers=sf"),
         (None, None, "n_layers=None must be at least 1"),
         (0, None, "n_layers=0 must be at least 1"),
     ],

@@ -305,6 +305,8 @@ def test_nothing_to_report_is_said(tmp_path):
     make(tmp_path, 1)
     with pytest.raises(ValueError, match="metric=val/bbp"):
         report.write(tmp_path, "val/bbp")
+    with pytest.raises(FileNotFoundError, match=r"root=.*nope is no directory"):
+        report.write(tmp_path / "nope")
     with pytest.raises(FileNotFoundError, match="is in no directory"):
         report.write(tmp_path, out=tmp_path / "a/b.html")
     with pytest.raises(IsADirectoryError, match="name a file: out="):

@@ -48,6 +48,12 @@ def test_no_runs_are_an_empty_table(tmp_path):
     assert table(tmp_path).empty
 
 
+def test_no_directory_is_no_empty_table(tmp_path):
+    for read in (table, curves):
+        with pytest.raises(FileNotFoundError, match=r"root=.*nope is no directory; train a run first"):
+            read(tmp_path / "nope")
+
+
 def test_runs_are_found_below_folders_but_not_inside_runs(trained, tmp_path):
     shutil.copytree(trained["ngram"], tmp_path / "x" / "run")
     shutil.copytree(trained["ngram"], tmp_path / "x" / "run" / "inner")

@@ -41,12 +41,16 @@ def test_training_again_gives_the_same_tokenizer(kinds):
     assert one.to_json() == two.to_json()
 
 
-def test_short_text_gives_fewer_tokens_than_asked():
+def test_short_text_gives_fewer_tokens_than_asked_and_that_is_said(caplog):
+    caplog.set_level("INFO", "lmlab")
+    assert bpe.train(["ab"], vocab_size=257, min_frequency=2, sample_bytes=100).vocab_size == 257
+    assert caplog.messages == []
     assert bpe.train(["ab"], vocab_size=4096, min_frequency=2, sample_bytes=100).vocab_size == 257
+    assert caplog.messages == ["tokenizer.vocab_size=4096: the train split gives 257 entries, no more"]
 
 
 def test_a_vocabulary_without_room_for_bytes_is_refused():
-    with pytest.raises(ValueError, match="vocab_size=256 must be at least 257"):
+    with pytest.raises(ValueError, match=r"tokenizer\.vocab_size=256 must be at least 257"):
         bpe.train(["ab"], vocab_size=256, min_frequency=2, sample_bytes=100)
 
 

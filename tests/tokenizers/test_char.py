@@ -32,5 +32,7 @@ def test_control_characters_are_shown_escaped_and_spaces_as_they_are():
 
 
 def test_an_empty_train_split_is_refused():
-    with pytest.raises(ValueError, match="min_count=1"):
+    with pytest.raises(ValueError, match=r"tokenizer\.min_count=1 .* is it empty"):
         char.train(["", ""], min_count=1)
+    with pytest.raises(ValueError, match=r"tokenizer\.min_count=2 .* lower tokenizer\.min_count"):
+        char.train(["ab"], min_count=2)

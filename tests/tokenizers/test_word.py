@@ -58,7 +58,7 @@ def test_max_vocab_counts_the_specials():
     tokenizer = word.train(["a a a b b c"], min_count=1, max_vocab=4)
     assert tokenizer.vocab_size == 4
     assert tokens(tokenizer, "a b c") == ["a", "b", "<unk>"]
-    with pytest.raises(ValueError, match="max_vocab=2"):
+    with pytest.raises(ValueError, match=r"tokenizer\.max_vocab=2"):
         word.train(["a"], min_count=1, max_vocab=2)
 
 
@@ -71,5 +71,10 @@ def test_too_many_distinct_words_are_refused_or_the_rarest_forgotten(monkeypatch
 
 
 def test_an_empty_train_split_is_refused():
-    with pytest.raises(ValueError, match="min_count=1"):
+    with pytest.raises(ValueError, match=r"tokenizer\.min_count=1 .* is it empty"):
         word.train([" \n "], min_count=1, max_vocab=None)
+
+
+def test_text_without_spaces_has_no_word_twice_and_is_told_what_suits_it():
+    with pytest.raises(ValueError, match=r"tokenizer\.min_count=2 .* lower tokenizer\.min_count, or .*=char or bpe"):
+        word.train(["明月几时有\n", "把酒问青天\n"], min_count=2, max_vocab=None)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lmlab.errors import DONE, INTERRUPTED, OUR_FAULT, TRAINING_FAILED, USER_INPUT, TrainingFailed, full_disk
-from lmlab.terminal import printable
+from lmlab.terminal import printable, writes_utf8
 
 VERBS = {
     "train": "train a model on text, measure it, and leave a run's directory",
@@ -86,9 +86,11 @@ def quote(argument: str) -> str:
             value = value[1:-1]
         value = value.replace(r"\n", "\n").replace(r"\t", "\t")
     if name in LIST_KEYS and value.startswith("[") and value.endswith("]"):
-        # Quoted by hand, it is left as it is.
-        items = value[1:-1].split(",") if not re.search(r"[\"']", value) and value != "[]" else None
-        return f"{key}={value}" if items is None else f"{key}=[{','.join(_quoted(item.strip()) for item in items)}]"
+        # Quoted by hand, it is left as it is. Only spaces are between items: a newline may be one.
+        if re.search(r"[\"']", value) or value == "[]":
+            return f"{key}={value}"
+        items = ",".join(_quoted(item.strip(" ")) for item in value[1:-1].split(","))
+        return f"{key}=[{items}]"
     return f"{key}={_quoted(value)}"
 
 
@@ -102,6 +104,7 @@ def _quoted(value: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    _write_anything()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return DONE
@@ -128,6 +131,13 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     except Exception as error:
         return tell(error, verb)
+
+
+def _write_anything() -> None:
+    """A character that the terminal's encoding lacks (GBK has no U+2423) is shown as its escape, and stops nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if not writes_utf8(stream) and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -29,6 +29,10 @@ def main(arguments: list[str]) -> int:
     check_keys(options)
     one_of("format", options["format"], ("table", "json"))
     check_config(config)
+    # Before minutes of measuring.
+    for folder in (Path(options["save_to"]), Path(options["save_to"]) / "tuned"):
+        if folder.is_file():
+            raise NotADirectoryError(f"save_to={options['save_to']}: {folder} is a file; name a directory")
     show_log()
     # As it was typed: what Hydra gets is quoted for it.
     typed = [word for word in arguments if quote(word) in recipe]

@@ -13,7 +13,7 @@ from typing import Any
 
 from lmlab.cli import VERBS, quote
 from lmlab.config import compose, conf_dir, plain, suggest
-from lmlab.terminal import printable
+from lmlab.terminal import printable, writes_utf8
 
 # Flags that stand by themselves, and flags with a value after them or after `=`.
 SWITCHES = ("--help", "-h", "--multirun", "-m", "--resolve")
@@ -172,12 +172,16 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}={value} must be one of {', '.join(allowed)}")
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: str | Path, key: str = "file") -> list[str]:
     """A file's lines, each a text of its own, without a byte-order mark before the first.
 
-    Raises ValueError where there are none or they are no UTF-8.
+    key: which named it. Raises ValueError where there are none or they are no UTF-8.
     """
-    if not path.is_file():
+    if path == "":
+        raise ValueError(f"{key}= is empty: name a file with a text on each line, or leave it out")
+    path = Path(path)
+    # What is piped in (/dev/stdin, <(...)) is read as well.
+    if not path.exists() or path.is_dir():
         raise FileNotFoundError(f"{path} is no file; give one with a text on each line")
     try:
         # Not splitlines(): it also cuts at form feeds and Unicode's line separators, which are text here.
@@ -196,7 +200,7 @@ def read_lines(path: Path) -> list[str]:
 
 def show_json(tree: Any) -> None:
     """JSON for programs: NaN and infinity, which JSON lacks, are null."""
-    print(json.dumps(_finite(tree), indent=2, ensure_ascii=False))
+    print(json.dumps(_finite(tree), indent=2, ensure_ascii=not writes_utf8(sys.stdout)))
 
 
 def _finite(tree: Any) -> Any:

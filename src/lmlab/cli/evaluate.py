@@ -1,9 +1,25 @@
 """lmlab evaluate: the numbers of results.json again from disk, or of any text; adapted, mixed, and broken down."""
 
+import logging
 from typing import Any
 
 from lmlab.cli.command import load_run, one_of, options, show_json
 from lmlab.cli.tables import FLOORS, console, show_breakdown, show_likelihoods
+from lmlab.config import compose, flatten, plain
+
+log = logging.getLogger("lmlab")
+
+# Each does nothing while the other is null.
+NEEDS = {
+    "mix_weight": "mix",
+    "cache.theta": "cache.size",
+    "cache.weight": "cache.size",
+    "dynamic.decay": "dynamic.lr",
+    "dynamic.segment": "dynamic.lr",
+    "dynamic.epsilon": "dynamic.lr",
+    "dynamic.train_tokens": "dynamic.lr",
+    "mc_dropout.seed": "mc_dropout.samples",
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -11,6 +27,7 @@ def main(arguments: list[str]) -> int:
     if config is None:
         return 0
     one_of("format", config["format"], ("table", "json"))
+    check_idle(config)
     from lmlab import measurement
     from lmlab.evaluation.breakdown import breakdown
 
@@ -24,6 +41,8 @@ def main(arguments: list[str]) -> int:
     floors = measurement.floors_of(run, place, protocol) if config["floors"] else {}
     sums = found.likelihood.as_dict() | {"unknown": found.scores.about["unknown"]}
     parts = {name: part.as_dict() for name, part in found.parts.items()}
+    if config["floors"] and place.corpus is not None:
+        log.info("floors are of the run's own text: none are shown with corpus=...")
     if config["format"] == "json":
         more = {"parts": parts, "floors": floors, "by": tables}
         told = {"protocol": found.protocol.as_dict(), config["split"]: sums}
@@ -39,10 +58,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def check_idle(config: dict[str, Any]) -> None:
+    """Raises ValueError for a setting that does nothing, because what it belongs to is off."""
+    asked, default = flatten(config), flatten(plain(compose((), "evaluate")))
+    for key, needed in NEEDS.items():
+        if asked[needed] is None and asked[key] != default[key]:
+            raise ValueError(f"{key}={asked[key]} does nothing without {needed}=...")
+
+
 def partner(config: dict[str, Any], protocol: Any) -> Any:
     """The run to mix with, and its protocol: the same tokens and charges, from the context that suits it."""
     if config["mix"] is None:
         return None
+    if config["mix"] == "":
+        raise ValueError("mix= is empty: name another run's directory, or leave it out")
     other = load_run(config | {"run_dir": config["mix"]})
     theirs = other.protocol if config.get("evaluation") is None else other.resolve(config["evaluation"])
     return other, theirs.now(limit_tokens=protocol.limit_tokens, unknown=protocol.unknown)

@@ -2,9 +2,9 @@
 
 import logging
 from dataclasses import asdict
-from pathlib import Path
 
 from lmlab.cli.command import load_run, one_of, options, read_lines, show_json
+from lmlab.errors import check_text
 from lmlab.terminal import for_stdout
 
 log = logging.getLogger("lmlab")
@@ -17,7 +17,10 @@ def main(arguments: list[str]) -> int:
     one_of("format", config["format"], ("text", "json"))
     if config["prompt"] and config["prompts_file"] is not None:
         raise ValueError("give one of prompt=... and prompts_file=... (one prompt a line)")
-    prompts = [config["prompt"]] if config["prompts_file"] is None else read_lines(Path(config["prompts_file"]))
+    check_text("prompt", config["prompt"])
+    prompts = (
+        [config["prompt"]] if config["prompts_file"] is None else read_lines(config["prompts_file"], "prompts_file")
+    )
     from dataclasses import fields
 
     from lmlab.generation import Decoding

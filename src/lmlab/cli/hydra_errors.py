@@ -1,6 +1,8 @@
 """Hydra's and OmegaConf's complaints about a command line, in one line that names the nearest right key."""
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from lmlab.config import compose, conf_dir, flatten, plain, suggest
 
@@ -47,15 +49,52 @@ def explain(error: BaseException, verb: str) -> str | None:
     if match := re.search(r"You must specify '([^']+)'", text):
         return f"{match[1]}=... is needed; there are {', '.join(options(match[1]))}"
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        key, _, value = match[1].partition("=")
-        several = "add -m to train each, or write" if verb == "train" else "write"
-        return f"{match[1]} is several values: {several} a list: {key}=[{value}]"
+        return _several(match[1], verb)
+    if match := re.search(r"Sweeping over Hydra's configuration is not supported : '(.+)'", text):
+        asked = match[1].removeprefix("hydra.sweeper.") if verb == "sweep" else match[1]
+        return f"{asked}: a sweep's own keys have one value; varied are those of lmlab train: optimizer.lr=1e-3,1e-2"
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             return f"{error.override!r} is no setting: they are written key=value; lmlab {verb} --help shows them"
         key, _, value = error.override.partition("=")
+        if verb == "sweep" and key == "hydra.sweeper.points":
+            return f"points={value} cannot be read: quote each override, and the whole: points='{_points(value)}'"
         return f"{error.override} cannot be read: close its brackets, or quote special characters: '{key}=\"{value}\"'"
     return re.sub(r"\s*full_key:.*", "", text)
+
+
+def _several(override: str, verb: str) -> str:
+    """Of values between commas: a list, several trainings, or one number as some write it: 0,7 or 1,000."""
+    key, _, value = override.partition("=")
+    number = None
+    # Of a training 1,5 are two values as likely as one.
+    if re.fullmatch(r"-?0,\d+" if verb == "train" else r"-?(0|[1-9]\d*),\d{1,2}|-?0,\d+", value):
+        number = value.replace(",", ".")
+    elif re.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+", value):
+        number = value.replace(",", "")
+    ways = ["add -m to train each"] if verb == "train" else []
+    ways += [f"write {number}"] if number else []
+    # What is known for one number is never a list.
+    ways += [] if number and _is_number(key, verb) else [f"write a list: {key}=[{value}]"]
+    return f"{override} is several values: {', or '.join(ways)}"
+
+
+def _is_number(key: str, verb: str) -> bool:
+    from lmlab.schema import TYPES
+
+    if key in TYPES:
+        return not {Sequence, Mapping} & {TYPES[key], *get_args(TYPES[key])}
+    try:
+        return isinstance(flatten(plain(compose(config_name=verb))).get(key), int | float)
+    except Exception:  # As below: the error at hand is the one to show.
+        return False
+
+
+def _points(value: str) -> str:
+    """Points with their overrides quoted, where it is clear what they are; else an example of such."""
+    if re.search(r"[\"']|\[.*\[.*\[.*\]\]\]", value) or not re.fullmatch(r"\[\[.+\]\]", value):
+        return '[["optimizer.lr=1e-2"],["optimizer.lr=1e-3","model.n_layers=2"]]'
+    return re.sub(r"[^\[\],]+", lambda found: f'"{found[0].strip()}"', value)
 
 
 def _constructor(text: str, inner: BaseException) -> str | None:

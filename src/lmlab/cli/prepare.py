@@ -1,9 +1,14 @@
 """lmlab prepare: a corpus encoded once, with a report; the cache listed and pruned."""
 
+import logging
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 from lmlab.cli.command import one_of, options, show_json
 from lmlab.config import cache_dir
+
+log = logging.getLogger("lmlab")
 
 
 def main(arguments: list[str]) -> int:
@@ -31,11 +36,21 @@ def look_after(config: dict) -> int:
     from lmlab.cli.tables import show_stores
     from lmlab.data.inventory import prune, stores
 
-    folder = Path(cache_dir(config["cache_dir"]))
-    if config["cache"] == "list":
-        show_stores(stores(folder))
+    folder, removing = Path(cache_dir(config["cache_dir"])), config["cache"] == "prune"
+    if not folder.is_dir():
+        log.info("there is no cache at %s: lmlab prepare makes one", folder)
+    if removing:
+        found = prune(folder, unused_days=config["unused_days"], max_bytes=None, dry_run=False)
     else:
-        removed = prune(folder, unused_days=config["unused_days"], max_bytes=None, dry_run=False)
-        show_stores(removed)
-        print(f"removed {len(removed)} stores, {sum(entry.bytes for entry in removed) / 1e6:,.1f} MB")
+        found = stores(folder)
+    if config["format"] == "json":
+        # The time as text, in UTC.
+        rows = [
+            asdict(e) | {"path": str(e.path), "used": datetime.fromtimestamp(e.used, UTC).isoformat()} for e in found
+        ]
+        show_json(rows)
+        return 0
+    show_stores(found)
+    if removing:
+        print(f"removed {len(found)} stores, {sum(entry.bytes for entry in found) / 1e6:,.1f} MB")
     return 0

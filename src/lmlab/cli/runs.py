@@ -1,20 +1,34 @@
 """lmlab runs: a table of runs; lmlab runs prune: the space of some."""
 
-from lmlab.cli.command import one_of, options
+from pathlib import Path
+
+from lmlab.cli.command import VALUED, one_of, options
 from lmlab.config import suggest
 from lmlab.terminal import for_stdout, printable
 
 
 def main(arguments: list[str]) -> int:
-    pruning = bool(arguments) and arguments[0] == "prune"
-    config = options("runs", arguments[pruning:])
+    pruning = "prune" in arguments
+    config = options("runs", with_root([word for word in arguments if word != "prune"]))
     if config is None:
         return 0
-    from pathlib import Path
-
     if not Path(config["root"]).is_dir():
         raise FileNotFoundError(f"root={config['root']} is no directory; train a run first: lmlab train")
     return prune(config) if pruning else show(config)
+
+
+def with_root(arguments: list[str]) -> list[str]:
+    """A directory stands for root=, as in lmlab report; all else is as it was."""
+    words = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if "=" in word or word.startswith("-") or before in VALUED:
+            words.append(word)
+        elif Path(word).is_dir():
+            words.append(f"root={word}")
+        else:
+            near = suggest(word, ["prune"])
+            raise ValueError(f"{word!r} is no setting, which are written key=value, and no directory of runs{near}")
+    return words
 
 
 def show(config: dict) -> int:
@@ -23,22 +37,24 @@ def show(config: dict) -> int:
     from lmlab.runs.measures import higher
 
     one_of("format", config["format"], ("table", "csv", "json"))
+    # Named twice, a column is shown once.
+    columns = list(dict.fromkeys(config["columns"] or []))
     frame = runs.table(config["root"])
     if frame.empty:
         raise FileNotFoundError(f"no runs under root={config['root']}; train one: lmlab train")
     # The default's column is missing while no run has finished.
     sort = [config["sort"]] if config["sort"] not in (None, "val/bpb") else []
-    for column in [*(config["columns"] or []), *sort]:
+    for column in [*columns, *sort]:
         if column not in frame:
             near = suggest(column, frame.columns)
             raise ValueError(f"no column {column!r}{near}; lmlab runs format=csv has all of them")
     if config["sort"] in frame:
         first = not higher(config["sort"], directions(config["root"]))
         frame = frame.sort_values(config["sort"], kind="stable", key=comparable, ascending=first)
-    if config["columns"] and config["format"] != "table":
-        frame = frame[config["columns"]]
+    if columns and config["format"] != "table":
+        frame = frame[columns]
     if config["format"] == "table":
-        show_table(frame, config["columns"])
+        show_table(frame, columns or None)
     elif config["format"] == "csv":
         print(for_stdout(frame.to_csv(index=False)), end="")
     else:

@@ -1,10 +1,10 @@
 """lmlab score: every token's log-probability, coloured by surprisal."""
 
 import logging
-from pathlib import Path
 
 from lmlab.cli.command import load_run, one_of, options, read_lines, show_json
 from lmlab.cli.tables import console
+from lmlab.errors import check_text
 
 log = logging.getLogger("lmlab")
 
@@ -16,7 +16,9 @@ def main(arguments: list[str]) -> int:
     one_of("format", config["format"], ("table", "json"))
     if (config["text"] is None) == (config["file"] is None):
         raise ValueError("give one of text=... and file=... (one text a line)")
-    texts = [config["text"]] if config["text"] is not None else read_lines(Path(config["file"]))
+    if config["text"] is not None:
+        check_text("text", config["text"])
+    texts = [config["text"]] if config["text"] is not None else read_lines(config["file"])
     run = load_run(config)
     from lmlab.generation.decoding import unknown_note
     from lmlab.scoring import as_json, as_table

@@ -178,7 +178,7 @@ def _windowed(policy: str, model: nn.Module, stride: int | None, max_context: in
         )
     context = most if max_context is None else max_context
     if context < 1 or (most is not None and context > most):
-        raise ValueError(f"evaluation.max_context={context} must be at least 1 and at most the model's {most}")
+        raise ValueError(f"evaluation.max_context={context} must be at least 1 and at most model.max_context={most}")
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise ValueError(f"evaluation.stride={stride} must be at least 1 and at most max_context={context}")

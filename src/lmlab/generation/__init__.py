@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
+from lmlab.errors import check_text
 from lmlab.generation.beams import BeamSearch
 from lmlab.generation.decoding import Decoding, Generated, ending_id, unknown_note
 from lmlab.generation.row import Row
@@ -42,6 +43,8 @@ def generate(
     decoding = Decoding(**settings)
     if isinstance(prompts, str):
         raise ValueError(f"prompts={prompts!r} must be a list of strings: prompts=[{prompts!r}]")
+    for prompt in prompts:
+        check_text("prompt", prompt)
     if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
             f"tokenizer.vocab_size={tokenizer.vocab_size} exceeds model.vocab_size={model.vocab_size}: "

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmlab.errors import check_text
 from lmlab.models import kernels
 from lmlab.models import precision as precisions
 
 # Unknown characters or words that a note names.
 NAMED = 10
+# Of length_penalty, either way: beyond it length ** length_penalty leaves the numbers there are.
+MOST_PENALTY = 10.0
 # What is said where nothing can be chosen.
 NOT_A_NUMBER = "the model's logits are NaN: its weights are damaged, load an earlier checkpoint"
 
@@ -47,7 +50,7 @@ class Decoding:
     num_samples: int = 1
     num_beams: int = 1
     length_penalty: float = 1.0
-    stop: Sequence[str] = ()
+    stop: Sequence[str] | None = ()
     stop_at_eos: bool | None = None
     ban_unk: bool = True
     precision: str | int = "32"
@@ -61,6 +64,10 @@ class Decoding:
         self._check_combinations()
         if isinstance(self.stop, str):
             raise ValueError(f"stop={self.stop!r} must be a list of strings: stop=[{self.stop!r}]")
+        if self.stop is None:
+            object.__setattr__(self, "stop", ())
+        for text in self.stop:
+            check_text("stop", text)
         if "" in self.stop:
             raise ValueError("stop=[''] would end every text at once: leave the empty string out")
         precisions.check("precision", self.precision)
@@ -80,6 +87,12 @@ class Decoding:
             raise ValueError(f"min_p={self.min_p} must lie between 0 and 1; null keeps all tokens")
         if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0; 1 or null changes nothing")
+
+        if not -MOST_PENALTY <= self.length_penalty <= MOST_PENALTY:
+            raise ValueError(
+                f"length_penalty={self.length_penalty} must lie between {-MOST_PENALTY:g} and {MOST_PENALTY:g}; "
+                "0 compares sums, 1 means"
+            )
 
     def _check_combinations(self) -> None:
         if self.num_beams == 1:

@@ -133,7 +133,7 @@ class AdaptiveHead(Head):
             found = "none" if token_counts is None else len(token_counts)
             raise ValueError(f"the adaptive head needs token_counts for vocab_size={vocab_size} ids, found {found}")
         if not cutoffs or sorted({*cutoffs, 0, vocab_size}) != [0, *cutoffs, vocab_size]:
-            raise ValueError(f"cutoffs={cutoffs} must increase, above 0 and below vocab_size={vocab_size}")
+            raise ValueError(f"model.head.cutoffs={cutoffs} must increase, above 0 and below vocab_size={vocab_size}")
         self.cutoffs = [*cutoffs, vocab_size]
         rank = torch.empty(vocab_size, dtype=torch.long)
         ranked = torch.argsort(token_counts.cpu(), descending=True, stable=True)
@@ -147,7 +147,9 @@ class AdaptiveHead(Head):
         for i, (start, stop) in enumerate(zip(self.cutoffs, self.cutoffs[1:], strict=False)):
             width = int(d_model // div_value ** (i + 1))
             if width < 1:
-                raise ValueError(f"div_value={div_value} leaves cluster {i + 1} no width at d_model={d_model}")
+                raise ValueError(
+                    f"model.head.div_value={div_value} leaves cluster {i + 1} no width at model.d_model={d_model}"
+                )
             self.clusters.append(
                 nn.Sequential(nn.Linear(d_model, width, bias=False), nn.Linear(width, stop - start, bias=False))
             )
@@ -213,7 +215,8 @@ class MixtureHead(Head):
             d_latent = d_model if embedding is None else embedding.shape[1]
         if embedding is not None and embedding.shape[1] != d_latent:
             raise ValueError(
-                f"d_latent={d_latent} must be the shared embedding's width {embedding.shape[1]}, or null to take it"
+                f"model.head.d_latent={d_latent} must be the shared embedding's width {embedding.shape[1]}, "
+                "or null to take it"
             )
         self.n_experts = n_experts
         self.prior = nn.Linear(d_model, n_experts, bias=False)

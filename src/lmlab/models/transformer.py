@@ -50,14 +50,16 @@ def _order(sublayers: str | None, n_layers: int | None) -> str:
     """The sublayers in order, as s and f."""
     if sublayers is None:
         if n_layers is None or n_layers < 1:
-            raise ValueError(f"n_layers={n_layers} must be at least 1, or null with sublayers=...")
+            raise ValueError(f"model.n_layers={n_layers} must be at least 1, or null with model.sublayers=...")
         return "sf" * n_layers
     if not re.fullmatch("f*s[sf]*", sublayers):
         raise ValueError(
-            f"sublayers={sublayers} must be of s (self-attention) and f (feed-forward), with at least one s"
+            f"model.sublayers={sublayers} must be of s (self-attention) and f (feed-forward), with at least one s"
         )
     if n_layers is not None:
-        raise ValueError(f"n_layers={n_layers} with sublayers={sublayers}, which tells how many: set n_layers=null")
+        raise ValueError(
+            f"model.n_layers={n_layers} with model.sublayers={sublayers}, which tells how many: set model.n_layers=null"
+        )
     return sublayers
 
 
@@ -138,7 +140,10 @@ class TransformerLM(nn.Module):
                 f"of 2 * n_heads={2 * n_heads}"
             )
         if not 1 <= self.band <= self.max_context:
-            raise ValueError(f"window={self.band} must lie between 1 and max_context={self.max_context}")
+            raise ValueError(
+                f"model.window={self.band} must lie between 1 and model.max_context={self.max_context}, which is "
+                "batching.seq_len by default"
+            )
 
     def _make_tables(self, n_heads: int) -> None:
         """What positions need that is not learnt; never saved."""

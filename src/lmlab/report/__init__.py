@@ -18,7 +18,9 @@ def write(
 ) -> Path:
     """The report on the runs below `root`; by default in root/report.html. See `gather` for the others and errors."""
     from lmlab.report.gather import gather
+    from lmlab.runs.found import check_root
 
+    check_root(root)
     out = Path(root) / "report.html" if out is None else Path(out)
     if out.is_dir():
         raise IsADirectoryError(f"out={out} is a directory; name a file: out={out / 'report.html'}")

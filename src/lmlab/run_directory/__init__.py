@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,22 @@ FORMAT = 1
 MOST_YAML = 4 << 20
 # Why a run stopped that may go on: results.json then says how far it came.
 UNFINISHED = ("interrupted", "pruned")
+
+# Of the runs below a directory that is none, how many are named, and in how many directories they are looked for.
+NAMED, LOOKED_AT = 3, 1000
+
+
+def _below(path: Path) -> tuple[list[Path], bool]:
+    """Some runs below a directory, in order of their paths, and whether there are more."""
+    found = []
+    for folder, names, files in islice(os.walk(path), LOOKED_AT):
+        names.sort()
+        if "config.yaml" in files and "asked.yaml" in files:
+            names.clear()
+            found.append(Path(folder))
+        if len(found) > NAMED:
+            break
+    return found[:NAMED], len(found) > NAMED
 
 
 class RunDirectory:
@@ -93,9 +110,7 @@ class RunDirectory:
     def _read_yaml(self, name: str) -> dict[str, Any]:
         path = self.path / name
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{self.path} is no run: it has no {name}; make one with: lmlab train run_dir={self.path}"
-            )
+            raise FileNotFoundError(f"{self.path} is no run: {self._instead(name)}")
         if path.stat().st_size > MOST_YAML:
             raise ValueError(f"{path} has {path.stat().st_size:,} bytes: it is no run's {name}")
         try:
@@ -109,6 +124,21 @@ class RunDirectory:
         if not isinstance(tree, dict):
             raise ValueError(f"{path} is damaged: it holds no mapping")
         return tree
+
+    def _instead(self, name: str) -> str:
+        """What there is where a run was looked for, and what to name: runs below, or the one around it."""
+        around = next((p for p in list(self.path.parents)[:2] if (p / "config.yaml").is_file()), None)
+        if around is not None and self.path.exists():
+            return f"it lies in one; write run_dir={around}"
+        if self.path.is_file():
+            return "it is a file; name a run's directory"
+        found, more = _below(self.path)
+        if found:
+            what = "it is a sweep, and its trials are" if (self.path / "sweep.yaml").is_file() else "below it lie"
+            return f"{what} {', '.join(map(str, found))}{' and more' if more else ''}; write run_dir={found[0]}"
+        if (self.path / "sweep.yaml").is_file():
+            return f"it is a sweep, none of whose trials has begun; see lmlab sweep status={self.path}"
+        return f"it has no {name}; make one with: lmlab train run_dir={self.path}"
 
     def write_yaml(self, name: str, tree: Mapping[str, Any]) -> None:
         self.write_text(name, seal(write_yaml(dict(tree))))

@@ -17,6 +17,12 @@ def find(root: str | os.PathLike) -> Iterator[RunDirectory]:
             yield RunDirectory(folder)
 
 
+def check_root(root: str | os.PathLike) -> None:
+    """Raises FileNotFoundError where it is no directory; one without runs is no mistake."""
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"root={root} is no directory; train a run first: lmlab train")
+
+
 @contextmanager
 def no_collection() -> Iterator[None]:
     """Reading makes a million objects and no cycles: looking for garbage among them takes a third of the time."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lmlab.run_directory import RunDirectory
-from lmlab.runs.found import find, name_of, no_collection
+from lmlab.runs.found import check_root, find, name_of, no_collection
 from lmlab.seal import unseal_lines
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def curves(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     A validation and what training logs at the same step are two rows. Of a run without curves.csv (of an older
     version), its validations in results.json.
     """
+    check_root(root)
     with no_collection():
         return of_runs(find(root), root)
 

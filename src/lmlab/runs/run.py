@@ -14,6 +14,7 @@ from torch import nn
 
 from lmlab.config import BUILT_FROM, check_targets, conf_dir, plain
 from lmlab.config import cache_dir as cache_at
+from lmlab.errors import check_text
 from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
 from lmlab.models.kernels import check, using
@@ -329,6 +330,8 @@ class Run:
         """Log-probability of each token of a text: `lmlab.scoring.score_text`."""
         from lmlab.scoring import score_text
 
+        # Before the model is read.
+        check_text("text", text)
         with using(self.kernels):
             return score_text(self.model, self.tokenizer, text, **(defaults("score", "top", "eos") | options))
 
@@ -355,6 +358,10 @@ def defaults(verb: str, *keys: str) -> dict[str, Any]:
 def settle(decoding: Mapping[str, Any]) -> dict[str, Any]:
     """Decoding's settings with what null means filled in: drawing for one beam, the likeliest text for several."""
     temperature, top_p = decoding["temperature"], decoding["top_p"]
+    if isinstance(temperature, str):
+        raise ValueError(
+            f"temperature={temperature} must be a number, or null for the default; only lmlab evaluate finds it itself"
+        )
     if decoding["num_beams"] > 1:
         temperature = 0.0 if temperature is None else temperature
         top_p = None if top_p == 1 else top_p

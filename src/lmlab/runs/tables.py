@@ -15,7 +15,7 @@ from lmlab.data.cache import whole_file
 from lmlab.run_directory import MOST_YAML, RunDirectory
 from lmlab.run_directory.plain_yaml import read_yaml
 from lmlab.runs import ledger, protocols
-from lmlab.runs.found import find, name_of, no_collection
+from lmlab.runs.found import check_root, find, name_of, no_collection
 from lmlab.runs.points import curves
 from lmlab.seal import unseal
 
@@ -38,6 +38,7 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     """
     import pandas as pd
 
+    check_root(root)
     known: Sections = {}
     with no_collection():
         rows = [row(directory, root, known) for directory in find(root)]

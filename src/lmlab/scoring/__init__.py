@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lmlab.errors import check_text
 from lmlab.metrics import Likelihood
 from lmlab.models.carry import Carry, device_of
 from lmlab.scoring.display import as_table
@@ -73,6 +74,8 @@ def score_many(
     if top < 0:
         raise ValueError(f"top={top} must be 0 or more")
     for group in _groups(texts, batch_size):
+        for text in group:
+            check_text("text", text)
         encodings = [tokenizer.encode(text) for text in group]
         ids = [
             [*encoding.ids.tolist(), *([tokenizer.eos_id] if eos and tokenizer.needs_eos(text) else [])]

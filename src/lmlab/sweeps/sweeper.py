@@ -49,6 +49,8 @@ def sweep(
     strategy.check(options["strategy"], options["pruning"]["rule"])
     asked = settle(options, arguments, config)
     directory = Path(options["sweep_dir"] or default_directory(asked, config))
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"sweep_dir={directory} is a file; name a directory")
     n_points = asked.n_points
     fresh = not (directory / "sweep.yaml").exists()
     asked.check(directory)

@@ -6,7 +6,7 @@ from typing import Any
 
 import tokenizers
 from lmlab.tokenizers import bytelevel, document
-from lmlab.tokenizers.sample import sample
+from lmlab.tokenizers.sample import sample, tell_fewer
 from lmlab.tokenizers.subwords import Subwords, rust
 
 SPECIALS = {"<eos>": 0}
@@ -35,7 +35,7 @@ def train(documents: Iterable[str], vocab_size: int, min_frequency: int, sample_
     sample_bytes: see `sample`; training keeps in memory some 10 bytes for each byte of English, 60 of Chinese.
     """
     if vocab_size < MIN_VOCAB:
-        raise ValueError(f"vocab_size={vocab_size} must be at least {MIN_VOCAB}: the 256 bytes and <eos>")
+        raise ValueError(f"tokenizer.vocab_size={vocab_size} must be at least {MIN_VOCAB}: the 256 bytes and <eos>")
     texts = sample(documents, sample_bytes)
     if not any(texts):
         raise ValueError("no text in the train split to learn merges from")
@@ -56,6 +56,8 @@ def train(documents: Iterable[str], vocab_size: int, min_frequency: int, sample_
     )
     learner.train_from_iterator(texts, trainer)
     model = json.loads(learner.to_str())["model"]
-    return BPETokenizer.from_document(
+    found = BPETokenizer.from_document(
         document.spec(model, BPETokenizer.kind, SPECIALS, pre_tokenizer=bytelevel.WORDS, decoder=bytelevel.DECODER)
     )
+    tell_fewer(found.vocab_size, vocab_size)
+    return found

@@ -54,7 +54,9 @@ class CharTokenizer(Vocabulary):
 
 def train(documents: Iterable[str], min_count: int) -> CharTokenizer:
     """The characters that occur at least `min_count` times; all text is counted."""
-    characters = [c for c, n in count_characters(documents).items() if n >= min_count]
+    counts = count_characters(documents)
+    characters = [c for c, n in counts.items() if n >= min_count]
     if not characters:
-        raise ValueError(f"no character occurs min_count={min_count} times in the train split: is it empty?")
+        remedy = "lower tokenizer.min_count" if counts else "is it empty?"
+        raise ValueError(f"no character occurs tokenizer.min_count={min_count} times in the train split: {remedy}")
     return CharTokenizer(characters)

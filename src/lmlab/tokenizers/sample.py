@@ -1,7 +1,10 @@
 """A deterministic, evenly spread sample of a corpus: Rust's trainers keep every distinct word in memory."""
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
+
+log = logging.getLogger("lmlab")
 
 # Small enough to spread over one long document; Rust also needs many times the length of each string that it is given.
 CHUNK = 16_384
@@ -10,6 +13,12 @@ _CHUNKS = re.compile(rf"(?s:.{{{CHUNK}}}\S{{0,{CHUNK}}}|.+)")
 # The fractional part of the golden ratio: its multiples fill [0, 1) more evenly than any other number's do.
 _GOLDEN = 0.6180339887498949
 _SHRINK = 0.95
+
+
+def tell_fewer(found: int, asked: int) -> None:
+    """Say it where a text gives fewer entries than were asked for."""
+    if found < asked:
+        log.info("tokenizer.vocab_size=%d: the train split gives %d entries, no more", asked, found)
 
 
 def sample(documents: Iterable[str], n_bytes: int) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from lmlab.tokenizers import document
 from lmlab.tokenizers.codepoints import count_characters
-from lmlab.tokenizers.sample import sample
+from lmlab.tokenizers.sample import sample, tell_fewer
 from lmlab.tokenizers.subwords import Subwords, rust
 from lmlab.tokenizers.vocabulary import REPLACEMENT
 
@@ -61,21 +61,23 @@ def train(
     specials = [*SPECIALS, *BYTES] if byte_fallback else [*SPECIALS]
     if len(kept) + len(specials) > vocab_size:
         raise ValueError(
-            f"vocab_size={vocab_size} cannot hold the {len(kept)} characters that cover {character_coverage} of the "
-            f"text beside {len(specials)} other entries: raise it to {len(kept) + len(specials)} or more, "
-            "or lower character_coverage"
+            f"tokenizer.vocab_size={vocab_size} cannot hold the {len(kept)} characters that cover "
+            f"{character_coverage} of the text beside {len(specials)} other entries: raise it to "
+            f"{len(kept) + len(specials)} or more, or lower tokenizer.character_coverage"
         )
     if dropped:
         cut = re.compile("[" + re.escape("".join(dropped)) + "]+")
         texts = [part for text in texts for part in cut.split(text) if part]
     pieces = _choose(texts, vocab_size - len(specials) + len(SPECIALS))
-    return _estimate(texts, specials, pieces, byte_fallback)
+    found = _estimate(texts, specials, pieces, byte_fallback)
+    tell_fewer(found.vocab_size, vocab_size)
+    return found
 
 
 def _cover(texts: list[str], coverage: float) -> tuple[list[str], list[str]]:
     """Characters that become pieces and those that do not."""
     if not 0 < coverage <= 1:
-        raise ValueError(f"character_coverage={coverage} must be more than 0 and at most 1")
+        raise ValueError(f"tokenizer.character_coverage={coverage} must be more than 0 and at most 1")
     counts = count_characters(texts)
     # Rust's trainer marks the ends of sentences with it.
     nul = [c for c in ("\0",) if counts.pop(c, 0)]

@@ -92,13 +92,19 @@ def train(documents: Iterable[str], min_count: int, max_vocab: int | None) -> Wo
     max_vocab: entries in all, <unk> and <eos> among them; None for no limit.
     """
     if max_vocab is not None and max_vocab <= len(SPECIALS):
-        raise ValueError(f"max_vocab={max_vocab} must be more than the {len(SPECIALS)} specials, or null for all words")
+        raise ValueError(
+            f"tokenizer.max_vocab={max_vocab} must be more than the {len(SPECIALS)} specials, or null for all words"
+        )
     counts = _count(documents, prune=min_count > 1 or max_vocab is not None)
     for name in SPECIALS:
         counts.pop(name, None)
     kept = [w for w, n in counts.items() if n >= min_count]
     if not kept:
-        raise ValueError(f"no word occurs min_count={min_count} times in the train split: is it empty?")
+        remedy = "lower tokenizer.min_count, or take tokenizer=char or bpe, which text without spaces needs"
+        raise ValueError(
+            f"no word occurs tokenizer.min_count={min_count} times in the train split: "
+            + (remedy if counts else "is it empty?")
+        )
     kept.sort(key=lambda w: (-counts[w], w))
     return WordTokenizer(kept[: None if max_vocab is None else max_vocab - len(SPECIALS)])
 

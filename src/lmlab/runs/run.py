@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmlab.config import BUILT_FROM, check_targets, conf_dir, plain
+from lmlab.config import BUILT_FROM, check_targets, conf_dir, differences, plain
 from lmlab.config import cache_dir as cache_at
 from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmlab")
 
 CHECKPOINTS = ("best", "last")
+# Differences of two runs that a line names.
+SHOWN = 8
 
 
 class Run:
@@ -213,7 +215,8 @@ class Run:
     def diagnose(self, fractions: Iterable[str | os.PathLike] = ()) -> Any:
         """Whether it is trained well enough: `lmlab.evaluation.diagnosis`, of an unfinished or failed run, too.
 
-        fractions: directories of runs that differ from this one in train_share.
+        fractions: directories of runs that differ from this one in train_share, or in the seed besides. Raises
+        ValueError where one differs in more.
         """
         from lmlab.evaluation import published
         from lmlab.evaluation.curve import Facts
@@ -246,8 +249,29 @@ class Run:
         if results and (target := published.read(self.config.get("published"))) is not None:
             told = target.distances(results["splits"], Protocol(**decided["protocol"]), results["training"])
             found = replace(found, distances=told)
-        runs = [self, *(Run(path, allow_targets=self._allow_targets, cache_dir=self.cache) for path in fractions)]
+        parts = [Run(path, allow_targets=self._allow_targets, cache_dir=self.cache) for path in fractions]
+        for part in parts:
+            self._check_fraction(part)
+        runs = [self, *parts]
         return found.with_more_text(*zip(*(run._size_and_loss() for run in runs), strict=True)) if fractions else found
+
+    def _check_fraction(self, part: "Run") -> None:
+        """Raises ValueError where another run differs from this one in more than train_share and the seed."""
+        from lmlab.evaluation.protocol import Protocol
+
+        asked = differences(self.directory.asked(), part.directory.asked())
+        differing = [key for key in asked if key not in ("train_share", "seed")]
+        ours, theirs = self.config["decided"], part.config["decided"]
+        # Where a text lies is no part of what was asked: at another place may be another text, and other tokens of it.
+        made_of = {"the text": "fingerprint", "the tokenizer": "tokenizer"}
+        differing += [name for name, key in made_of.items() if ours.get(key) != theirs.get(key)]
+        differing += Protocol(**ours["protocol"]).differences(Protocol(**theirs["protocol"]))
+        if differing:
+            shown = ", ".join(differing[:SHOWN]) + (f" and {more} more" if (more := len(differing) - SHOWN) > 0 else "")
+            raise ValueError(
+                f"fractions: {part.path} differs from {self.path} in {shown}; only runs that differ in train_share "
+                "alone, or in the seed besides, tell what more text would bring"
+            )
 
     def _size_and_loss(self) -> tuple[int, float]:
         """Tokens of train that it had, and its loss on val."""

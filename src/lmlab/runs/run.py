@@ -18,6 +18,7 @@ from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
 from lmlab.models.kernels import check, using
 from lmlab.run_directory import RunDirectory, check_tokenizer
+from lmlab.run_directory.train_log import not_finite
 from lmlab.tokenizers import load as load_tokenizer
 
 if TYPE_CHECKING:
@@ -233,9 +234,8 @@ class Run:
         known = results.get("floors") or self.floors(["val"])["floors"]
         train = store.split("train").totals
         share = self.config.get("train_share", 1.0)
-        # Of all that ends a run, what its curve is to blame for.
         failure = self.directory.failure()
-        failure = failure if failure and ("finite" in failure or "loss is" in failure) else None
+        failure = failure if failure and not_finite(failure) else None
         facts = Facts.of(
             self.config,
             decided,

@@ -323,12 +323,16 @@ def compared(
         found.append(Side(name, configuration, measured, replicates))
     check(found, own_protocols)
     report = compare(found, **how)
-    protocols = {run.about["protocol"]["name"]: run.about["protocol"] for side in found for run in side.runs}
+    # By all that they say: a name leaves out how far back a model sees that carries its state.
+    protocols: list[dict[str, Any]] = []
+    for told, side in zip(report["sides"], found, strict=True):
+        told["protocol"] = side.runs[0].about["protocol"]
+        protocols += [run.about["protocol"] for run in side.runs if run.about["protocol"] not in protocols]
     first = groups[0][2][0]
     floors = floors_of(first, place, Protocol(**found[0].runs[0].about["protocol"]))
     # All have as many where each costs its token: one tokenizer is asked for then.
     counted = {"unknown": found[0].runs[0].about["unknown"]}
-    return {"split": place.split, "protocols": list(protocols.values()), **counted, **report, "floors": floors}
+    return {"split": place.split, "protocols": protocols, **counted, **report, "floors": floors}
 
 
 def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:

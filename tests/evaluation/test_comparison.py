@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lmlab.evaluation.comparison import Side, block_edges, check, compare
+from lmlab.evaluation.comparison import Side, block_edges, check, compare, one_protocol
 from lmlab.evaluation.protocol import Protocol
 from lmlab.evaluation.scores import Scores
 
@@ -190,6 +190,16 @@ def test_too_little_text_is_refused():
 def test_what_differs_is_said(other, message):
     with pytest.raises(ValueError, match=message):
         check([side("a", scores(np.ones(50))), side("b", other)], own_protocols=False)
+
+
+def test_the_one_protocol_suits_all_sides():
+    sliding = replace(CARRIED, policy="sliding", lanes=None, stride=4, max_context=8)
+    alone = replace(CARRIED, policy="documents", lanes=None)
+    assert one_protocol([CARRIED, sliding]) == "evaluation=sliding evaluation.max_context=8"
+    assert one_protocol([sliding, replace(CARRIED, max_context=3)]) == "evaluation=sliding evaluation.max_context=3"
+    assert one_protocol([CARRIED, alone]) == "evaluation=carried or evaluation=documents"
+    # Alone, documents are read from a context that each has of its own.
+    assert one_protocol([alone, replace(alone, max_context=3)]) == "evaluation=carried"
 
 
 def test_contexts_may_differ_where_that_is_asked_for():

@@ -37,11 +37,21 @@ class Side:
 def check(sides: Sequence[Side], own_protocols: bool) -> None:
     """Raise ValueError where numbers of two sides do not mean the same. own_protocols: contexts may differ."""
     first, *others = [(side, run) for side in sides for run in side.runs]
+    shared = one_protocol([Protocol(**run.about["protocol"]) for side in sides for run in side.runs])
     for side, run in others:
-        _check_pair(first[0].name, first[1], side.name, run, own_protocols)
+        _check_pair(first[0].name, first[1], side.name, run, own_protocols, shared)
 
 
-def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_protocols: bool) -> None:
+def one_protocol(protocols: Sequence[Protocol]) -> str:
+    """The overrides that put models measured under these under one."""
+    contexts = {p.max_context for p in protocols}
+    if any(p.stride is not None for p in protocols):
+        # One that slides cannot carry its state, nor see further than it can: windows suit all.
+        return f"evaluation=sliding evaluation.max_context={min(n for n in contexts if n is not None)}"
+    return "evaluation=carried or evaluation=documents" if len(contexts) == 1 else "evaluation=carried"
+
+
+def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_protocols: bool, shared: str) -> None:
     ours, theirs = one.about, other.about
     sizes = [int(s.n_bytes.sum(dtype=np.int64)) for s in (one, other)]
     same_tokens = ours["tokenizer"] == theirs["tokenizer"]
@@ -54,8 +64,7 @@ def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_prot
         remedy = "or, where each may have the context that suits it, own_protocols=true"
         raise ValueError(
             f"{name} and {other_name} are under two protocols ({'; '.join(differing)}): put both under one, as with "
-            "evaluation=sliding evaluation.max_context=64 or evaluation=documents, "
-            + ("which own_protocols=true asks for in all but contexts" if own_protocols else remedy)
+            f"{shared}, " + ("which own_protocols=true asks for in all but contexts" if own_protocols else remedy)
         )
     if sizes[0] != sizes[1]:
         raise ValueError(

@@ -163,8 +163,20 @@ class Run:
         return Protocol(**self.config["decided"]["protocol"]).now()
 
     def resolve(self, evaluation: Mapping[str, Any]) -> "Protocol":
-        """The protocol that a node as in conf/evaluation means for this run's model."""
-        return instantiate(evaluation)(model=self.model)
+        """The protocol that a node as in conf/evaluation means for this run's model.
+
+        One without a `_target_` says what differs from the run's own.
+        """
+        from lmlab.evaluation.protocol import resolve
+
+        if "_target_" in evaluation:
+            return instantiate(evaluation)(model=self.model)
+        own = self.protocol
+        kept = {key: getattr(own, key) for key in ("policy", "precision", "lanes", "limit_tokens", "unknown")}
+        # A model that carries its state sees as far as it can, and a window's stride goes with its length.
+        if own.stride is not None and evaluation.get("max_context") is None:
+            kept |= {"stride": own.stride, "max_context": own.max_context}
+        return resolve(model=self.model, **kept | dict(evaluation))
 
     def store(self, corpus: Mapping[str, Any] | None = None, whole: bool = False) -> Any:
         """The token store of the run's own text, or of another corpus under the run's tokenizer.

@@ -1,6 +1,7 @@
 """Sides on the same text: blocks that every tokenization shares, refusals, and verdicts in words."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -168,8 +169,15 @@ def test_an_eos_of_no_bytes_belongs_to_the_text_before_it():
 
 
 def test_too_little_text_is_refused():
-    with pytest.raises(ValueError, match=r"5 stretches, and at least 10 .* or blocks=stream block_bytes=N"):
+    with pytest.raises(ValueError, match=r"5 stretches, and at least 10 .* or blocks=stream block_bytes=(\d+)") as told:
         block_edges([scores(np.ones(25))], "stream", 20)
+    length = int(re.search(r"block_bytes=(\d+)", str(told.value))[1])
+    assert len(block_edges([scores(np.ones(25))], "stream", length)[0]) > 10
+    # Enough to join neighbours, where there is so much text.
+    with pytest.raises(ValueError, match=r"block_bytes=133$"):
+        block_edges([scores(np.ones(1000))], "stream", 1000)
+    with pytest.raises(ValueError, match=r"chance: give more text$"):
+        block_edges([scores(np.ones(9))], "auto", None)
     with pytest.raises(ValueError, match=r"3 stretches, and at least 10 .* or blocks=documents \(15 of them\)"):
         block_edges([scores(np.ones(375), documents=np.repeat(np.arange(15), 25))], "auto", None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lmlab.evaluation.bootstrap import FEWEST, POWER, Estimate, estimates, holm, t_quantile
+from lmlab.evaluation.bootstrap import FEWEST, MERGED, POWER, Estimate, estimates, holm, t_quantile
 from lmlab.evaluation.protocol import Protocol
 from lmlab.evaluation.scores import Scores
 
@@ -149,19 +149,27 @@ def block_edges(runs: Sequence[Scores], blocks: str, block_bytes: int | None) ->
     if blocks == "documents":
         edges = documents
     else:
-        total = int(ends[-1])
-        size = block_bytes or max(SHORTEST_BLOCK, total // STREAM_BLOCKS)
-        wanted = np.arange(1, max(1, total // size)) * size
-        edges = np.unique(np.append(ends[np.searchsorted(ends, wanted)], total))
+        edges = _stretches(ends, block_bytes or max(SHORTEST_BLOCK, int(ends[-1]) // STREAM_BLOCKS))
     if len(edges) < FEWEST:
         found = f"{len(edges)} {'documents' if blocks == 'documents' else 'stretches'}"
         enough = blocks == "stream" and len(documents) >= FEWEST
-        remedy = f"blocks=documents ({len(documents)} of them)" if enough else "blocks=stream block_bytes=N"
+        # Stretches so long that there are enough to join neighbours that correlate, or else enough at all.
+        lengths = [int(ends[-1]) // n for n in (MERGED, *range(MERGED // 2, FEWEST - 1, -1))]
+        length = next((n for n in lengths if n and len(_stretches(ends, n)) >= FEWEST), None)
+        remedy = f", or blocks=documents ({len(documents)} of them)" if enough else ""
+        if not enough and length is not None:
+            remedy = f", or blocks=stream block_bytes={length}"
         raise ValueError(
-            f"the text has {found}, and at least {FEWEST} are needed to tell what is chance: give more text, or "
-            f"{remedy}"
+            f"the text has {found}, and at least {FEWEST} are needed to tell what is chance: give more text{remedy}"
         )
     return np.append(0, edges), blocks == "stream"
+
+
+def _stretches(ends: np.ndarray, size: int) -> np.ndarray:
+    """Offsets that end stretches of about `size` bytes, the last at the end of the text. ends: where tokens do."""
+    total = int(ends[-1])
+    wanted = np.arange(1, max(1, total // size)) * size
+    return np.unique(np.append(ends[np.searchsorted(ends, wanted)], total))
 
 
 def _common_ends(runs: Sequence[Scores]) -> np.ndarray:

@@ -105,6 +105,13 @@ def test_a_short_run_whose_loss_falls_to_its_last_point_is_not_diverged():
     assert diagnose([*short(4.5, 5.9, 6.1), validated(6.1, 6.1)], facts).verdict == "diverged"
 
 
+def test_the_best_of_the_curve_is_not_called_the_best_where_the_checkpoint_is_of_another_step():
+    rows = [*short(4.4, 4.2, 4.0), validated(4.1, 4.0, 20), validated(4.0, 3.9, 40)]
+    told = {step: diagnose(rows, replace(GOOD, best_step=step)).findings[0].told for step in (None, 40, 30)}
+    assert told[None] == told[40] == "fewer validations than a forecast needs; the last was the best"
+    assert told[30] == told[40] + " of its curve (best.ckpt is of step 30)"
+
+
 @pytest.mark.parametrize("n", [0, 1, 2])
 @pytest.mark.parametrize("train", ["", 8.4e29])
 def test_a_held_out_loss_beyond_guessing_is_diverged_however_few_training_losses_there_are(n, train):

@@ -126,7 +126,7 @@ def judge(curve: Curve, facts: Facts) -> tuple[list[Finding], Forecast | None]:
     found += [under_regularised(curve), starved(facts), unstable(curve)]
     findings = [finding for finding in found if finding is not None]
     if not {f.kind for f in findings} & {"rate too high", "over-fitting"}:
-        findings.append(improving(curve, ahead) or converged(curve, ahead))
+        findings.append(improving(curve, facts, ahead) or converged(curve, ahead))
     return findings, ahead
 
 
@@ -311,9 +311,12 @@ def starved(facts: Facts) -> Finding | None:
     return Finding("starved", f"{told}parameter: it can be learnt by heart ({BITS_HELD} bits a parameter)")
 
 
-def improving(curve: Curve, ahead: Forecast | None) -> Finding | None:
+def improving(curve: Curve, facts: Facts, ahead: Forecast | None) -> Finding | None:
     if ahead is None:
         told = "fewer validations than a forecast needs; the last was the best"
+        if len(curve.val) and facts.best_step not in (None, int(curve.val_steps[-1])):
+            # Of training that was interrupted between two validations the curve forgets that in passing.
+            told += f" of its curve (best.ckpt is of step {facts.best_step})"
         return Finding("improving", told) if curve.val.argmin() == len(curve.val) - 1 else None
     if ahead.gain < IMPROVES * curve.val[-1]:
         return None

@@ -257,6 +257,7 @@ class Run:
             failure,
             mean_charge(self.part("val", None, self.protocol), self.protocol),
         )
+        facts = replace(facts, best_step=results["training"].get("best_step") if results else None)
         found = diagnose(points, facts)
         if results and (target := published.read(self.config.get("published"))) is not None:
             told = target.distances(results["splits"], Protocol(**decided["protocol"]), results["training"])

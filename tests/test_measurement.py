@@ -285,6 +285,18 @@ def test_sides_are_configurations_and_seeds_their_runs(small, tmp_path):
     json.dumps(report)
 
 
+def test_the_name_of_a_side_holds_as_many_settings_as_tell_it_from_the_others(small, trained, tmp_path):
+    widths = [trained["lstm"], trained["transformer"], trained["ngram"], tmp_path / "wide"]
+    train(compose([f"run_dir={widths[-1]}", *small["lstm"], "model.d_model=12"]))
+    found = measurement.sides([("runs", load(path)) for path in widths])
+    assert [name for name, *_ in found] == [
+        "runs model=lstm model.d_model=16",
+        "runs model=transformer",
+        "runs model=ngram",
+        "runs model=lstm model.d_model=12",
+    ]
+
+
 HOW = {"pairs": "first", "blocks": "stream", "block_bytes": 15, "confidence": 0.95, "resamples": 200, "seed": 0}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xxhash
 
-from lmlab.config import flatten, treatment
+from lmlab.config import flatten, short_name, treatment
 from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
 from lmlab.evaluation import spelling
@@ -35,6 +35,8 @@ log = logging.getLogger("lmlab")
 
 # Places after the point to which a tuned weight is rounded before it is used, so that the record is exact.
 ROUNDED = 4
+# Settings that a side's name holds; of more it holds those that tell it from the others.
+NAMED = 4
 # Rows side by side in which training text is read for the size of its gradients.
 LANES = 16
 
@@ -285,11 +287,33 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
         asked[key] = {k: v for k, v in told.items() if k != "seed"}
     found = []
     for (argument, configuration), members in groups.items():
-        others = [asked[key] for key in groups if key[0] == argument]
-        told = asked[argument, configuration]
-        own = [f"{k}={v}" for k, v in told.items() if any(other.get(k) != v for other in others)]
+        others = [asked[key] for key in groups if key[0] == argument and key[1] != configuration]
+        own = _told_apart(asked[argument, configuration], others)
         found.append((" ".join([argument, *own]), configuration, members))
     return found
+
+
+def _told_apart(asked: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A side's settings that others of its argument do not have; of many, as few as tell it from each of them.
+
+    What a side is built of comes first there, its model before all.
+    """
+    differing = {key: value for key, value in asked.items() if any(other.get(key) != value for other in others)}
+    if len(differing) <= NAMED:
+        return [f"{key}={value}" for key, value in differing.items()]
+    told: list[str] = []
+    left = list(others)
+
+    def rank(key: str) -> tuple[bool, bool, int]:
+        return not key.endswith("._target_"), not key.startswith("model."), key.count(".")
+
+    for key in sorted(differing, key=rank):
+        # One that differs from those alone from which it is told already tells nothing more.
+        if apart := [other for other in left if other.get(key) != asked[key]]:
+            left = [other for other in left if other not in apart]
+            node, _, leaf = key.rpartition(".")
+            told.append(f"{node}={short_name({leaf: asked[key]})}" if leaf == "_target_" else f"{key}={asked[key]}")
+    return told
 
 
 def _met(run: "Run", others: Iterable["Run"]) -> "Run | None":
@@ -323,12 +347,16 @@ def compared(
         found.append(Side(name, configuration, measured, replicates))
     check(found, own_protocols)
     report = compare(found, **how)
-    protocols = {run.about["protocol"]["name"]: run.about["protocol"] for side in found for run in side.runs}
+    # By all that they say: a name leaves out how far back a model sees that carries its state.
+    protocols: list[dict[str, Any]] = []
+    for told, side in zip(report["sides"], found, strict=True):
+        told["protocol"] = side.runs[0].about["protocol"]
+        protocols += [run.about["protocol"] for run in side.runs if run.about["protocol"] not in protocols]
     first = groups[0][2][0]
     floors = floors_of(first, place, Protocol(**found[0].runs[0].about["protocol"]))
     # All have as many where each costs its token: one tokenizer is asked for then.
     counted = {"unknown": found[0].runs[0].about["unknown"]}
-    return {"split": place.split, "protocols": list(protocols.values()), **counted, **report, "floors": floors}
+    return {"split": place.split, "protocols": protocols, **counted, **report, "floors": floors}
 
 
 def floors_of(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:

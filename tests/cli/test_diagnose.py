@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -42,6 +43,33 @@ def test_fractions_say_what_more_text_would_bring(curved, capsys):
     assert cli.main(["diagnose", f"run_dir={curved / 'whole'}", f"fractions=[{curved / 'half'}]"]) == 0
     assert "on parts of the text: " in capsys.readouterr().out
     assert cli.main(["diagnose", f"run_dir={curved / 'whole'}", f"fractions=[{curved / 'whole'}]"]) == 2
+
+
+def test_runs_that_differ_in_more_than_their_share_of_the_text_are_no_fractions(curved, trained, tmp_path, capsys):
+    from lmlab.run_directory import RunDirectory
+
+    def refused(*paths):
+        assert cli.main(["diagnose", f"run_dir={curved / 'whole'}", f"fractions=[{','.join(map(str, paths))}]"]) == 2
+        return capsys.readouterr().err
+
+    told = refused(curved / "half", trained["lstm"])
+    assert f"fractions: {trained['lstm']} differs from {curved / 'whole'} in " in told
+    assert "batching._target_" in told
+    assert "train_share, " not in told
+    # What was asked may be the same of another text, of another tokenizer made from it, or before a protocol changed.
+    shutil.copytree(curved / "half", tmp_path / "half")
+    directory = RunDirectory(tmp_path / "half")
+    config = directory.config()
+    for key, name in (("fingerprint", "the text"), ("tokenizer", "the tokenizer")):
+        directory.write_yaml("config.yaml", config | {"decided": config["decided"] | {key: "another"}})
+        assert f" in {name};" in refused(tmp_path / "half")
+    protocol = config["decided"]["protocol"] | {"version": 0}
+    directory.write_yaml("config.yaml", config | {"decided": config["decided"] | {"protocol": protocol}})
+    assert " in version: 1 against 0;" in refused(tmp_path / "half")
+    # Another seed is no other recipe.
+    directory.write_yaml("config.yaml", config)
+    directory.write_yaml("asked.yaml", directory.asked() | {"seed": 7})
+    assert cli.main(["diagnose", f"run_dir={curved / 'whole'}", f"fractions=[{tmp_path / 'half'}]"]) == 0
 
 
 def test_half_of_the_text_is_its_end_and_another_run(curved):

@@ -11,6 +11,7 @@ import yaml
 from tests.cli.test_verbs import call, refused
 
 from lmlab.cli import main
+from lmlab.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -36,6 +37,43 @@ def test_damaged_results_do_not_hide_the_other_runs(copied, trained, capsys):
     (copied / "results.json").write_text('{"splits": ')
     told = json.loads(call(capsys, "runs", f"root={copied.parent}", "format=json"))
     assert {run["run"]: run["state"].split(":")[0] for run in told} == {"run": "damaged", "whole": "counted"}
+
+
+@pytest.mark.parametrize("family", ["lstm", "ngram"])
+def test_damaged_results_are_made_again_by_the_command_that_they_name(family, trained, small, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained[family], run)
+    whole = json.loads((run / "results.json").read_text())
+    best = (run / "checkpoints/best.ckpt").read_bytes()
+    (run / "results.json").write_text('{"splits": ')
+    told = "damaged .*; lmlab train run_dir=.*run, with all that was asked of this run, measures anew"
+    with pytest.raises(ValueError, match=told):
+        RunDirectory(run).results()
+    call(capsys, "train", *small[family], f"run_dir={run}")
+    again = json.loads((run / "results.json").read_text())
+    for key in ("splits", "protocol", "model"):
+        assert again[key] == whole[key]
+    assert again["training"]["stopped_because"] == whole["training"]["stopped_because"]
+    assert again["training"]["steps"] == whole["training"]["steps"]
+    if family == "lstm":
+        call(capsys, "diagnose", f"run_dir={run}")
+        assert (run / "checkpoints/best.ckpt").read_bytes() == best
+    # Without what it would go on from it would begin anew, and replace the best.
+    (run / "results.json").write_text('{"splits": ')
+    (run / "checkpoints/last.ckpt").unlink()
+    assert "put it back from a copy" in refused(capsys, "train", *small[family], f"run_dir={run}")
+    assert (run / "checkpoints/best.ckpt").is_file()
+
+
+def test_compare_passes_over_a_run_of_a_directory_whose_results_are_damaged(trained, tmp_path, capsys):
+    for family in ("lstm", "ngram"):
+        shutil.copytree(trained[family], tmp_path / "runs" / family)
+    (tmp_path / "runs/lstm/results.json").write_text('{"splits": ')
+    sides = [tmp_path / "runs", trained["lstm"]]
+    assert main(["compare", *map(str, sides), "block_bytes=10", "format=json"]) == 0
+    shown = capsys.readouterr()
+    assert [side["runs"] for side in json.loads(shown.out)["sides"]] == [1, 1]
+    assert "passed over, not finished, damaged or without best.ckpt: lstm" in shown.err
 
 
 def test_a_tokenizer_of_another_run_is_refused(copied, trained, capsys):

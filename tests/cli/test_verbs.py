@@ -111,11 +111,16 @@ def test_train_evaluate_and_compare_tell_unknown_words_that_cost_only_their_toke
     shown = call(capsys, "train", *made, f"run_dir={tmp_path}/runs/3")
     assert f"; 40 <unk> of val, 20 <unk> of test {more}\n" in shown
     assert f"; 20 <unk> {more}\n" in call(capsys, "evaluate", f"run_dir={tmp_path}/runs/3")
-    spelled = ["evaluation=auto", "evaluation.unknown=spelled"]
-    assert "no more than" not in call(capsys, "evaluate", f"run_dir={tmp_path}/runs/3", *spelled)
+    # As it says, and as it may be said in full.
+    evaluate = ["evaluate", f"run_dir={tmp_path}/runs/3"]
+    shown = call(capsys, *evaluate, "evaluation.unknown=spelled")
+    assert ", <unk> spelled out (protocol 2)\n" in shown
+    assert shown == call(capsys, *evaluate, "evaluation=auto", "evaluation.unknown=spelled")
     call(capsys, "train", *made, "model.order=2")
     sides = [tmp_path / "runs/3", tmp_path / "runs/2"]
-    assert f"; 40 <unk> {more}\n" in call(capsys, "compare", *sides, "split=val", "block_bytes=10")
+    how = ["split=val", "block_bytes=10"]
+    assert f"; 40 <unk> {more}\n" in call(capsys, "compare", *sides, *how)
+    assert "<unk> spelled out" in call(capsys, "compare", *sides, *how, "evaluation.unknown=spelled")
 
 
 def test_compare_says_in_words_what_is_real(trained, capsys):
@@ -146,6 +151,58 @@ def test_compare_says_which_tokenizer_folds_text(trained, small, tmp_path, capsy
     assert json.loads(call(capsys, "compare", *how, "format=json"))["notes"][0] in call(capsys, "compare", *how)
     same = [trained["ngram"], trained["transformer"], "own_protocols=true", "split=val", "block_bytes=10"]
     assert "changes or drops" not in call(capsys, "compare", *same)
+
+
+def test_null_chooses_the_runs_own_text_and_protocol_as_leaving_them_out_does(trained, capsys):
+    nothing = ["corpus=null", "evaluation=null"]
+    for run in (trained["lstm"], trained["transformer"]):
+        evaluate = ["evaluate", f"run_dir={run}", "floors=false"]
+        assert call(capsys, *evaluate, *nothing) == call(capsys, *evaluate)
+    how = [trained["lstm"], trained["ngram"], "split=val", "block_bytes=10"]
+    assert call(capsys, "compare", *how, *nothing) == call(capsys, "compare", *how)
+
+
+def test_a_key_of_no_chosen_evaluation_changes_the_runs_own(trained, capsys):
+    def protocol(family, *words):
+        told = call(capsys, "evaluate", f"run_dir={trained[family]}", "format=json", "floors=false", *words)
+        return json.loads(told)["protocol"]
+
+    own = {family: protocol(family) for family in ("lstm", "transformer")}
+    limited = protocol("lstm", "evaluation.limit_tokens=50")
+    assert limited == own["lstm"] | {"limit_tokens": 50, "name": "carried-16-first50"}
+    assert protocol("transformer", "evaluation.stride=3") == own["transformer"] | {
+        "stride": 3,
+        "name": "sliding-16/3",
+    }
+    assert protocol("transformer", "evaluation.max_context=4")["name"] == "sliding-4/2"
+    run = f"run_dir={trained['lstm']}"
+    assert "evaluation.max_context=4 needs evaluation=sliding" in refused(
+        capsys, "evaluate", run, "evaluation.max_context=4"
+    )
+    assert "did you mean evaluation.unknown?" in refused(capsys, "evaluate", run, "evaluation.unknwn=spelled")
+    assert "evaluation.limit_tokens=few" in refused(capsys, "evaluate", run, "evaluation.limit_tokens=few")
+
+
+def test_compare_says_which_side_sees_how_far(trained, capsys):
+    sides = [trained["lstm"], trained["ngram"]]
+    how = ["split=val", "block_bytes=10"]
+    shown = call(capsys, "compare", *sides, *how)
+    assert f"\n{sides[0]}: measured carried through 16 lanes, unbounded context, precision 32" in shown
+    assert f"\n{sides[1]}: measured carried through 16 lanes, context of 2 tokens, precision 32" in shown
+    told = json.loads(call(capsys, "compare", *sides, *how, "format=json"))
+    assert [p["max_context"] for p in told["protocols"]] == [None, 2]
+    assert [side["protocol"]["max_context"] for side in told["sides"]] == [None, 2]
+
+
+def test_what_compare_advises_of_two_protocols_it_takes(trained, capsys):
+    how = ["split=val", "block_bytes=10"]
+    for families, context in ((("lstm", "transformer"), 16), (("transformer", "ngram", "lstm"), 2)):
+        sides = [trained[family] for family in families]
+        for asked in ([], ["evaluation=documents"]):
+            told = refused(capsys, "compare", *sides, *how, *asked)
+            advised = f"evaluation=sliding evaluation.max_context={context}"
+            assert f"put both under one, as with {advised}, or" in told
+            assert "measured sliding windows" in call(capsys, "compare", *sides, *how, *advised.split())
 
 
 def test_compare_refuses_two_protocols_one_run_and_none(trained, tmp_path, capsys):
@@ -387,7 +444,7 @@ def test_prune_says_before_it_does(trained, tmp_path, capsys):
         ("evaluate corpus=files", "corpus.train="),
         ("evaluate corpus=files corpus.test=/nope", "corpus.test=/nope does not exist"),
         ("evaluate evaluation=foo", "there are auto, carried, documents, sliding"),
-        ("evaluate evaluation.limit_tokens=9", "evaluation=sliding have it, none of which is chosen"),
+        ("evaluate evaluation.policy=carried", "evaluation=sliding have it, none of which is chosen"),
         ("evaluate batch_size=0", "batch_size=0"),
         ("score text=a kernels=fast", "kernels=fast must be one of auto, plain"),
         ("evaluate format=foo", "format=foo"),

@@ -1,12 +1,13 @@
 """Sides on the same text: blocks that every tokenization shares, refusals, and verdicts in words."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lmlab.evaluation.comparison import Side, block_edges, check, compare
+from lmlab.evaluation.comparison import Side, block_edges, check, compare, one_protocol
 from lmlab.evaluation.protocol import Protocol
 from lmlab.evaluation.scores import Scores
 
@@ -168,8 +169,15 @@ def test_an_eos_of_no_bytes_belongs_to_the_text_before_it():
 
 
 def test_too_little_text_is_refused():
-    with pytest.raises(ValueError, match=r"5 stretches, and at least 10 .* or blocks=stream block_bytes=N"):
+    with pytest.raises(ValueError, match=r"5 stretches, and at least 10 .* or blocks=stream block_bytes=(\d+)") as told:
         block_edges([scores(np.ones(25))], "stream", 20)
+    length = int(re.search(r"block_bytes=(\d+)", str(told.value))[1])
+    assert len(block_edges([scores(np.ones(25))], "stream", length)[0]) > 10
+    # Enough to join neighbours, where there is so much text.
+    with pytest.raises(ValueError, match=r"block_bytes=133$"):
+        block_edges([scores(np.ones(1000))], "stream", 1000)
+    with pytest.raises(ValueError, match=r"chance: give more text$"):
+        block_edges([scores(np.ones(9))], "auto", None)
     with pytest.raises(ValueError, match=r"3 stretches, and at least 10 .* or blocks=documents \(15 of them\)"):
         block_edges([scores(np.ones(375), documents=np.repeat(np.arange(15), 25))], "auto", None)
 
@@ -190,6 +198,16 @@ def test_too_little_text_is_refused():
 def test_what_differs_is_said(other, message):
     with pytest.raises(ValueError, match=message):
         check([side("a", scores(np.ones(50))), side("b", other)], own_protocols=False)
+
+
+def test_the_one_protocol_suits_all_sides():
+    sliding = replace(CARRIED, policy="sliding", lanes=None, stride=4, max_context=8)
+    alone = replace(CARRIED, policy="documents", lanes=None)
+    assert one_protocol([CARRIED, sliding]) == "evaluation=sliding evaluation.max_context=8"
+    assert one_protocol([sliding, replace(CARRIED, max_context=3)]) == "evaluation=sliding evaluation.max_context=3"
+    assert one_protocol([CARRIED, alone]) == "evaluation=carried or evaluation=documents"
+    # Alone, documents are read from a context that each has of its own.
+    assert one_protocol([alone, replace(alone, max_context=3)]) == "evaluation=carried"
 
 
 def test_contexts_may_differ_where_that_is_asked_for():

@@ -9,6 +9,7 @@ from tests.evaluation.curves import GOOD, SMALL, STEPS, UNIGRAM, V, learning, no
 
 from lmlab.evaluation.curve import Curve
 from lmlab.evaluation.diagnosis import KINDS, diagnose, more_text
+from lmlab.run_directory.train_log import not_finite
 
 
 def test_still_improving_with_an_interval_and_more_steps_to_try():
@@ -86,6 +87,60 @@ def test_a_run_that_failed_before_its_first_validation_is_told_as_diverged():
     facts = replace(GOOD, failure="TrainingFailed: the loss or its gradient is no longer finite at step 31")
     assert diagnose(points(learning()[:3]), facts).verdict == "diverged"
     assert diagnose([], facts).verdict == "diverged"
+
+
+def short(*loss):
+    return [{"step": str(10 * i), "train/loss": str(x), "optim/lr": "0.003"} for i, x in enumerate(loss, 1)]
+
+
+def validated(val, train="", step=35):
+    return {"step": str(step), "val/loss": str(val), "val/gap": "" if train == "" else str(val - train)}
+
+
+def test_a_short_run_whose_loss_falls_to_its_last_point_is_not_diverged():
+    facts = replace(GOOD, vocab_size=390, unigram=4.5, first_loss=5.97)
+    assert diagnose([*short(5.97, 5.41, 4.72), validated(4.8, 4.7)], facts).verdict == "improving"
+    # One that comes down from an explosion and still knows nothing is.
+    assert diagnose([*short(5.97, 90.0, 5.9), validated(5.9, 5.9)], facts).verdict == "diverged"
+    assert diagnose([*short(4.5, 5.9, 6.1), validated(6.1, 6.1)], facts).verdict == "diverged"
+
+
+def test_the_best_of_the_curve_is_not_called_the_best_where_the_checkpoint_is_of_another_step():
+    rows = [*short(4.4, 4.2, 4.0), validated(4.1, 4.0, 20), validated(4.0, 3.9, 40)]
+    told = {step: diagnose(rows, replace(GOOD, best_step=step)).findings[0].told for step in (None, 40, 30)}
+    assert told[None] == told[40] == "fewer validations than a forecast needs; the last was the best"
+    assert told[30] == told[40] + " of its curve (best.ckpt is of step 30)"
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+@pytest.mark.parametrize("train", ["", 8.4e29])
+def test_a_held_out_loss_beyond_guessing_is_diverged_however_few_training_losses_there_are(n, train):
+    first = 4.4 if n else None
+    found = diagnose([*short(*[4.4, 4.3][:n]), validated(8.4e29, train)], replace(GOOD, first_loss=first))
+    assert [f.kind for f in found.findings] == ["diverged"]
+    assert found.findings[0].told == "the held-out loss ends at 8.4e+29, and guessing costs 4.382"
+    assert found.findings[0].since == 35
+
+
+def test_a_held_out_loss_beyond_guessing_of_a_run_that_knows_its_train_text_is_over_fitting():
+    rows = [validated(val, 0.2, step) for step, val in ((10, 3.0), (20, 3.5), (30, 6.0), (40, 9.0))]
+    assert diagnose([*short(4.4, 1.0), *rows], GOOD).verdict != "diverged"
+    # Nor is it one that has hardly begun.
+    assert diagnose([*short(4.5), validated(4.6, 4.5)], replace(GOOD, first_loss=4.5)).verdict != "diverged"
+
+
+@pytest.mark.parametrize(
+    ("failure", "so"),
+    [
+        ("NotFinite: the loss is 9 at step 12, one spike more than callbacks.spikes.most=3", True),
+        ("TrainingFailed: the weights are no longer finite after step 3", True),
+        ("ValueError: the model's logits are NaN: its weights are damaged, load an earlier checkpoint", True),
+        ("TrainingFailed: the disk is full (last.ckpt) after step 8", False),
+        ("KeyboardInterrupt: ", False),
+    ],
+)
+def test_of_what_ended_a_run_the_curve_is_to_blame_for_what_is_no_number(failure, so):
+    assert not_finite(failure) is so
 
 
 def test_over_fitting_is_not_divergence_however_far_the_held_out_loss_climbs():

@@ -9,6 +9,7 @@ from lmlab.errors import TrainingFailed
 from lmlab.metrics import TokenNLL
 from lmlab.models.head import LinearHead
 from lmlab.models.lstm import LSTMLM
+from lmlab.run_directory.train_log import failure
 from lmlab.training.checkpoints import read, weights
 from lmlab.training.module import LMModule
 
@@ -141,6 +142,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_what_was_good(train,
         patch.setattr(LinearHead, "nll_of", breaks)
         with pytest.raises(TrainingFailed, match="at step 11"):
             train("run", *overrides)
+    assert failure(tmp_path / "run/train.log").startswith("NotFinite: ")
     assert read(tmp_path / "run/checkpoints/last.ckpt")["lmlab"]["step"] == 8
     assert all(torch.isfinite(w).all() for w in trained(tmp_path, "run").values())
     assert (tmp_path / "run/checkpoints/best.ckpt").exists()

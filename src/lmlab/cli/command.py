@@ -18,6 +18,9 @@ from lmlab.terminal import printable, writes_utf8
 # Flags that stand by themselves, and flags with a value after them or after `=`.
 SWITCHES = ("--help", "-h", "--multirun", "-m", "--resolve")
 VALUED = ("--cfg", "-c", "--config-dir", "-cd", "--package", "-p")
+# Verbs that measure stored runs, by default as each was; and what may differ from that alone.
+MEASURING = ("evaluate", "compare")
+OF_OWN = [f"evaluation.{key}" for key in ("lanes", "stride", "max_context", "limit_tokens", "precision", "unknown")]
 
 
 @dataclass
@@ -113,7 +116,8 @@ def options(verb: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     if line.help:
         show_help(verb)
         return None
-    config = compose(line.overrides, verb, line.config_dir)
+    overrides = own_protocol(line.overrides) if verb in MEASURING else line.overrides
+    config = compose(overrides, verb, line.config_dir)
     if line.shown:
         from omegaconf import OmegaConf
 
@@ -130,7 +134,20 @@ def options(verb: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     check_keys(values)
     for group in ("corpus", "tokenizer", "evaluation"):
         check_node(values.get(group), group)
+    if isinstance(changed := values.get("evaluation"), dict) and "_target_" not in changed:
+        check_node({"_target_": "lmlab.evaluation.protocol.resolve"} | changed, "evaluation")
     return values
+
+
+def own_protocol(overrides: Sequence[str]) -> list[str]:
+    """With what Hydra does not take: GROUP=null, which chooses what no option does, and a key of no chosen evaluation.
+
+    Such a key changes the runs' own protocol.
+    """
+    kept = [o for o in overrides if o not in ("corpus=null", "evaluation=null")]
+    if any(o.startswith("evaluation=") for o in kept):
+        return kept
+    return ["+" + o if o.partition("=")[0] in OF_OWN else o for o in kept]
 
 
 def look_for_garbage() -> None:

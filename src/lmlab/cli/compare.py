@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from lmlab.cli.command import VALUED, load_run, one_of, options, show_json
 from lmlab.cli.tables import show_comparison
@@ -55,14 +56,22 @@ def members(path: Path, checkpoint: str) -> list[Path]:
         return [path]
     if not found:
         raise FileNotFoundError(f"{path} has no runs; lmlab runs root=outputs lists yours")
-    whole = [run.path for run in found if run.finished() and (run.checkpoints / f"{checkpoint}.ckpt").is_file()]
+    whole = [run.path for run in found if _finished(run) and (run.checkpoints / f"{checkpoint}.ckpt").is_file()]
     if not whole:
         raise FileNotFoundError(f"{path} has no finished run with its {checkpoint}.ckpt; lmlab runs root={path}")
     if left := [run.path.name for run in found if run.path not in whole]:
         more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
         told = ", ".join(left[:NAMED]) + more
-        log.info("%s: passed over, not finished or without %s.ckpt: %s", path, checkpoint, told)
+        log.info("%s: passed over, not finished, damaged or without %s.ckpt: %s", path, checkpoint, told)
     return whole
+
+
+def _finished(run: Any) -> bool:
+    """Not a run whose results cannot be read: it may have been interrupted."""
+    try:
+        return run.finished()
+    except (ValueError, OSError, KeyError, TypeError):
+        return False
 
 
 def _is_path(argument: str) -> bool:

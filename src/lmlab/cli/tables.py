@@ -320,7 +320,9 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     out.print(f"\n{report['split']}, {n} {kind} of {size} resampled", highlight=False)
     for protocol in report["protocols"]:
         told = Protocol(**protocol).describe({report["split"]: report.get("unknown", 0)})
-        out.print(f"measured {told}", highlight=False, soft_wrap=True)
+        under = [side["name"] for side in report["sides"] if side["protocol"] == protocol]
+        whose = f"{', '.join(under)}: " if len(report["protocols"]) > 1 else ""
+        out.print(f"{whose}measured {told}", highlight=False, soft_wrap=True)
 
 
 def _interval(bounds: Any, places: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lmlab.evaluation.bootstrap import FEWEST, POWER, Estimate, estimates, holm, t_quantile
+from lmlab.evaluation.bootstrap import FEWEST, MERGED, POWER, Estimate, estimates, holm, t_quantile
 from lmlab.evaluation.protocol import Protocol
 from lmlab.evaluation.scores import Scores
 
@@ -37,11 +37,21 @@ class Side:
 def check(sides: Sequence[Side], own_protocols: bool) -> None:
     """Raise ValueError where numbers of two sides do not mean the same. own_protocols: contexts may differ."""
     first, *others = [(side, run) for side in sides for run in side.runs]
+    shared = one_protocol([Protocol(**run.about["protocol"]) for side in sides for run in side.runs])
     for side, run in others:
-        _check_pair(first[0].name, first[1], side.name, run, own_protocols)
+        _check_pair(first[0].name, first[1], side.name, run, own_protocols, shared)
 
 
-def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_protocols: bool) -> None:
+def one_protocol(protocols: Sequence[Protocol]) -> str:
+    """The overrides that put models measured under these under one."""
+    contexts = {p.max_context for p in protocols}
+    if any(p.stride is not None for p in protocols):
+        # One that slides cannot carry its state, nor see further than it can: windows suit all.
+        return f"evaluation=sliding evaluation.max_context={min(n for n in contexts if n is not None)}"
+    return "evaluation=carried or evaluation=documents" if len(contexts) == 1 else "evaluation=carried"
+
+
+def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_protocols: bool, shared: str) -> None:
     ours, theirs = one.about, other.about
     sizes = [int(s.n_bytes.sum(dtype=np.int64)) for s in (one, other)]
     same_tokens = ours["tokenizer"] == theirs["tokenizer"]
@@ -54,8 +64,7 @@ def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_prot
         remedy = "or, where each may have the context that suits it, own_protocols=true"
         raise ValueError(
             f"{name} and {other_name} are under two protocols ({'; '.join(differing)}): put both under one, as with "
-            "evaluation=sliding evaluation.max_context=64 or evaluation=documents, "
-            + ("which own_protocols=true asks for in all but contexts" if own_protocols else remedy)
+            f"{shared}, " + ("which own_protocols=true asks for in all but contexts" if own_protocols else remedy)
         )
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -140,19 +149,27 @@ def block_edges(runs: Sequence[Scores], blocks: str, block_bytes: int | None) ->
     if blocks == "documents":
         edges = documents
     else:
-        total = int(ends[-1])
-        size = block_bytes or max(SHORTEST_BLOCK, total // STREAM_BLOCKS)
-        wanted = np.arange(1, max(1, total // size)) * size
-        edges = np.unique(np.append(ends[np.searchsorted(ends, wanted)], total))
+        edges = _stretches(ends, block_bytes or max(SHORTEST_BLOCK, int(ends[-1]) // STREAM_BLOCKS))
     if len(edges) < FEWEST:
         found = f"{len(edges)} {'documents' if blocks == 'documents' else 'stretches'}"
         enough = blocks == "stream" and len(documents) >= FEWEST
-        remedy = f"blocks=documents ({len(documents)} of them)" if enough else "blocks=stream block_bytes=N"
+        # Stretches so long that there are enough to join neighbours that correlate, or else enough at all.
+        lengths = [int(ends[-1]) // n for n in (MERGED, *range(MERGED // 2, FEWEST - 1, -1))]
+        length = next((n for n in lengths if n and len(_stretches(ends, n)) >= FEWEST), None)
+        remedy = f", or blocks=documents ({len(documents)} of them)" if enough else ""
+        if not enough and length is not None:
+            remedy = f", or blocks=stream block_bytes={length}"
         raise ValueError(
-            f"the text has {found}, and at least {FEWEST} are needed to tell what is chance: give more text, or "
-            f"{remedy}"
+            f"the text has {found}, and at least {FEWEST} are needed to tell what is chance: give more text{remedy}"
         )
     return np.append(0, edges), blocks == "stream"
+
+
+def _stretches(ends: np.ndarray, size: int) -> np.ndarray:
+    """Offsets that end stretches of about `size` bytes, the last at the end of the text. ends: where tokens do."""
+    total = int(ends[-1])
+    wanted = np.arange(1, max(1, total // size)) * size
+    return np.unique(np.append(ends[np.searchsorted(ends, wanted)], total))
 
 
 def _common_ends(runs: Sequence[Scores]) -> np.ndarray:

@@ -74,6 +74,7 @@ class Facts:
     unigram, ngram: the floors on val. charge: what the protocol adds to them and to the held-out loss for the letters
     of <unk>, and not to the training loss. normalised: whether the optimizer's steps are of one size whatever the
     gradient's, as all but SGD's are. settings: what the config says of `SETTINGS` and `RATES`, by dotted key.
+    best_step: that of best.ckpt.
     """
 
     vocab_size: int
@@ -89,6 +90,7 @@ class Facts:
     settings: Mapping[str, Any]
     failure: str | None = None
     charge: float = 0.0
+    best_step: int | None = None
 
     @classmethod
     def of(

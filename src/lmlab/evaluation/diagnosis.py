@@ -20,6 +20,8 @@ ROSE = 0.01
 GAP = 0.1
 # Times the first loss, from which a run did not come back to knowing frequencies.
 EXPLODED = 2.0
+# Times what guessing costs, or the first loss: more than an untrained model's own noise.
+WORSE = 1.05
 # Letter or word frequencies are the first thing learnt: a share of training that is too long for it, and the nearness
 # to the unigram floor that counts as no more than that.
 SLOW, LEVEL = 0.25, 0.03
@@ -124,7 +126,7 @@ def judge(curve: Curve, facts: Facts) -> tuple[list[Finding], Forecast | None]:
     found += [under_regularised(curve), starved(facts), unstable(curve)]
     findings = [finding for finding in found if finding is not None]
     if not {f.kind for f in findings} & {"rate too high", "over-fitting"}:
-        findings.append(improving(curve, ahead) or converged(curve, ahead))
+        findings.append(improving(curve, facts, ahead) or converged(curve, ahead))
     return findings, ahead
 
 
@@ -134,9 +136,11 @@ def diverged(curve: Curve, facts: Facts) -> Finding | None:
         at = int(curve.steps[-1]) if len(curve.steps) else 0
         return Finding("diverged", f"training ended in a loss that is no number, after step {at}", at)
     if len(curve.loss) < 3:
-        return None
-    # What it ends with is worse than what it began with, or than knowing frequencies alone, on its own train text.
-    end = float(np.median(curve.loss[-3:]))
+        return held_out_exploded(curve, facts)
+    # What it ends with is worse than what it began with, or than knowing frequencies alone, on its own train text. The
+    # middle of the last three is no end where the curve still falls: the last is.
+    falling = curve.loss[-1] < curve.loss[:-1].min()
+    end = float(curve.loss[-1] if falling else np.median(curve.loss[-3:]))
     first = facts.first_loss if facts.first_loss is not None else float(curve.loss[0])
     limit = min(first, math.log(facts.vocab_size))
     if (known := facts.frequencies) is not None:
@@ -147,6 +151,20 @@ def diverged(curve: Curve, facts: Facts) -> Finding | None:
         since = int(curve.steps[int(curve.loss.argmin())])
         return Finding("diverged", f"the training loss ends at {end:.3f}, and was {best:.3f} at step {since}", since)
     return None
+
+
+def held_out_exploded(curve: Curve, facts: Facts) -> Finding | None:
+    """Of a run with hardly a training loss: its last validation is worse than guessing, and so is its slice of train,
+    which over-fitting would know by heart."""
+    if not len(curve.val):
+        return None
+    guessing = math.log(facts.vocab_size)
+    limit, end, gap = max(guessing, facts.first_loss or 0.0), float(curve.val[-1]) - facts.charge, curve.gap[-1]
+    # Without that slice only what no over-fitting reaches counts.
+    if end < limit * (EXPLODED if np.isnan(gap) else WORSE) or curve.val[-1] - gap < limit * WORSE:
+        return None
+    told = f"the held-out loss ends at {curve.val[-1]:.4g}, and guessing costs {guessing:.3f}"
+    return Finding("diverged", told, int(curve.val_steps[-1]))
 
 
 def unstable(curve: Curve) -> Finding | None:
@@ -293,9 +311,12 @@ def starved(facts: Facts) -> Finding | None:
     return Finding("starved", f"{told}parameter: it can be learnt by heart ({BITS_HELD} bits a parameter)")
 
 
-def improving(curve: Curve, ahead: Forecast | None) -> Finding | None:
+def improving(curve: Curve, facts: Facts, ahead: Forecast | None) -> Finding | None:
     if ahead is None:
         told = "fewer validations than a forecast needs; the last was the best"
+        if len(curve.val) and facts.best_step not in (None, int(curve.val_steps[-1])):
+            # Of training that was interrupted between two validations the curve forgets that in passing.
+            told += f" of its curve (best.ckpt is of step {facts.best_step})"
         return Finding("improving", told) if curve.val.argmin() == len(curve.val) - 1 else None
     if ahead.gain < IMPROVES * curve.val[-1]:
         return None

@@ -80,9 +80,10 @@ class RunDirectory:
         try:
             return self.read_json(path.name)
         except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); lmlab evaluate run_dir={self.path} measures anew"
-            ) from error
+            remedy = f"lmlab train run_dir={self.path}, with all that was asked of this run, measures anew"
+            if not self.last.exists():
+                remedy = f"put it back from a copy: to be measured anew the run lacks {self.last.name}"
+            raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
     def finished(self) -> bool:
         """Whether it has come to its end, neither interrupted nor pruned."""
@@ -167,7 +168,8 @@ class RunDirectory:
     def check(self, asked: Mapping[str, Any]) -> str:
         """'new', 'continue', 'finished' or 'extend'; ValueError where this run is of something else.
 
-        Only budgets may differ, and only upward.
+        Only budgets may differ, and only upward. A finished run whose results are damaged goes on from its last
+        checkpoint, where only those are left to do.
         """
         if not self.exists():
             if self.path.exists() and any(p.name != "lock" and p.suffix != ".tmp" for p in self.path.iterdir()):
@@ -188,7 +190,15 @@ class RunDirectory:
                     f"{key}={new.get(key)} is below the {old.get(key)} of {self.path}; a budget can only grow"
                 )
             changed_budget |= now != was
-        if self.finished():
+        try:
+            finished = self.finished()
+        except ValueError as error:
+            # From step 0 it would replace a best checkpoint that is whole.
+            if not self.last.exists():
+                raise
+            log.warning("%s", error)
+            return "continue"
+        if finished:
             return "extend" if changed_budget else "finished"
         return "continue"
 

@@ -51,4 +51,12 @@ def failure(path: Path) -> str | None:
     except OSError:
         return None
     last = re.split(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", end, flags=re.MULTILINE)[-1].strip()
-    return last if re.match(r"[A-Z]\w*(Error|Exception|Failed|NotFinite|Interrupt|Exit): ", last) else None
+    return last if re.match(r"(NotFinite|[A-Z]\w*(Error|Exception|Failed|Interrupt|Exit)): ", last) else None
+
+
+def not_finite(failure: str) -> bool:
+    """Whether an error, as `failure` gives it, is of a loss, gradient or weight: of all that ends a run, the curve's.
+
+    By its kind; by its words in the log of an older run, and where a sample was to be written by broken weights.
+    """
+    return failure.startswith("NotFinite: ") or re.search(r"finite|loss is|logits are NaN", failure) is not None

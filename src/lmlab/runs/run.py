@@ -12,13 +12,14 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmlab.config import BUILT_FROM, check_targets, conf_dir, plain
+from lmlab.config import BUILT_FROM, check_targets, conf_dir, differences, plain
 from lmlab.config import cache_dir as cache_at
 from lmlab.errors import check_text
 from lmlab.experiment import build_model
 from lmlab.instantiate import instantiate
 from lmlab.models.kernels import check, using
 from lmlab.run_directory import RunDirectory, check_tokenizer
+from lmlab.run_directory.train_log import not_finite
 from lmlab.tokenizers import load as load_tokenizer
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmlab")
 
 CHECKPOINTS = ("best", "last")
+# Differences of two runs that a line names.
+SHOWN = 8
 
 
 class Run:
@@ -161,8 +164,20 @@ class Run:
         return Protocol(**self.config["decided"]["protocol"]).now()
 
     def resolve(self, evaluation: Mapping[str, Any]) -> "Protocol":
-        """The protocol that a node as in conf/evaluation means for this run's model."""
-        return instantiate(evaluation)(model=self.model)
+        """The protocol that a node as in conf/evaluation means for this run's model.
+
+        One without a `_target_` says what differs from the run's own.
+        """
+        from lmlab.evaluation.protocol import resolve
+
+        if "_target_" in evaluation:
+            return instantiate(evaluation)(model=self.model)
+        own = self.protocol
+        kept = {key: getattr(own, key) for key in ("policy", "precision", "lanes", "limit_tokens", "unknown")}
+        # A model that carries its state sees as far as it can, and a window's stride goes with its length.
+        if own.stride is not None and evaluation.get("max_context") is None:
+            kept |= {"stride": own.stride, "max_context": own.max_context}
+        return resolve(model=self.model, **kept | dict(evaluation))
 
     def store(self, corpus: Mapping[str, Any] | None = None, whole: bool = False) -> Any:
         """The token store of the run's own text, or of another corpus under the run's tokenizer.
@@ -214,7 +229,8 @@ class Run:
     def diagnose(self, fractions: Iterable[str | os.PathLike] = ()) -> Any:
         """Whether it is trained well enough: `lmlab.evaluation.diagnosis`, of an unfinished or failed run, too.
 
-        fractions: directories of runs that differ from this one in train_share.
+        fractions: directories of runs that differ from this one in train_share, or in the seed besides. Raises
+        ValueError where one differs in more.
         """
         from lmlab.evaluation import published
         from lmlab.evaluation.curve import Facts
@@ -231,9 +247,8 @@ class Run:
         known = results.get("floors") or self.floors(["val"])["floors"]
         train = store.split("train").totals
         share = self.config.get("train_share", 1.0)
-        # Of all that ends a run, what its curve is to blame for.
         failure = self.directory.failure()
-        failure = failure if failure and ("finite" in failure or "loss is" in failure) else None
+        failure = failure if failure and not_finite(failure) else None
         facts = Facts.of(
             self.config,
             decided,
@@ -243,12 +258,34 @@ class Run:
             failure,
             mean_charge(self.part("val", None, self.protocol), self.protocol),
         )
+        facts = replace(facts, best_step=results["training"].get("best_step") if results else None)
         found = diagnose(points, facts)
         if results and (target := published.read(self.config.get("published"))) is not None:
             told = target.distances(results["splits"], Protocol(**decided["protocol"]), results["training"])
             found = replace(found, distances=told)
-        runs = [self, *(Run(path, allow_targets=self._allow_targets, cache_dir=self.cache) for path in fractions)]
+        parts = [Run(path, allow_targets=self._allow_targets, cache_dir=self.cache) for path in fractions]
+        for part in parts:
+            self._check_fraction(part)
+        runs = [self, *parts]
         return found.with_more_text(*zip(*(run._size_and_loss() for run in runs), strict=True)) if fractions else found
+
+    def _check_fraction(self, part: "Run") -> None:
+        """Raises ValueError where another run differs from this one in more than train_share and the seed."""
+        from lmlab.evaluation.protocol import Protocol
+
+        asked = differences(self.directory.asked(), part.directory.asked())
+        differing = [key for key in asked if key not in ("train_share", "seed")]
+        ours, theirs = self.config["decided"], part.config["decided"]
+        # Where a text lies is no part of what was asked: at another place may be another text, and other tokens of it.
+        made_of = {"the text": "fingerprint", "the tokenizer": "tokenizer"}
+        differing += [name for name, key in made_of.items() if ours.get(key) != theirs.get(key)]
+        differing += Protocol(**ours["protocol"]).differences(Protocol(**theirs["protocol"]))
+        if differing:
+            shown = ", ".join(differing[:SHOWN]) + (f" and {more} more" if (more := len(differing) - SHOWN) > 0 else "")
+            raise ValueError(
+                f"fractions: {part.path} differs from {self.path} in {shown}; only runs that differ in train_share "
+                "alone, or in the seed besides, tell what more text would bring"
+            )
 
     def _size_and_loss(self) -> tuple[int, float]:
         """Tokens of train that it had, and its loss on val."""

@@ -75,9 +75,8 @@ def run(plan: Plan, directory: RunDirectory, checkpoint: dict[str, Any] | None) 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from error
     except NotFinite as error:
-        raise TrainingFailed(
-            f"{error}; {kept(directory)} (other settings are another run: name another run_dir)"
-        ) from error
+        # Of its own kind, by which train.log tells it from a full disk.
+        raise NotFinite(f"{error}; {kept(directory)} (other settings are another run: name another run_dir)") from error
     except torch.OutOfMemoryError as error:
         raise TrainingFailed(
             f"out of memory at step {module.step}: halve training.micro_batch_size "

@@ -90,7 +90,8 @@ def diagnosed(plan: Plan, directory: RunDirectory, results: dict[str, Any]) -> D
     points, totals = directory.points(), plan.store.split("train").totals
     train = {key: round(plan.config.train_share * totals[key]) for key in ("tokens", "bytes")}
     known = (plain(plan.config), plan.decided, train, results.get("floors", {}))
-    return diagnose(points, Facts.of(*known, points, None, mean_charge(plan.part("val"), plan.protocol)))
+    facts = Facts.of(*known, points, None, mean_charge(plan.part("val"), plan.protocol))
+    return diagnose(points, replace(facts, best_step=results["training"].get("best_step")))
 
 
 def measured_splits(plan: Plan, interrupted: bool) -> list[str]:

@@ -291,7 +291,10 @@ def test_read_in_pieces_it_finds_what_the_straightforward_computation_finds(monk
     for passage in found.passages:
         assert passage.text in documents[int(passage.document[1:])]
         if passage.share == 1:
-            assert word_spans(train[int(passage.train_document[1:])])[0].tolist()
+            # Its first stretch, or all of a short document, stands in the one that is named.
+            first, theirs = (word_spans(s)[0] for s in (passage.text, train[int(passage.train_document[1:])]))
+            n = min(STRETCH, len(first))
+            assert any(np.array_equal(theirs[i : i + n], first[:n]) for i in range(len(theirs) - n + 1))
 
 
 @pytest.mark.parametrize("row", ["I am fine, thank you.", "我很好谢谢你们的"])

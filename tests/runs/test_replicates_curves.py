@@ -44,6 +44,15 @@ def test_a_mean_curve_holds_the_steps_that_all_replicates_have_reached():
     assert found["optimizer.lr"].tolist() == [0.1, 0.1, 0.2]
 
 
+def test_an_interrupted_run_cuts_no_mean_curve_short():
+    frame = FRAME.assign(state=["budget", "budget", "budget", "interrupted"])
+    found = mean_curves(frame, CURVES)
+    assert found[["treatment", "step", "n"]].values.tolist() == [["a", 1, 2], ["a", 2, 2], ["b", 1, 1], ["b", 2, 1]]
+    # Where none came to its end, there is what there is.
+    frame = FRAME.assign(state=["budget", "budget", "pruned", "interrupted"])
+    assert mean_curves(frame, CURVES)[["treatment", "n"]].values.tolist()[-1] == ["b", 2]
+
+
 def test_a_mean_curve_counts_the_seed_that_was_trained_twice_once():
     twice = pd.concat([CURVES, CURVES[CURVES["run"] == "a0"].assign(run="c0")])
     frame = pd.concat([FRAME, FRAME[:1].assign(run="c0")])

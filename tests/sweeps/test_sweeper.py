@@ -89,13 +89,13 @@ def test_replicates_differ_in_their_seed_alone_and_their_mean_decides(sweep, her
     assert (told["overrides"], told["point"], told["replicate"], told["seed"]) == (["optimizer.lr=0.1"], 1, 1, 4)
 
 
-@pytest.mark.slow
 def test_a_sweeps_directory_that_is_a_file_is_told_so(sweep, here, capsys, untrained):
     (here / "file").touch()
     assert sweep("optimizer.lr=0.1,0.2", "sweep_dir=file") == 2
     assert "lmlab: sweep_dir=file is a file; name a directory\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_seeds_are_replicates(sweep, here):
     assert sweep("seed=5,7", "keep=all") == 0
     assert table(here, "point", "seed") == [(0, 5), (0, 7)]

@@ -1,6 +1,7 @@
 """Averaged weights, by hand: a short run's average is of its own late steps, and a long one's as its decay says."""
 
 import pytest
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -35,6 +36,17 @@ def test_a_short_run_s_average_is_of_its_last_ninth(steps):
 
 def test_of_a_long_run_it_is_of_as_many_updates_as_its_decay_says():
     assert 5_000 - averaged(5_000, decay=0.99) == pytest.approx(0.99 / 0.01, rel=1e-3)
+
+
+def test_of_counts_and_places_there_is_no_average():
+    callback, model = ExponentialMovingAverage(decay=0.9, use_buffers=True), nn.Linear(1, 1)
+    model.register_buffer("rank", torch.tensor([3, 1]))
+    average = AveragedModel(model, use_buffers=True, **callback._kwargs)
+    for step in range(3):
+        model.rank += 1
+        assert callback.should_update(step_idx=step)
+        average.update_parameters(model)
+    assert average.module.rank.tolist() == [6, 4]
 
 
 def test_what_is_averaged_is_every_so_many_steps_from_one_on():

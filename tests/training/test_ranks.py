@@ -36,7 +36,7 @@ def test_devices_that_mean_nothing_are_refused(devices, device, told):
     assert ranks.count("auto", "cpu") == 1
 
 
-OUT_OF_MEMORY = """
+BROKEN = """
 import os
 
 import torch
@@ -48,21 +48,38 @@ class Large(LSTMLM):
         if os.environ["LOCAL_RANK"] == "1" and self.training:
             raise torch.OutOfMemoryError("tried to allocate 2 GiB")
         return super().forward(*args, **kwargs)
+
+
+class Refusing(LSTMLM):
+    def forward(self, *args, **kwargs):
+        if self.training:
+            raise ValueError("this model refuses that text")
+        return super().forward(*args, **kwargs)
 """
+
+
+def broken(command_line, tmp_path, name: str) -> subprocess.CompletedProcess:
+    """What becomes of two processes that train a model of this class."""
+    (tmp_path / "large.py").write_text(BROKEN)
+    words = command_line(*LSTM, *DDP, f"model._target_=large.{name}", f"run_dir={tmp_path / 'run'}")
+    code = "import sys; sys.path.append('.'); from lmlab.cli import run; run()"
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
 def test_memory_that_runs_out_in_one_process_is_said(command_line, tmp_path):
-    (tmp_path / "large.py").write_text(OUT_OF_MEMORY)
-    words = command_line(*LSTM, *DDP, "model._target_=large.Large", f"run_dir={tmp_path / 'run'}")
-    code = "import sys; sys.path.append('.'); from lmlab.cli import run; run()"
-    made = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    made = broken(command_line, tmp_path, "Large")
     assert made.returncode == 3, made.stderr
     assert "rank 1: out of memory at step 0: halve training.micro_batch_size" in made.stderr
     assert "process 1 of 2 ended early; its message is above" in made.stderr
     assert "fault of lmlab" not in made.stderr
+
+
+@pytest.mark.slow
+def test_what_all_processes_meet_alike_is_told_as_it_is(command_line, tmp_path):
+    made = broken(command_line, tmp_path, "Refusing")
+    assert made.stderr.splitlines()[-1].endswith("this model refuses that text"), made.stderr
 
 
 @pytest.mark.slow

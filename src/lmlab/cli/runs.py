@@ -1,10 +1,11 @@
 """lmlab runs: a table of runs; lmlab runs prune: the space of some."""
 
+import sys
 from pathlib import Path
 
 from lmlab.cli.command import VALUED, one_of, options
 from lmlab.config import suggest
-from lmlab.terminal import for_stdout, printable
+from lmlab.terminal import for_stdout, printable, writes_utf8
 
 
 def main(arguments: list[str]) -> int:
@@ -21,13 +22,17 @@ def with_root(arguments: list[str]) -> list[str]:
     """A directory stands for root=, as in lmlab report; all else is as it was."""
     words = []
     for before, word in zip(["", *arguments], arguments, strict=False):
-        if "=" in word or word.startswith("-") or before in VALUED:
+        if word.startswith("-") or before in VALUED:
             words.append(word)
         elif Path(word).is_dir():
             words.append(f"root={word}")
+        elif "=" in word:
+            words.append(word)
         else:
             near = suggest(word, ["prune"])
             raise ValueError(f"{word!r} is no setting, which are written key=value, and no directory of runs{near}")
+    if len(roots := [word for word in words if word.startswith("root=")]) > 1:
+        raise ValueError(f"{' '.join(roots)}: one directory at a time; what lies below it is listed, too")
     return words
 
 
@@ -58,7 +63,7 @@ def show(config: dict) -> int:
     elif config["format"] == "csv":
         print(for_stdout(frame.to_csv(index=False)), end="")
     else:
-        print(runs.as_json(frame))
+        print(runs.as_json(frame, ascii_only=not writes_utf8(sys.stdout)))
     return 0
 
 

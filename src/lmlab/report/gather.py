@@ -189,7 +189,7 @@ def thinned(curves: "pd.DataFrame", frame: "pd.DataFrame", metric: str, stated: 
 
 def winner(root: Path, frame: "pd.DataFrame", group: dict[str, Any], metric: str, sign: int) -> dict[str, Any]:
     """The best run of the best treatment: its samples, its floors, and the command that repeats it."""
-    at = min(group["runs"], key=lambda i: sign * frame[metric][i])
+    at = min(count(frame.loc[group["runs"]]).index, key=lambda i: sign * frame[metric][i])
     directory = RunDirectory(root / frame["run"][at])
     told: dict[str, Any] = {"best": int(at)}
     try:

@@ -68,13 +68,17 @@ def mean_curves(frame: "pd.DataFrame", curves: "pd.DataFrame", metric: str = "va
     """Curves of replicates taken together: one row a treatment and step at which the metric was logged.
 
     frame, curves: `table` and `curves` of the same root. Columns: treatment, step, tokens, seconds (the mean), n, mean,
-    low and high of the metric, then the keys that vary. Steps that not every replicate has reached are left out.
+    low and high of the metric, then the keys that vary. Steps that not every replicate has reached are left out; one
+    that did not come to its end is no replicate of those that did.
     """
     import pandas as pd
 
     if metric not in curves:
         raise ValueError(f"metric={metric} is no column of the curves; they have {', '.join(curves.columns)}")
     keys = varied(frame)
+    if "state" in frame:
+        open_ = frame["state"].isin(OPEN)
+        frame = frame[~open_ | open_.groupby(frame["treatment"]).transform("all")]
     points = curves[curves[metric].notna()].merge(frame[["run", "treatment", "seed", *keys]], on="run")
     members = points.groupby("treatment")["run"].nunique()
     rows = []

@@ -195,8 +195,8 @@ def size(path: Path) -> int:
     return total
 
 
-def as_json(frame: "pd.DataFrame") -> str:
-    return json.dumps(json.loads(frame.to_json(orient="records")), indent=2, ensure_ascii=False)
+def as_json(frame: "pd.DataFrame", ascii_only: bool = False) -> str:
+    return json.dumps(json.loads(frame.to_json(orient="records")), indent=2, ensure_ascii=ascii_only)
 
 
 def write_tables(

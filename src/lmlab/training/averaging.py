@@ -46,7 +46,11 @@ class ExponentialMovingAverage(WeightAveraging):
 
     @torch.no_grad()
     def _average(self, averages: list[Tensor], weights: list[Tensor], n_averaged: Any) -> None:
-        torch._foreach_lerp_(averages, weights, 1 - self.kept())
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, weights, 1 - self.kept())
+        else:
+            # Counts and places, with use_buffers: what lies between two of them is none.
+            torch._foreach_copy_(averages, weights)
 
 
 class UntilAveraged(Callback):

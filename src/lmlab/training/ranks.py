@@ -56,7 +56,9 @@ def launched(plan: Plan, run_dir: Path) -> Iterator[None]:
             _finish(ranks)
         except BaseException as error:
             done.set()
-            if isinstance(error, TrainingFailed | KeyboardInterrupt) or not (failed := _failed(ranks, LAST_WORDS)):
+            # A connection that breaks is a RuntimeError; what all ranks meet alike is told as it is.
+            broken = type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
+            if not broken or not (failed := _failed(ranks, LAST_WORDS)):
                 raise
             kind = TrainingFailed if ranks[failed[0] - 1].returncode == TRAINING_FAILED else RuntimeError
             raise kind(f"process {failed[0]} of {world_size} ended early; its message is above") from error

@@ -41,7 +41,7 @@ def test_a_sweep_is_compared_by_its_winner_and_what_has_no_checkpoint_is_passed_
         assert [(side["name"], side["runs"]) for side in json.loads(shown.out)["sides"]] == [(ours, 2), ("t", 1)]
         assert "t: its winner, the best of 2 points: optimizer.lr=0.1" in shown.err
         if ours == "s/trials":
-            assert "s/trials: passed over, not finished or without best.ckpt: lr=0.001_seed0-" in shown.err
+            assert "s/trials: passed over, not finished, damaged or without best.ckpt: lr=0.001_seed0-" in shown.err
     loser = next(here.glob("s/trials/lr=0.001_seed1-*"))
     assert main(["compare", str(loser), "t"]) == 2
     assert f"no checkpoint at {loser}/checkpoints/best.ckpt" in capsys.readouterr().err

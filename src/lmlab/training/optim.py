@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -187,7 +187,7 @@ def newton_schulz(matrices: Tensor, steps: int) -> Tensor:
     # The Frobenius norm bounds the largest singular value, where the iteration needs at most 1.
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     # Lightning steps within autocast, which would choose another type.
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         for _ in range(steps):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmlab.config import BUILT_FROM, check_targets, conf_dir, differences, plain
+from lmlab.config import BUILT_FROM, check_targets, conf_dir, plain
 from lmlab.config import cache_dir as cache_at
 from lmlab.errors import check_text
 from lmlab.experiment import build_model
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmlab")
 
 CHECKPOINTS = ("best", "last")
-# Differences of two runs that a line names.
-SHOWN = 8
 
 
 class Run:
@@ -236,6 +234,7 @@ class Run:
         from lmlab.evaluation.curve import Facts
         from lmlab.evaluation.diagnosis import diagnose
         from lmlab.evaluation.protocol import Protocol, mean_charge
+        from lmlab.runs.fractions import sizes_and_losses
 
         decided = self.config["decided"]
         if "total_steps" not in decided:
@@ -264,35 +263,7 @@ class Run:
             told = target.distances(results["splits"], Protocol(**decided["protocol"]), results["training"])
             found = replace(found, distances=told)
         parts = [Run(path, allow_targets=self._allow_targets, cache_dir=self.cache) for path in fractions]
-        for part in parts:
-            self._check_fraction(part)
-        runs = [self, *parts]
-        return found.with_more_text(*zip(*(run._size_and_loss() for run in runs), strict=True)) if fractions else found
-
-    def _check_fraction(self, part: "Run") -> None:
-        """Raises ValueError where another run differs from this one in more than train_share and the seed."""
-        from lmlab.evaluation.protocol import Protocol
-
-        asked = differences(self.directory.asked(), part.directory.asked())
-        differing = [key for key in asked if key not in ("train_share", "seed")]
-        ours, theirs = self.config["decided"], part.config["decided"]
-        # Where a text lies is no part of what was asked: at another place may be another text, and other tokens of it.
-        made_of = {"the text": "fingerprint", "the tokenizer": "tokenizer"}
-        differing += [name for name, key in made_of.items() if ours.get(key) != theirs.get(key)]
-        differing += Protocol(**ours["protocol"]).differences(Protocol(**theirs["protocol"]))
-        if differing:
-            shown = ", ".join(differing[:SHOWN]) + (f" and {more} more" if (more := len(differing) - SHOWN) > 0 else "")
-            raise ValueError(
-                f"fractions: {part.path} differs from {self.path} in {shown}; only runs that differ in train_share "
-                "alone, or in the seed besides, tell what more text would bring"
-            )
-
-    def _size_and_loss(self) -> tuple[int, float]:
-        """Tokens of train that it had, and its loss on val."""
-        if self.results is None:
-            raise ValueError(f"fractions: {self.path} is not finished")
-        share = self.config.get("train_share", 1.0)
-        return round(len(self.store().split("train")) * share), self.results["splits"]["val"]["nll"]
+        return found.with_more_text(*sizes_and_losses(self, parts)) if parts else found
 
     def corpus(self, corpus: Mapping[str, Any] | None = None) -> Any:
         """The run's own text, or another one, to be read again."""

@@ -17,7 +17,7 @@ from lmlab.run_directory import RunDirectory
 from lmlab.runs import protocols
 from lmlab.runs.ledger import directions, lacking, objectives
 from lmlab.runs.measures import front, higher
-from lmlab.runs.replicates import OPEN, by_seed, interval
+from lmlab.runs.replicates import OPEN, by_seed, counted, interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,13 +115,13 @@ def treatments(
     """
     found = []
     for _, group in frame[frame[metric].notna()].groupby("treatment", sort=False):
-        counted = count(group)
-        values = by_seed(counted, metric)
+        known = counted(group)
+        values = by_seed(known, metric)
         mean, low, high = interval(values)
         told = {"n": len(values), "mean": mean, "low": low, "high": high, "runs": group.index.tolist()}
-        told |= {name: float(counted[name].mean()) for name in SIZES if name in group}
+        told |= {name: float(known[name].mean()) for name in SIZES if name in group}
         if metric != "val/ppl" and "val/ppl" in group:
-            told["val/ppl"] = float(counted["val/ppl"].mean())
+            told["val/ppl"] = float(known["val/ppl"].mean())
         missing = {seed: how for run in group["run"] for seed, how in unfinished.get(run, {}).items()}
         stopped, done = group["state"].isin(["interrupted"]), set(group["seed"][~group["state"].isin(OPEN)])
         missing |= dict(zip(group["seed"][stopped], group["state"][stopped], strict=True))
@@ -133,19 +133,13 @@ def treatments(
     return sorted(found, key=lambda told: (bool(told["lacking"]), sign * told["mean"], told["runs"][0]))
 
 
-def count(group: "pd.DataFrame") -> "pd.DataFrame":
-    """The runs of a treatment that came to their end; all of them where none did."""
-    done = group[~group["state"].isin(OPEN)]
-    return group if done.empty else done
-
-
 def measured(frame: "pd.DataFrame", groups: list[dict[str, Any]], several: dict[str, bool]) -> None:
     """Give each group its means of `objectives`, and whether it is on their `front`, as the sweep has it.
 
     several: {objective: whether more is better}.
     """
     for group in groups:
-        known = count(frame.loc[group["runs"]])
+        known = counted(frame.loc[group["runs"]])
         seeds = [by_seed(known, name) if name in known else [] for name in several]
         group["objectives"] = [math.fsum(values) / len(values) if values else math.nan for values in seeds]
     signed = {
@@ -189,7 +183,7 @@ def thinned(curves: "pd.DataFrame", frame: "pd.DataFrame", metric: str, stated: 
 
 def winner(root: Path, frame: "pd.DataFrame", group: dict[str, Any], metric: str, sign: int) -> dict[str, Any]:
     """The best run of the best treatment: its samples, its floors, and the command that repeats it."""
-    at = min(count(frame.loc[group["runs"]]).index, key=lambda i: sign * frame[metric][i])
+    at = min(counted(frame.loc[group["runs"]]).index, key=lambda i: sign * frame[metric][i])
     directory = RunDirectory(root / frame["run"][at])
     told: dict[str, Any] = {"best": int(at)}
     try:

@@ -39,6 +39,12 @@ def ended(frame: "pd.DataFrame", metric: str) -> "pd.DataFrame":
     return known[~known["state"].isin(OPEN)] if "state" in known else known
 
 
+def counted(group: "pd.DataFrame") -> "pd.DataFrame":
+    """Of a treatment's runs those that came to their end; all of them where none did."""
+    done = group[~group["state"].isin(OPEN)] if "state" in group else group
+    return group if done.empty else done
+
+
 def by_seed(runs: "pd.DataFrame", metric: str) -> list[float]:
     """Of a treatment's runs one value a seed, the mean where it was trained twice: the same again is no replicate."""
     return runs.groupby("seed", sort=False, dropna=False)[metric].mean().tolist()
@@ -76,9 +82,8 @@ def mean_curves(frame: "pd.DataFrame", curves: "pd.DataFrame", metric: str = "va
     if metric not in curves:
         raise ValueError(f"metric={metric} is no column of the curves; they have {', '.join(curves.columns)}")
     keys = varied(frame)
-    if "state" in frame:
-        open_ = frame["state"].isin(OPEN)
-        frame = frame[~open_ | open_.groupby(frame["treatment"]).transform("all")]
+    whole = [run for _, group in frame.groupby("treatment", sort=False) for run in counted(group)["run"]]
+    frame = frame[frame["run"].isin(whole)]
     points = curves[curves[metric].notna()].merge(frame[["run", "treatment", "seed", *keys]], on="run")
     members = points.groupby("treatment")["run"].nunique()
     rows = []

@@ -128,11 +128,12 @@ class Machine:
         try:
             while True:
                 a, b = (torch.randn(n, n, device=self.device).to(FORMATS[name]) for _ in range(2))
-                took = min(self._times(lambda a=a, b=b: a @ b, seconds / 32))
+                # Small ones take long where others are at work: the best of many.
+                took = min(self._times(lambda a=a, b=b: a @ b, seconds / (4 if n <= 512 else 16)))
                 best = max(best, 2 * n**3 / took)
                 n *= 2
                 # The next takes eight times as long, at least thrice. A GPU is not full before it is large.
-                if time.perf_counter() - began + 24 * took > seconds or n > 16384:
+                if n > 512 and (time.perf_counter() - began + 24 * took > seconds or n > 16384):
                     return best
         finally:
             torch.set_float32_matmul_precision(before)

@@ -94,22 +94,56 @@ def test_correlation_that_is_left_counts_as_fewer_blocks_by_hand():
     assert estimate(np.repeat([1.0, -1.0], 100)[None], np.zeros((1, 200)), np.ones(200), [], 9, 0, True).blocks == 50
 
 
+def documents(random: np.random.Generator, *sides: tuple[int, float]):
+    """Two sets of runs on 100 documents of 500 to 1,500 bytes, truly 0.01 bits per byte apart. sides: how many runs,
+    and the standard deviation between their seeds; configurations differ by 0.1 from document to document, and so do
+    runs."""
+    sizes = random.integers(500, 1500, 100).astype(float)
+    between = random.standard_normal(100) * 0.1
+    ours, theirs = (
+        random.standard_normal((runs, 1)) * spread + random.standard_normal((runs, 100)) * 0.1 for runs, spread in sides
+    )
+    ours, theirs = (0.01 + ours + between) * sizes, theirs * sizes
+    return ours, theirs, sizes, [ours, theirs], RESAMPLES, 0, False
+
+
 @pytest.mark.parametrize(("runs", "spread"), [(2, 0.02), (3, 0.02), (3, 0.01), (5, 0.01)])
 def test_an_interval_of_two_configurations_covers_as_often_as_it_says(runs: int, spread: float):
-    """1,000 pairs of sets of runs on 100 documents of 500 to 1,500 bytes, truly 0.01 bits per byte apart. Seeds differ
-    by a standard deviation of `spread`, configurations by 0.1 from document to document, and so do runs."""
+    """1,000 pairs."""
     random = np.random.default_rng([runs, round(1000 * spread)])
+    pairs = (documents(random, (runs, spread), (runs, spread)) for _ in range(1_000))
+    assert 0.93 <= coverage(pairs, 0.01) <= 0.97
 
-    def pair():
-        sizes = random.integers(500, 1500, 100).astype(float)
-        between = random.standard_normal(100) * 0.1
-        ours, theirs = (
-            random.standard_normal((runs, 1)) * spread + random.standard_normal((runs, 100)) * 0.1 for _ in range(2)
-        )
-        ours, theirs = (0.01 + ours + between) * sizes, theirs * sizes
-        return ours, theirs, sizes, [ours, theirs], RESAMPLES, 0, False
 
-    assert 0.93 <= coverage((pair() for _ in range(1_000)), 0.01) <= 0.97
+@pytest.mark.parametrize("runs", [3, 5])
+def test_it_covers_as_often_where_one_configurations_seeds_differ_ten_times_as_much(runs: int):
+    """1,000 pairs: a variance pooled over both would cover 89 % of them with three runs each."""
+    random = np.random.default_rng(runs)
+    pairs = (documents(random, (runs, 0.2), (runs, 0.02)) for _ in range(1_000))
+    assert 0.93 <= coverage(pairs, 0.01) <= 0.97
+
+
+@pytest.mark.parametrize(("fewest", "others", "least"), [(2, 2, 0.91), (2, 5, 0.87)])
+def test_it_covers_somewhat_less_where_two_runs_differ_more_than_the_others(fewest: int, others: int, least: float):
+    """1,000 pairs: two seeds tell little of how much they differ. A pooled variance would cover 85 and 60 %."""
+    random = np.random.default_rng(others)
+    pairs = (documents(random, (fewest, 0.2), (others, 0.02)) for _ in range(1_000))
+    assert least <= coverage(pairs, 0.01) <= 0.95
+
+
+def test_the_variance_between_seeds_is_each_configurations_own_by_hand():
+    # Documents without noise of their own: ours at 0 and 2, theirs at 0, 3 and 6 bits a byte, variances 2 and 9.
+    ours, theirs = (np.array(levels)[:, None] * np.full(50, 8.0) for levels in ([0.0, 2.0], [0.0, 3.0, 6.0]))
+    sizes = np.full(50, 8.0)
+    found = estimate(ours, theirs, sizes, [ours, theirs], RESAMPLES, 0, False)
+    assert (found.difference, found.text) == pytest.approx((-2.0, 0.0))
+    # 2 / 2 + 9 / 3 = 4, and Satterthwaite's 4^2 / (1^2 / 1 + 3^2 / 2).
+    assert (found.seeds, found.seeds_df) == pytest.approx((4.0, 16 / 5.5))
+    # One of a single run is taken to spread as the other; of one configuration, both have its variance.
+    found = estimate(ours[:1], theirs, sizes, [ours[:1], theirs], RESAMPLES, 0, False)
+    assert (found.seeds, found.seeds_df) == pytest.approx((9 * (1 + 1 / 3), 2))
+    found = estimate(theirs[:1], theirs[1:], sizes, [theirs], RESAMPLES, 0, False)
+    assert (found.seeds, found.seeds_df) == pytest.approx((9 * (1 + 1 / 2), 2))
 
 
 def test_two_seeds_of_one_configuration_are_never_told_apart():
@@ -183,14 +217,14 @@ def test_numbers_are_those_of_one_table_of_all_draws(at_once: int, monkeypatch):
     monkeypatch.setattr(bootstrap, "AT_ONCE", at_once)
     bootstrap._table.cache_clear()
     recorded = {
-        (300, 0.9, True): (-1.2695410753306353, 0.03533992032720016, 12, 2.3744829388669144, 4, 37),
-        (300, 0.0, False): (-1.389610351734686, 0.002983818503280224, 299, 2.320804102592862, 4, 300),
-        (40, 0.5, True): (-0.26530039644463277, 0.051125419623247466, 13, 0.31958797442881387, 4, 40),
+        (300, 0.9, True): (-1.2695410753306353, 0.03533992032720016, 12, 2.3744829388669144, 37),
+        (300, 0.0, False): (-1.389610351734686, 0.002983818503280224, 299, 2.320804102592862, 300),
+        (40, 0.5, True): (-0.26530039644463277, 0.051125419623247466, 13, 0.31958797442881387, 40),
     }
     for (n, phi, stream), wanted in recorded.items():
         ours, theirs, sizes = made(n, phi)
         e = estimate(ours, theirs, sizes, [ours, theirs], 2_000, 4, stream)
-        found = (e.difference, e.text, e.text_df, e.seeds, e.seeds_df, e.blocks)
+        found = (e.difference, e.text, e.text_df, e.seeds, e.blocks)
         assert found == pytest.approx(wanted, rel=1e-12)
 
 
@@ -199,7 +233,7 @@ def test_several_pairs_are_what_each_is_alone():
     independent, replicates = np.random.default_rng(0).standard_normal((1, 300)), [ours, theirs]
     # Blocks are joined for some of them and not for others.
     pairs = [(ours, theirs), (ours, independent), (independent, np.zeros((1, 300))), (independent, theirs[:1])]
-    found = estimates(pairs, sizes, replicates, RESAMPLES, 0, True)
+    found = estimates(pairs, sizes, [replicates] * len(pairs), RESAMPLES, 0, True)
     assert len({e.blocks for e in found}) > 1
     assert found == [estimate(a, b, sizes, replicates, RESAMPLES, 0, True) for a, b in pairs]
 

@@ -23,7 +23,7 @@ class Estimate:
     """A difference in bits per byte, and what makes it uncertain.
 
     text, seeds: the two variances that add up, one of which more text would shrink, the other more seeds. seeds is None
-    where no configuration has two runs: the interval is then of these models, not of their configurations.
+    where neither configuration has two runs: the interval is then of these models, not of their configurations.
     text_df, seeds_df: degrees of freedom of Student's t for each. blocks: of text, after neighbours were joined.
     """
 
@@ -31,12 +31,12 @@ class Estimate:
     text: float
     text_df: int
     seeds: float | None
-    seeds_df: int
+    seeds_df: float
     blocks: int
 
     def half_width(self, confidence: float) -> float:
-        """Of the interval. The parts' own half widths are combined, not their variances: with few seeds an interval of
-        a pooled variance (Welch) covers too little, this one 94 to 97 % of the time (see its test)."""
+        """Of the interval. The half widths of text and seeds are combined, not their variances: with few seeds an
+        interval of their sum, with one number of degrees of freedom for both, covers too little (see its test)."""
         share = 0.5 + confidence / 2
         squared = self.text * t_quantile(share, self.text_df) ** 2
         if self.seeds:
@@ -73,44 +73,48 @@ def estimate(
 ) -> Estimate:
     """Mean bits per byte of our runs less that of theirs, over blocks of the same text.
 
-    ours, theirs: (runs, blocks), bits. sizes: (blocks,), bytes. replicates: (runs, blocks) of each configuration with
-    two runs or more, ours and theirs among them: the variance between seeds is pooled over these.
+    ours, theirs: (runs, blocks), bits. sizes: (blocks,), bytes. replicates: (runs, blocks), all runs that there are of
+    our configuration and of theirs; one array where that is one configuration.
     stream: blocks are stretches of one text, so that neighbours may be alike; they are then joined, and what
     correlation is left adds to the variance and takes degrees of freedom, as if the blocks were fewer.
 
     Text: blocks are drawn with replacement, the same for all runs, so that what makes a block hard for both cancels.
-    Seeds: the variance between runs of one configuration, less what the text explains of it.
+    Seeds: the variance between runs of one configuration, less what the text explains of it. Each configuration has
+    its own (Welch 1947, with Satterthwaite's degrees of freedom); one of a single run is taken to spread as the other.
     """
-    return estimates([(ours, theirs)], sizes, replicates, resamples, seed, stream)[0]
+    return estimates([(ours, theirs)], sizes, [replicates], resamples, seed, stream)[0]
 
 
 def estimates(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     sizes: np.ndarray,
-    replicates: Sequence[np.ndarray],
+    replicates: Sequence[Sequence[np.ndarray]],
     resamples: int,
     seed: int,
     stream: bool,
 ) -> list[Estimate]:
-    """`estimate` of each pair (ours, theirs), in order; blocks are drawn once for all that have as many."""
+    """`estimate` of each pair (ours, theirs) with its replicates, in order; blocks are drawn once for all that have as
+    many."""
     differences = [ours.mean(0) - theirs.mean(0) for ours, theirs in pairs]
     widths = [_width(paired, sizes) if stream else 1 for paired in differences]
     found: dict[int, Estimate] = {}
     for width in sorted(set(widths)):
         members = [i for i, own in enumerate(widths) if own == width]
-        joined, left = _merged(sizes, width), [_merged(runs, width) for runs in replicates]
+        joined = _merged(sizes, width)
         n_blocks = len(joined)
         if n_blocks < FEWEST:
             raise ValueError(f"{n_blocks} blocks of text are too few to compare on (at least {FEWEST}); give more text")
         paired = [_merged(differences[i], width) for i in members]
+        # Each configuration once, though it may stand in several pairs.
+        sets = {id(runs): runs for i in members for runs in replicates[i] if len(runs) > 1}
+        left = [_merged(runs, width) for runs in sets.values()]
         left = [runs - runs.mean(0) for runs in left]
         variances = iter(_variances([*paired, *(run for runs in left for run in runs)], joined, resamples, seed))
         texts = [next(variances) for _ in members]
-        between, df = _seeds(left, joined, variances, stream)
+        spreads = {key: _spread(runs, joined, variances, stream) for key, runs in zip(sets, left, strict=True)}
         for i, bits, text in zip(members, paired, texts, strict=True):
             alike = _alike(bits[None], joined) if stream else 1.0
-            ours, theirs = pairs[i]
-            seeds = None if between is None else between * (1 / len(ours) + 1 / len(theirs))
+            seeds, df = _seeds(*map(len, pairs[i]), [spreads.get(id(runs)) for runs in replicates[i]])
             told = float(bits.sum() / joined.sum()), text * alike, round(n_blocks / alike) - 1
             found[i] = Estimate(*told, seeds, df, n_blocks)
     return [found[i] for i in range(len(pairs))]
@@ -150,21 +154,38 @@ def _variances(rows: Sequence[np.ndarray], sizes: np.ndarray, resamples: int, se
     return [float(row.var(ddof=1) * n / (n - 1)) for row in means]
 
 
-def _seeds(
-    left: Sequence[np.ndarray], sizes: np.ndarray, variances: Iterator[float], stream: bool
-) -> tuple[float | None, int]:
-    """The variance between runs of one configuration, and its degrees of freedom; None without replicates.
+@dataclass(frozen=True)
+class _Spread:
+    """The variance between runs of one configuration, with its degrees of freedom; `noise` of it is the text's."""
 
-    left: (runs, blocks) of each configuration, bits less those of its mean. variances: of each run's, in order.
+    variance: float
+    noise: float
+    df: int
+
+
+def _spread(runs: np.ndarray, sizes: np.ndarray, variances: Iterator[float], stream: bool) -> _Spread:
+    """runs: (two or more, blocks), bits less those of their mean. variances: of each run's, in order."""
+    df = len(runs) - 1
+    squares = float(((runs.sum(1) / sizes.sum()) ** 2).sum())
+    # Theirs, not the difference's: what follows the text in both sides is gone from these.
+    alike = _alike(runs, sizes) if stream else 1.0
+    return _Spread(squares / df, alike * sum(next(variances) for _ in runs) / df, df)
+
+
+def _seeds(n_ours: int, n_theirs: int, spreads: Sequence[_Spread | None]) -> tuple[float | None, float]:
+    """The variance of a difference of means of so many runs, and its degrees of freedom; None without replicates.
+
+    spreads: of our configuration and of theirs, or of the one that both are; None: it has a single run.
     """
-    squares, noise, df = 0.0, 0.0, 0
-    for runs in left:
-        squares += float(((runs.sum(1) / sizes.sum()) ** 2).sum())
-        # Theirs, not the difference's: what follows the text in both sides is gone from these.
-        alike = _alike(runs, sizes) if stream else 1.0
-        noise += alike * sum(next(variances) for _ in runs)
-        df += len(runs) - 1
-    return (max(squares - noise, 0.0) / df, df) if df else (None, 0)
+    known = [spread for spread in spreads if spread is not None]
+    if not known:
+        return None, 0
+    ours, theirs = known * 2 if len(known) == 1 else known
+    parts = ours.variance / n_ours, theirs.variance / n_theirs
+    of_seeds = max(sum(parts) - ours.noise / n_ours - theirs.noise / n_theirs, 0.0)
+    if len(known) == 1 or not any(parts):
+        return of_seeds, sum(spread.df for spread in known)
+    return of_seeds, sum(parts) ** 2 / (parts[0] ** 2 / ours.df + parts[1] ** 2 / theirs.df)
 
 
 def _width(bits: np.ndarray, sizes: np.ndarray) -> int:

@@ -112,8 +112,12 @@ def compare(
     for i, (side, runs) in enumerate(zip(sides, bits, strict=True)):
         names = side.replicates or [(i, j) for j in range(len(runs))]
         together.setdefault(side.configuration, {}).update(zip(names, runs, strict=True))
-    replicates = [np.stack(list(runs.values())) for runs in together.values() if len(runs) > 1]
+    of_configuration = {key: np.stack(list(runs.values())) for key, runs in together.items()}
     chosen = list(combinations(range(len(sides)), 2)) if pairs == "all" else [(0, j) for j in range(1, len(sides))]
+    # One of them where both sides are of one configuration.
+    replicates = [
+        [of_configuration[key] for key in dict.fromkeys(sides[side].configuration for side in pair)] for pair in chosen
+    ]
     found = estimates([(bits[i], bits[j]) for i, j in chosen], sizes, replicates, resamples, seed, stream)
     adjusted = holm([e.p for e in found])
     units, fewest = _units(sides), min(e.blocks for e in found)

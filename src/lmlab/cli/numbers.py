@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lmlab.cli.tables import console
 from lmlab.evaluation.published import read
-from lmlab.reproduction.table import at_end
+from lmlab.reproduction.table import at_end, past_its_best
 
 
 def show_numbers(numbers: Mapping[str, Any], kept: Sequence[Mapping[str, Any]]) -> None:
@@ -47,7 +47,10 @@ def show_reproduction(record: Mapping[str, Any], peer: Mapping[str, Any] | None)
     if record["not_whole"]:
         done = f"{training['steps']:,} of {training['of']:,} steps, {training['epochs']:,.4g} epochs"
         out.print(f"\nnot whole: {record['not_whole']}; {done}", highlight=False)
-    if (found := record["forecast"]) is not None:
+    if past_its_best(record):
+        best = f"measured at step {training['best_step']:,}, its best; where that leads is not told"
+        out.print(f"{best}: the loss on val was higher later", highlight=False)
+    elif (found := record["forecast"]) is not None:
         ends = ", ".join(f"{split} {target.metric} {at_end(record, target, split)}" for split in record["splits"])
         told = f"extrapolated {found['times']:.1f} times as far, from the {found['by']}, with its 90 % interval"
         out.print(f"at the recipe's end: {ends}; {told}", highlight=False, soft_wrap=True)

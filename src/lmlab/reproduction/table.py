@@ -40,6 +40,8 @@ def _row(record: Mapping[str, Any], target: Published, split: str, machines: dic
     if end := at_end(record, target, split):
         verdict += f"; at the end {end}"
     steps = f"{training['steps']:,}" + (f" of {training['of']:,}" if record["not_whole"] else "")
+    if past_its_best(record):
+        steps += f", measured at {training['best_step']:,}"
     over = "" if figure["difference"] is None else target.show(figure["difference"], sign=True)
     return (
         f"| `{record['recipe']}` | {_number(target, split)} | {target.show(figure['measured'])} | {over} | {verdict} | "
@@ -48,9 +50,12 @@ def _row(record: Mapping[str, Any], target: Published, split: str, machines: dic
 
 
 def at_end(record: Mapping[str, Any], target: Published, split: str) -> str | None:
-    """The measured number where the curve leads by the recipe's end, with its interval, in words."""
+    """The measured number where the curve leads by the recipe's end, with its interval, in words.
+
+    None where nothing was extrapolated, and of a run whose best was earlier: it leads on from another place.
+    """
     found = record["forecast"]
-    if found is None:
+    if found is None or past_its_best(record):
         return None
     sums = record["splits"][split]
 
@@ -59,6 +64,12 @@ def at_end(record: Mapping[str, Any], target: Published, split: str) -> str | No
         return target.show(math.exp(nll) if target.metric == "ppl" else sums["measured"] * nll / sums["nll"])
 
     return f"{then(found['gain'])} ({then(found['high'])} to {then(found['low'])})"
+
+
+def past_its_best(record: Mapping[str, Any]) -> bool:
+    """Whether it is a part that went on after the step that it was measured at, its best."""
+    best = record["training"].get("best_step")
+    return bool(record["not_whole"]) and best not in (None, record["training"]["steps"])
 
 
 def beside(path: str | os.PathLike) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How things go wrong, and the exit status that each gets: a failed audit has that of a failed training."""
 
 import errno
+import re
 
 DONE, OUR_FAULT, USER_INPUT, TRAINING_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -31,6 +32,18 @@ def full_disk(error: BaseException | None) -> BaseException | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether that is behind an error."""
+    while error is not None:
+        # torch's own OutOfMemoryError is a RuntimeError; it is not imported for its name.
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, RuntimeError) and re.search(r"can't allocate memory|out of memory", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class NotFinite(TrainingFailed):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -186,6 +187,21 @@ def test_the_exit_status_tells_whose_fault_it_is(monkeypatch, capsys):
         told = capsys.readouterr().err
         assert ("please report" in told) == (status == 1)
         assert status == 1 or told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "remedy"),
+    [("evaluate", "a smaller batch_size= needs less"), ("train", "validation.batch_size= needs less"), ("score", None)],
+)
+def test_memory_that_runs_out_is_no_fault_of_ours(verb: str, remedy: str | None):
+    error = ValueError("could not be measured")
+    error.__cause__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+    for raised in (error.__cause__, error, MemoryError()):
+        status, message = cli.classify(raised, verb)
+        assert status == 3
+        assert message.startswith("out of memory")
+        assert "\n" not in message
+        assert remedy is None or remedy in message
 
 
 def test_the_log_goes_once_to_what_is_standard_error_by_then(monkeypatch):

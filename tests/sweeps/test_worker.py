@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.sweeps.conftest import ALONE, COMMAND, TINY
 
-from lmlab.errors import INTERRUPTED
+from lmlab.errors import INTERRUPTED, ran_out_of_memory
 from lmlab.sweeps import trial as trials
 from lmlab.sweeps.ledger import Ledger
 from lmlab.training.checkpoints import read
@@ -220,14 +220,13 @@ def test_out_of_memory_is_tried_again_with_half_the_micro_batch_where_told(sweep
 
 
 def test_memory_that_runs_out_is_recognised_however_it_is_said():
-    assert trials.ran_out_of_memory(torch.OutOfMemoryError("CUDA"))
-    assert trials.ran_out_of_memory(MemoryError())
-    assert trials.ran_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
-
+    assert ran_out_of_memory(torch.OutOfMemoryError("CUDA"))
+    assert ran_out_of_memory(MemoryError())
+    assert ran_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
     nested = ValueError("training failed")
     nested.__cause__ = torch.OutOfMemoryError("CUDA")
-    assert trials.ran_out_of_memory(nested)
-    assert not trials.ran_out_of_memory(ValueError("optimizer.lr"))
+    assert ran_out_of_memory(nested)
+    assert not ran_out_of_memory(ValueError("optimizer.lr"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,16 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lmlab.errors import DONE, INTERRUPTED, OUR_FAULT, TRAINING_FAILED, USER_INPUT, TrainingFailed, full_disk
+from lmlab.errors import (
+    DONE,
+    INTERRUPTED,
+    OUR_FAULT,
+    TRAINING_FAILED,
+    USER_INPUT,
+    TrainingFailed,
+    full_disk,
+    ran_out_of_memory,
+)
 from lmlab.terminal import printable, writes_utf8
 
 VERBS = {
@@ -30,6 +39,12 @@ VERBS = {
     "reproduce": "train a recipe and hold it against its published number",
     "bench": "find the precision, threads and compilation that train a recipe fastest on this machine",
     "board": "open TensorBoard on the runs",
+}
+
+# What of a verb's keys takes memory while something is measured or written.
+LESS_MEMORY = {
+    **dict.fromkeys(("evaluate", "compare", "generate"), "a smaller batch_size="),
+    **dict.fromkeys(("train", "reproduce"), "the same command with a small validation.batch_size="),
 }
 
 # Keys whose value is a person's text: taken as it stands after the first `=`, whatever is in it.
@@ -190,6 +205,9 @@ def classify(error: BaseException, verb: str) -> tuple[int, str]:
     if (full := full_disk(error)) is not None:
         where = getattr(full, "filename", None) or full
         return TRAINING_FAILED, f"the disk is full ({where}); free some space and run the same again"
+    if ran_out_of_memory(error):
+        remedy = f": {LESS_MEMORY[verb]} needs less and changes no number" if verb in LESS_MEMORY else ""
+        return TRAINING_FAILED, f"out of memory{remedy} ({_plain(error).partition(chr(10))[0]})"
     if isinstance(
         error, PermissionError | FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError
     ):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,16 +101,3 @@ def values(results: Mapping[str, Any], directory: RunDirectory) -> dict[str, Any
     told["measuring_seconds"] = performance.get("validation_seconds", 0.0) + results.get("evaluation_seconds", 0.0)
     told = {n: v for n, v in told.items() if math.isfinite(v) and not n.startswith("test/")}
     return told | {"protocol": of_results(results)}
-
-
-def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether that is behind an error."""
-    import torch
-
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            return True
-        if isinstance(error, RuntimeError) and re.search(r"can't allocate memory|out of memory", str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.config import suggest
-from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED, full_disk
+from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED, full_disk, ran_out_of_memory
 from lmlab.run_directory import RunDirectory
 from lmlab.sweeps import pruning, strategy
 from lmlab.sweeps.asked import Asked, load
@@ -242,7 +242,6 @@ class Worker:
     def failed(self, row: Any, error: Exception) -> None:
         """Write down why, and have it tried again where that was asked for."""
         from lmlab.cli import classify
-        from lmlab.sweeps.trial import ran_out_of_memory
 
         code, reason = classify(error, "train")
         # The traceback is for this worker's own file.

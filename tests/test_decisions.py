@@ -12,6 +12,7 @@ from lmlab.decisions import (
     COMPILE_FROM,
     MARGIN,
     check_graphs,
+    check_interval,
     choose_compile,
     choose_device,
     choose_precision,
@@ -221,6 +222,19 @@ def test_a_run_that_began_in_bf16_on_one_device_is_continued_on_one(small, tmp_p
         train(compose([*overrides, "trainer.max_steps=4", "devices=2"]))
     assert RunDirectory(tmp_path / "run").config()["decided"] == before
     assert train(compose([*overrides, "trainer.max_steps=4"]))["training"]["steps"] == 4
+
+
+def test_steps_between_validations_are_as_asked_or_a_share_of_an_epoch():
+    for asked, interval in ((None, 10), (7, 7), (1.0, 40), (0.5, 20), (2.0, 80), (0.001, 1), (1000, 100), (1.0e0, 40)):
+        assert check_interval(asked, steps=100, steps_per_epoch=40) == interval
+    # An epoch may be longer than the training.
+    assert check_interval(1.0, steps=10, steps_per_epoch=40) == 10
+    for asked, told in ((0, "at least one step"), (0.0, "more than no part"), (-0.5, "more than no part")):
+        with pytest.raises(ValueError, match=told):
+            check_interval(asked, steps=100, steps_per_epoch=40)
+    # As Hydra reads 1e3.
+    with pytest.raises(ValueError, match="1000, without a point, are steps"):
+        check_interval(1000.0, steps=2000, steps_per_epoch=40)
 
 
 def test_a_class_of_ones_own_is_not_given_weights_twice(text_file, monkeypatch):

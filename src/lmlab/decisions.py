@@ -213,7 +213,14 @@ def check_interval(asked_interval: float | int | None, steps: int, steps_per_epo
     if asked_interval is None:
         interval = -(-steps // 10)
     elif isinstance(asked_interval, float):
+        if not asked_interval > 0:
+            raise ValueError(f"trainer.val_check_interval={asked_interval} must be more than no part of an epoch")
         interval = max(1, round(asked_interval * steps_per_epoch))
+        if asked_interval > 1 and interval > steps:
+            raise ValueError(
+                f"trainer.val_check_interval={asked_interval} is that many epochs, more than this training has; "
+                f"{asked_interval:.0f}, without a point, are steps"
+            )
     else:
         interval = asked_interval
     if interval < 1:

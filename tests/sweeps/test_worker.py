@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.sweeps.conftest import ALONE, COMMAND, TINY
 
+from lmlab.config import compose
 from lmlab.errors import INTERRUPTED, ran_out_of_memory
 from lmlab.sweeps import trial as trials
 from lmlab.sweeps.ledger import Ledger
@@ -250,3 +251,18 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_recorded(here, warm):
     assert [row["status"] for row in rows(here)] == ["done", "failed", "done"]
     assert "killed by SIGKILL, as the system does when memory runs out" in rows(here)[1]["reason"]
     assert "1 of the 3 trials failed" in told
+
+
+def test_tokenizers_of_two_files_are_trials_of_two_names(here: Path):
+    from tokenizers.models import WordLevel
+
+    from tokenizers import Tokenizer
+
+    names = set()
+    for word in ("cat", "dog"):
+        tokenizer = Tokenizer(WordLevel({"<unk>": 0, word: 1}, unk_token="<unk>"))
+        tokenizer.add_special_tokens(["</s>"])
+        tokenizer.save("own.json")
+        config = compose([*TINY, "tokenizer=pretrained", "tokenizer.source=own.json"])
+        names.add(trials.name_of(config, ["tokenizer.source=own.json"]))
+    assert len(names) == 2

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from lmlab.config import asked as asked_config
 from lmlab.config import directory_name, literal, plain, short_setting, with_budget
-from lmlab.experiment import build_text, check_config, protocol_without_text, train
+from lmlab.experiment import build_text, check_config, protocol_without_text, tokenizer_recipe, train
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import numbers
 from lmlab.runs.protocols import of_results
@@ -64,6 +64,9 @@ def name_of(config: DictConfig, varied: Sequence[str]) -> str:
     while len(readable.encode()) > READABLE:
         readable = readable[:-1]
     what = {"asked": asked_config(with_budget(config)), "text": fingerprint(config)}
+    if "source" in config.tokenizer:
+        # What is asked of a tokenizer of somebody else's does not say which it is.
+        what["tokenizer"] = tokenizer_recipe(config)
     text = json.dumps(what, sort_keys=True, ensure_ascii=False, default=str)
     return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

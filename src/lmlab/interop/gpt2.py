@@ -1,10 +1,10 @@
-"""GPT-2 from Hugging Face: its configuration and weights as TransformerLM's."""
+"""GPT-2 as TransformerLM, in and out: Hugging Face's configuration and weights under our names, and back."""
 
 from typing import Any
 
 from torch import Tensor
 
-from lmlab.interop.layout import HEAD, MODEL, check_theirs
+from lmlab.interop.layout import HEAD, MODEL, check, check_theirs
 
 # Hugging Face's names of the tanh approximation of GELU.
 _GELU = ("gelu_new", "gelu_pytorch_tanh")
@@ -16,6 +16,63 @@ _LINEARS = {
     "mlp.c_fc": "mlp.up",
     "mlp.c_proj": "mlp.down",
 }
+# What the family fixes, in our words.
+_LAYOUT = {
+    "positions": "learned",
+    "norm": "layer",
+    "mlp": "gelu",
+    "bias": True,
+    "qk_norm": False,
+    "window": None,
+    "embed_ngram": 1,
+}
+
+
+def to_gpt2(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config.json, state dict) of GPT2LMHeadModel.
+
+    config: the arguments of TransformerLM, whose head is `linear_no_bias`. ValueError names what it cannot express.
+    """
+    check(config, state, "GPT-2's layers", _LAYOUT)
+    width = config["d_model"] / config["n_heads"]
+    for key, usual in (("n_kv_heads", config["n_heads"]), ("d_head", width)):
+        if config[key] not in (None, usual):
+            raise ValueError(f"{key}={config[key]} cannot be expressed as GPT-2's layers, which have {key}={usual:g}")
+    theirs = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config["vocab_size"],
+        "n_embd": config["d_model"],
+        "n_layer": config["n_layers"],
+        "n_head": config["n_heads"],
+        "n_inner": config["d_ff"],
+        "n_positions": config["max_context"],
+        "activation_function": _GELU[0],
+        "layer_norm_epsilon": config["norm_eps"],
+        "tie_word_embeddings": config["tie_embeddings"],
+        "resid_pdrop": config["dropout"],
+        "embd_pdrop": config["dropout_embed"],
+        "attn_pdrop": config["dropout_attention"],
+        "initializer_range": config["init_std"],
+    }
+    return theirs, _renamed(state)
+
+
+def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    whole = {"embed": "transformer.wte", "position_embed": "transformer.wpe", "norm": "transformer.ln_f"}
+    layer = {ours: theirs for theirs, ours in (_NORMS | _LINEARS).items()}
+    out = {}
+    for key, tensor in state.items():
+        part, _, kind = key.rpartition(".")
+        if part == "head":
+            out[f"lm_head.{kind}"] = tensor
+        elif part in whole:
+            out[f"{whole[part]}.{kind}"] = tensor
+        else:
+            _, i, part = part.split(".", 2)
+            turned = kind == "weight" and layer[part] in _LINEARS
+            out[f"transformer.h.{i}.{layer[part]}.{kind}"] = tensor.t().contiguous() if turned else tensor
+    return out
 
 
 def read_node(name: str, theirs: dict[str, Any]) -> dict[str, Any]:

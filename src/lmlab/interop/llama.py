@@ -62,6 +62,11 @@ def to_llama(config: dict, state: dict[str, Tensor]) -> tuple[dict, dict[str, Te
     qwen3 = config["qk_norm"]
     if qwen3 and config["bias"]:
         raise ValueError("bias=true cannot be expressed as Qwen3, which has none in its MLP: set qk_norm=false")
+    if not qwen3 and config["d_model"] % config["n_heads"]:
+        raise ValueError(
+            f"d_model={config['d_model']} cannot be expressed as Llama's, a multiple of n_heads={config['n_heads']}: "
+            "set qk_norm=true"
+        )
     n_kv_heads = config["n_kv_heads"] or config["n_heads"]
     d_head = config["d_head"] or config["d_model"] // config["n_heads"]
     theirs = {

@@ -69,6 +69,11 @@ def saved_gpt2(path, rows: int, tokens: int) -> None:
     """A GPT-2 of that many rows beside a byte-level tokenizer of that many tokens, as Hugging Face saves them."""
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(vocab_size=rows, n_embd=16, n_layer=1, n_head=2, n_positions=32)).save_pretrained(path)
+    save_tokenizer(path, tokens)
+
+
+def save_tokenizer(path, tokens: int) -> None:
+    """A byte-level one of that many tokens, as Hugging Face saves it."""
     other = tokenizers.Tokenizer(tokenizers.models.BPE())
     other.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     other.decoder = tokenizers.decoders.ByteLevel()

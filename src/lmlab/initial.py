@@ -67,9 +67,9 @@ def _from_run(directory: RunDirectory, checkpoint: Path, allow_targets: Iterable
 
 
 def _from_hugging_face(name: str) -> Initial:
-    from lmlab.interop.gpt2 import load_gpt2
+    from lmlab.interop.pretrained import load_pretrained
 
-    loaded = load_gpt2(name)
+    loaded = load_pretrained(name)
     if loaded.tokenizer is None:
         raise ValueError(
             f"hf:{name} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(...)"

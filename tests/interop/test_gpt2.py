@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from lmlab.interop.gpt2 import load_gpt2
+from lmlab.interop.pretrained import load_pretrained
 
 TINY = {"vocab_size": 97, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 32}
 
@@ -21,7 +21,7 @@ def random_gpt2(**changes):
 
 
 def load(path):
-    loaded = load_gpt2(str(path))
+    loaded = load_pretrained(str(path))
     model = instantiate(loaded.node)(vocab_size=loaded.vocab_size)
     model.load_state_dict(loaded.weights)
     return model.eval()
@@ -75,7 +75,7 @@ def test_a_bin_file_that_would_run_code_is_refused(tmp_path):
     random_gpt2().config.save_pretrained(tmp_path)
     torch.save({"wte.weight": print}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="holds no readable tensors"):
-        load_gpt2(str(tmp_path))
+        load_pretrained(str(tmp_path))
 
 
 def test_a_truncated_file_is_named(tmp_path):
@@ -83,7 +83,7 @@ def test_a_truncated_file_is_named(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"model.safetensors holds no readable tensors"):
-        load_gpt2(str(tmp_path))
+        load_pretrained(str(tmp_path))
 
 
 def test_a_missing_weight_is_named(tmp_path):
@@ -91,13 +91,13 @@ def test_a_missing_weight_is_named(tmp_path):
     hf.config.save_pretrained(tmp_path)
     torch.save({"wte.weight": hf.transformer.wte.weight.detach()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"lacks the weight wpe.weight"):
-        load_gpt2(str(tmp_path))
+        load_pretrained(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bert"}, "has model_type=bert: of Hugging Face's models only gpt2 can be loaded"),
+        ({"model_type": "bert"}, "has model_type=bert: of Hugging Face's models only gpt2, llama, qwen3 can"),
         ({"activation_function": "relu"}, "activation_function=relu"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     ],
@@ -105,38 +105,38 @@ def test_a_missing_weight_is_named(tmp_path):
 def test_what_is_no_gpt2_is_refused(tmp_path, changes, message):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"} | changes))
     with pytest.raises(ValueError, match=message):
-        load_gpt2(str(tmp_path))
+        load_pretrained(str(tmp_path))
 
 
 def test_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is damaged"):
-        load_gpt2(str(tmp_path))
+        load_pretrained(str(tmp_path))
 
 
 def test_what_is_not_there_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no directory"):
-        load_gpt2(str(tmp_path / "missing"))
+        load_pretrained(str(tmp_path / "missing"))
     with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
-        load_gpt2(str(tmp_path))
+        load_pretrained(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(FileNotFoundError, match=r"holds no pytorch_model.bin"):
-        load_gpt2(str(tmp_path))
+        load_pretrained(str(tmp_path))
 
 
 def test_a_name_without_network_says_what_to_do():
     with pytest.raises(FileNotFoundError, match=r"no-such-org/no-such-gpt2 is no directory here, .* run `hf download"):
-        load_gpt2("no-such-org/no-such-gpt2")
+        load_pretrained("no-such-org/no-such-gpt2")
 
 
 def test_the_tokenizer_is_found(tmp_path):
     random_gpt2().save_pretrained(tmp_path)
-    assert load_gpt2(str(tmp_path)).tokenizer is None
+    assert load_pretrained(str(tmp_path)).tokenizer is None
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).touch()
-    assert load_gpt2(str(tmp_path)).tokenizer == tmp_path
+    assert load_pretrained(str(tmp_path)).tokenizer == tmp_path
     (tmp_path / "tokenizer.json").touch()
-    assert load_gpt2(str(tmp_path)).tokenizer == tmp_path / "tokenizer.json"
+    assert load_pretrained(str(tmp_path)).tokenizer == tmp_path / "tokenizer.json"
 
 
 def test_the_node_has_the_keys_of_the_option(tmp_path):
@@ -144,6 +144,6 @@ def test_the_node_has_the_keys_of_the_option(tmp_path):
     conf = Path(__file__).parents[2] / "conf"
     with initialize_config_dir(str(conf), version_base=None):
         option = compose(overrides=["+model=gpt2"]).model
-    node = load_gpt2(str(tmp_path)).node
+    node = load_pretrained(str(tmp_path)).node
     assert node.keys() == option.keys()
     assert node["head"] == option["head"]

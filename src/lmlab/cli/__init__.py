@@ -33,6 +33,7 @@ VERBS = {
     "compare": "whether the difference between runs, or sets of runs, is real",
     "score": "log-probability of given text, token by token",
     "generate": "let a run write",
+    "export": "write a run as a folder that Hugging Face's transformers loads",
     "prepare": "encode a corpus and report on it, or look after the cache",
     "runs": "list runs with their numbers, or free the space of some",
     "report": "show what many runs say, as one page that opens offline",

@@ -1,12 +1,10 @@
-"""GPT-2 from Hugging Face: its configuration and weights as TransformerLM's."""
+"""GPT-2 as TransformerLM, in and out: Hugging Face's configuration and weights under our names, and back."""
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lmlab.interop.hub import find, load_config, load_weights
+from lmlab.interop.layout import HEAD, MODEL, check, check_theirs
 
 # Hugging Face's names of the tanh approximation of GELU.
 _GELU = ("gelu_new", "gelu_pytorch_tanh")
@@ -18,58 +16,80 @@ _LINEARS = {
     "mlp.c_fc": "mlp.up",
     "mlp.c_proj": "mlp.down",
 }
+# What the family fixes, in our words.
+_LAYOUT = {
+    "positions": "learned",
+    "norm": "layer",
+    "mlp": "gelu",
+    "bias": True,
+    "qk_norm": False,
+    "window": None,
+    "embed_ngram": 1,
+}
 
 
-@dataclass(frozen=True)
-class PretrainedGPT2:
-    """node: the model's config, as conf/model/gpt2.yaml states it. weights: its state dict, whose vocabulary has
-    `vocab_size` ids. tokenizer: tokenizer.json, or the folder of vocab.json and merges.txt where that is all there is;
-    None without one."""
+def to_gpt2(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config.json, state dict) of GPT2LMHeadModel.
 
-    node: dict[str, Any]
-    vocab_size: int
-    weights: dict[str, Tensor]
-    tokenizer: Path | None
-
-
-def load_gpt2(path_or_name: str) -> PretrainedGPT2:
-    """path_or_name: a directory written by `save_pretrained`, or a name on the Hugging Face Hub.
-
-    FileNotFoundError when it is not there or cannot be reached; ValueError when it is no GPT-2, or one with parts that
-    TransformerLM has not.
+    config: the arguments of TransformerLM, whose head is `linear_no_bias`. ValueError names what it cannot express.
     """
-    theirs = load_config(path_or_name)
-    node = _node(path_or_name, theirs)
-    weights = _weights(path_or_name, load_weights(path_or_name), node)
-    return PretrainedGPT2(node, len(weights["embed.weight"]), weights, _tokenizer(path_or_name))
+    check(config, state, "GPT-2's layers", _LAYOUT)
+    width = config["d_model"] / config["n_heads"]
+    for key, usual in (("n_kv_heads", config["n_heads"]), ("d_head", width)):
+        if config[key] not in (None, usual):
+            raise ValueError(f"{key}={config[key]} cannot be expressed as GPT-2's layers, which have {key}={usual:g}")
+    theirs = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config["vocab_size"],
+        "n_embd": config["d_model"],
+        "n_layer": config["n_layers"],
+        "n_head": config["n_heads"],
+        "n_inner": config["d_ff"],
+        "n_positions": config["max_context"],
+        "activation_function": _GELU[0],
+        "layer_norm_epsilon": config["norm_eps"],
+        "tie_word_embeddings": config["tie_embeddings"],
+        "resid_pdrop": config["dropout"],
+        "embd_pdrop": config["dropout_embed"],
+        "attn_pdrop": config["dropout_attention"],
+        "initializer_range": config["init_std"],
+    }
+    return theirs, _renamed(state)
 
 
-def _tokenizer(name: str) -> Path | None:
-    path = find(name, "tokenizer.json")
-    find(name, "tokenizer_config.json")  # beside it: names <eos>
-    if path is None and find(name, "merges.txt") and (vocabulary := find(name, "vocab.json")):
-        path = vocabulary.parent
-    return path
+def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    whole = {"embed": "transformer.wte", "position_embed": "transformer.wpe", "norm": "transformer.ln_f"}
+    layer = {ours: theirs for theirs, ours in (_NORMS | _LINEARS).items()}
+    out = {}
+    for key, tensor in state.items():
+        part, _, kind = key.rpartition(".")
+        if part == "head":
+            out[f"lm_head.{kind}"] = tensor
+        elif part in whole:
+            out[f"{whole[part]}.{kind}"] = tensor
+        else:
+            _, i, part = part.split(".", 2)
+            turned = kind == "weight" and layer[part] in _LINEARS
+            out[f"transformer.h.{i}.{layer[part]}.{kind}"] = tensor.t().contiguous() if turned else tensor
+    return out
 
 
-def _node(name: str, theirs: dict) -> dict[str, Any]:
-    kind = theirs.get("model_type")
-    if kind != "gpt2":
-        raise ValueError(f"{name} has model_type={kind}: of Hugging Face's models only gpt2 can be loaded")
+def read_node(name: str, theirs: dict[str, Any]) -> dict[str, Any]:
+    """The model's config, as conf/model/gpt2.yaml states it. Raises ValueError where it is not GPT-2 as published."""
     # Absent keys mean GPT2Config's defaults.
     asked = {
         "activation_function": (theirs.get("activation_function", _GELU[0]), _GELU),
         "scale_attn_weights": (theirs.get("scale_attn_weights", True), (True,)),
         "scale_attn_by_inverse_layer_idx": (theirs.get("scale_attn_by_inverse_layer_idx", False), (False,)),
         "add_cross_attention": (theirs.get("add_cross_attention", False), (False,)),
+        "quantization_config": (theirs.get("quantization_config"), (None,)),
     }
-    for key, (value, known) in asked.items():
-        if value not in known:
-            raise ValueError(f"{name} has {key}={value}, which is not GPT-2 as published: only {known} can be loaded")
+    check_theirs(name, asked)
     return {
-        "_target_": "lmlab.models.transformer.TransformerLM",
+        "_target_": MODEL,
         "_partial_": True,
-        "head": {"_target_": "lmlab.models.head.LinearHead", "_partial_": True, "bias": False, "softcap": None},
+        "head": {"_target_": HEAD, "_partial_": True, "bias": False, "softcap": None},
         "d_model": theirs.get("n_embd", 768),
         "n_layers": theirs.get("n_layer", 12),
         "n_heads": theirs.get("n_head", 12),
@@ -98,7 +118,8 @@ def _node(name: str, theirs: dict) -> dict[str, Any]:
     }
 
 
-def _weights(name: str, weights: dict[str, Tensor], node: dict) -> dict[str, Tensor]:
+def read_weights(name: str, weights: dict[str, Tensor], node: dict[str, Any]) -> dict[str, Tensor]:
+    """Their state dict under our names. Raises ValueError where a weight is missing."""
     # Files of the bare GPT2Model, such as the published ones, lack the prefix.
     weights = {key.removeprefix("transformer."): tensor for key, tensor in weights.items()}
 

@@ -353,6 +353,12 @@ class Run:
                 return generate(self.model, self.tokenizer, [prompt], **options)[0]
             return generate(self.model, self.tokenizer, list(prompt), **options)
 
+    def export(self, out: str | os.PathLike) -> list[Path]:
+        """Write it as a folder that `transformers` loads, and return the files: `lmlab.interop.export.export`."""
+        from lmlab.interop.export import export
+
+        return export(out, self.config["model"], self.model.state_dict(), self.tokenizer)
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, checkpoint={self.checkpoint!r})"
 

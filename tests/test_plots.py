@@ -35,7 +35,7 @@ def _closed():
     plt.close("all")
 
 
-SIZES = pd.DataFrame({"parameters": [1e5, 2e5, 5e5, 1e6, 4e6], "treatment": list("abcde")})
+SIZES = pd.DataFrame({"parameters": [1e5, 2e5, 5e5, 1e6, 4e6], "treatment": list("abcde"), "seed": 0})
 SIZES["val/bpb"] = 1.5 + 200 / SIZES["parameters"] ** 0.5
 GIVEN["scaling"] = {"table": SIZES, "law": scaling_law(SIZES)}
 

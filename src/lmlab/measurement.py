@@ -337,7 +337,7 @@ def compared(
     for name, configuration, runs in groups:
         measured, replicates, others = [], [], met.setdefault(configuration, [])
         for run in runs:
-            protocol = run.protocol if evaluation is None else run.resolve(evaluation)
+            protocol = run.protocol if evaluation is None else run.resolve(evaluation, others=own_protocols)
             log.debug("%s, %s", run.path, protocol.name)
             measured.append(scored(run, place, protocol).scores)
             # It may also stand on another side, as a member of a directory that is compared with it.

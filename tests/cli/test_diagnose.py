@@ -72,6 +72,23 @@ def test_runs_that_differ_in_more_than_their_share_of_the_text_are_no_fractions(
     assert cli.main(["diagnose", f"run_dir={curved / 'whole'}", f"fractions=[{tmp_path / 'half'}]"]) == 0
 
 
+@pytest.mark.parametrize("stopped", ["interrupted", "pruned"])
+@pytest.mark.parametrize("which", ["whole", "half"])
+def test_a_run_that_has_not_come_to_its_end_is_no_fraction(curved, tmp_path, capsys, stopped, which):
+    from lmlab.run_directory import RunDirectory
+
+    shutil.copytree(curved, tmp_path / "runs")
+    directory = RunDirectory(tmp_path / "runs" / which)
+    results = directory.results()
+    # Who was pruned was not measured; who was interrupted was, and has learnt for a shorter time.
+    splits = {} if stopped == "pruned" else results["splits"]
+    training = results["training"] | {"stopped_because": stopped}
+    directory.write_json("results.json", results | {"splits": splits, "training": training})
+    asked = [f"run_dir={tmp_path / 'runs/whole'}", f"fractions=[{tmp_path / 'runs/half'}]"]
+    assert cli.main(["diagnose", *asked]) == 2
+    assert f"fractions: {directory.path} has not come to its end" in capsys.readouterr().err
+
+
 def test_half_of_the_text_is_its_end_and_another_run(curved):
     from lmlab import load
     from lmlab.config import asked, compose, identity

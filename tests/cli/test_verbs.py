@@ -69,6 +69,16 @@ def test_evaluate_breaks_down_keeps_scores_and_mixes(trained, tmp_path, capsys):
     assert "weight=0.5" in mixed
 
 
+def test_lanes_are_for_whichever_run_of_a_mixture_has_them(trained, capsys):
+    sliding, carried = f"run_dir={trained['transformer']}", f"mix={trained['ngram']}"
+    more = ["mix_weight=1", "floors=false", "format=json"]
+    one, four = (json.loads(call(capsys, "evaluate", sliding, carried, f"evaluation.lanes={n}", *more)) for n in (1, 4))
+    assert one["test"]["nll"] != four["test"]["nll"]
+    assert "evaluation.lanes=1 does nothing under sliding-16/8" in refused(
+        capsys, "evaluate", sliding, "evaluation.lanes=1"
+    )
+
+
 def test_evaluate_adapts_and_says_with_what(trained, capsys):
     where = [f"run_dir={trained['lstm']}", "evaluation=carried", "evaluation.lanes=1", "tune_tokens=1000"]
     told = call(capsys, "evaluate", *where, "temperature=auto", "cache.size=50", "dynamic.lr=1e-4")

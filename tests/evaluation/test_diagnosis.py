@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from tests.evaluation.curves import GOOD, SMALL, STEPS, UNIGRAM, V, learning, noise, points
 
@@ -252,6 +253,21 @@ def test_areas_are_sums_of_the_learning_rate():
     area, rate = Curve.of(rows).areas
     assert area.tolist() == [3, 7]
     assert rate.tolist() == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+
+
+def test_a_table_s_rows_are_the_file_s_and_zero_is_a_number():
+    """A warm-up begins at a rate of nothing; a gap may be none at all. A table has NaN where the file has nothing."""
+    told = [{"step": "1", "train/loss": "4", "optim/lr": "0.0", "val/loss": "", "val/gap": ""},
+            {"step": "2", "train/loss": "3", "optim/lr": "0.1", "val/loss": "", "val/gap": ""},
+            {"step": "2", "train/loss": "", "optim/lr": "", "val/loss": "3.5", "val/gap": "0.0"}]  # fmt: skip
+    table = pd.DataFrame(told).replace("", "nan").astype(float)
+    for rows in (told, table.to_dict("records"), table.astype(object).where(table.notna(), None).to_dict("records")):
+        curve = Curve.of(rows)
+        assert (curve.steps.tolist(), curve.loss.tolist(), curve.lr.tolist()) == ([1, 2], [4, 3], [0, 0.1])
+        assert (curve.val_steps.tolist(), curve.val.tolist(), curve.gap.tolist()) == ([2], [3.5], [0])
+        assert np.isnan(curve.norm).all()
+    # A loss that became no number is a word of the file's.
+    assert np.isnan(Curve.of([*told, {"step": "3", "train/loss": "nan"}]).loss[-1])
 
 
 def test_what_more_text_would_bring_is_by_hand():

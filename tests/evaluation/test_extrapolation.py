@@ -28,16 +28,30 @@ def test_a_law_s_own_curve_is_forecast_whatever_the_schedule(kind):
     assert found.low <= found.gain <= found.high
 
 
-def test_the_interval_holds_the_truth_under_noise():
-    held = 0
-    area, rate = schedule("wsd")
-    truth = law(area, rate)[-1] - law(*schedule("wsd", 1200))[-1]
+@pytest.mark.parametrize("kind", ["constant", "wsd"])
+def test_the_intervals_hold_the_truth_under_noise(kind):
+    """Of the gain, and of the loss at the end, whatever the luck of the validation that the forecast starts from."""
+    held = ends = 0
+    area, rate = schedule(kind)
+    final = law(*schedule(kind, 1200))[-1]
+    gain = law(area, rate)[-1] - final
     for seed in range(30):
         noisy = law(area, rate) + np.random.default_rng(seed).normal(0, 0.005, len(area))
         found = forecast(area, rate, noisy, 2.0)
-        held += found.low <= truth <= found.high
+        held += found.low <= gain <= found.high
+        ends += found.lowest <= final <= found.highest
     # 90 % intervals: fewer than 22 of 30 would have a probability below 0.001.
     assert held >= 22
+    assert ends >= 22
+
+
+def test_a_lucky_last_validation_is_not_taken_into_the_future():
+    """Level at 2 but for the last of twelve, which is 0.06 lower: no curve of the law falls by all of that at once."""
+    area, rate = schedule("constant")
+    found = forecast(area, rate, np.append(np.full(11, 2.0), 1.94), 2.0, most=0.0)
+    assert found.gain == 0
+    assert 1.96 < found.final < 2.0
+    assert found.final < found.highest <= 2.03
 
 
 def test_a_level_curve_gains_nothing_and_a_rising_one_neither():

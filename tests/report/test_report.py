@@ -15,6 +15,7 @@ from lmlab import report, runs
 from lmlab.report.gather import gather, objectives
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import table
+from lmlab.runs.replicates import OPEN
 from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.ending import winners
 from lmlab.sweeps.ledger import Ledger
@@ -297,6 +298,32 @@ def test_an_interrupted_seed_is_no_replicate(tmp_path):
     assert second["mean"] < best["mean"] + 0.1
     # It is the better one still, but nothing is known of its third seed.
     assert runs.replicates(table(tmp_path))["n"].tolist() == [2, 3]
+
+
+def test_a_run_that_has_not_come_to_its_end_is_never_the_best(tmp_path):
+    """One that died after a third of its steps took the fewest seconds of all."""
+    make(tmp_path, 25, replicates=1)
+    first, *_, last = sorted(tmp_path.iterdir())
+
+    def ranked(state: str) -> None:
+        told = gather(tmp_path, "seconds")
+        groups = told["parts"][0]["groups"]
+        assert told["runs"][groups[-1]["runs"][0]]["run"] == last.name
+        assert [group["lacking"] for group in groups] == [[]] * 24 + [[state]]
+        assert groups[-1]["mean"] < groups[0]["mean"]
+
+    ranked("failed")
+    (last / "train.log").unlink()
+    ranked("unfinished")
+    results = json.loads((first / "results.json").read_text())
+    results["training"] |= {"stopped_because": "pruned", "seconds": 1.0}
+    RunDirectory(last).write_json("results.json", results | {"splits": {}})
+    ranked("pruned")
+
+
+def test_the_page_has_words_for_every_state_that_is_no_end():
+    (ways,) = re.findall(r"const WAYS = {(.*?)}", (report.PAGE / "sections.js").read_text(encoding="utf-8"))
+    assert set(re.findall(r"(\w+):", ways)) == set(OPEN)
 
 
 def test_nothing_to_report_is_said(tmp_path):

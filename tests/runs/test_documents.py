@@ -8,21 +8,31 @@ import pytest
 import lmlab
 from lmlab.data.corpora.document import Document
 from lmlab.runs.documents import beginning
+from lmlab.runs.run import Run
 
 
 @pytest.fixture
-def run(trained, small, tmp_path):
+def train(small, tmp_path):
     """An LSTM over three short documents of its own."""
-    texts = ["the cat sat.\n", "the dog ate the cat's food.\n", "it's good.\n"]
-    files = {}
-    for split, text in zip(("train", "val", "test"), texts, strict=True):
-        files[split] = tmp_path / f"{split}.jsonl"
-        files[split].write_text(json.dumps({"text": text * (20 if split == "train" else 1)}) + "\n", encoding="utf-8")
-    places = [f"corpus.{split}={path}" for split, path in files.items()]
-    config = lmlab.compose([*small["lstm"], *places])
-    config.run_dir = str(tmp_path / "run")
-    lmlab.train(config)
-    return lmlab.load(tmp_path / "run")
+
+    def made(*more: str) -> Run:
+        texts = ["the cat sat.\n", "the dog ate the cat's food.\n", "it's good.\n"]
+        places = []
+        for split, text in zip(("train", "val", "test"), texts, strict=True):
+            path = tmp_path / f"{split}.jsonl"
+            path.write_text(json.dumps({"text": text * (20 if split == "train" else 1)}) + "\n", encoding="utf-8")
+            places.append(f"corpus.{split}={path}")
+        config = lmlab.compose([*small["lstm"], *places, *more])
+        config.run_dir = str(tmp_path / "run")
+        lmlab.train(config)
+        return lmlab.load(tmp_path / "run")
+
+    return made
+
+
+@pytest.fixture
+def run(train):
+    return train()
 
 
 def test_each_document_is_scored_by_itself(run):
@@ -32,6 +42,20 @@ def test_each_document_is_scored_by_itself(run):
     assert found["ppl"][1] == pytest.approx(alone.ppl, rel=1e-5)
     assert found["bytes"][1] == alone.bytes
     pd.testing.assert_frame_equal(found, lmlab.runs.by_document(run, batch_size=1), rtol=1e-5)
+
+
+def test_the_letters_of_unknown_words_are_charged_where_the_run_charges_them(train):
+    """As its own numbers do: what is charged of val, whose one document it is, whatever the context."""
+    run = train("tokenizer=word", "evaluation.unknown=spelled")
+    charges = run.part("val", None, run.protocol).charges
+    assert charges.sum() > 10
+    alone = run.score("the dog ate the cat's food.\n", top=0, eos=False).likelihood
+    val = lmlab.runs.by_document(run).iloc[1]
+    assert val["nll"] * val["tokens"] == pytest.approx(alone.nats + charges.sum(), rel=1e-5)
+    # Of "the dog ate" the first two unknown words are charged.
+    short = lmlab.runs.by_document(run, characters=11).iloc[1]
+    alone = run.score("the dog ate", top=0, eos=False).likelihood
+    assert short["nll"] * short["tokens"] == pytest.approx(alone.nats + charges[charges > 0][:2].sum(), rel=1e-5)
 
 
 def test_only_the_beginning_is_scored_where_that_is_asked_for(run):

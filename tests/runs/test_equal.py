@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lmlab.runs import equal
-from lmlab.runs.equal import reached, welch
+from lmlab.runs.equal import reached, welch, welch_p
 
 
 def run(model: str, parameters: float, tokens: float, seconds: float, bpb: float, seed: int = 0, **asked) -> dict:
@@ -100,6 +100,41 @@ def test_the_interval_of_a_difference_is_welch_s():
     """Variances 2 and 8 of two values each: errors 1 and 4, df 25 / 17 rounded down to 1, t = 12.706."""
     assert welch([0.0, 2.0], [0.0, 4.0]) == pytest.approx(12.7062 * math.sqrt(5), rel=1e-4)
     assert welch([1.0], [2.0, 3.0]) is None
+    # Student's t of one degree of freedom is Cauchy's: they differ by 1, t = 1 / sqrt(5).
+    assert welch_p([0.0, 2.0], [0.0, 4.0]) == pytest.approx(1 - 2 / math.pi * math.atan(1 / math.sqrt(5)))
+    assert welch_p([1.0], [2.0, 3.0]) is None
+    assert (welch_p([1.0, 1.0], [2.0, 2.0]), welch_p([1.0, 1.0], [1.0, 1.0])) == (0.0, 1.0)
+
+
+def test_many_comparisons_need_more_proof_than_one():
+    """Eight of them: what one alone would show at p = 0.02 is no finding among others that show nothing."""
+
+    def pair(k: int, by: float) -> list[dict]:
+        sizes = (1000.0 * 2**k, 1000.0, 10.0)
+        a = [run("a", *sizes, 2.0 + x, seed) for seed, x in enumerate((-0.01, 0.0, 0.01))]
+        b = [run("b", *sizes, 2.0 + by + x, seed) for seed, x in enumerate((-0.01, 0.0, 0.01))]
+        return a + b
+
+    # Standard error sqrt(2 * 0.0001 / 3) = 0.0082, four degrees of freedom: 0.031 is t = 3.8, p = 0.019.
+    alone = held(equal(pd.DataFrame(pair(0, 0.031))), "parameters")
+    assert alone[0]["by"] > alone[0]["half"]
+    many = held(
+        equal(pd.DataFrame([row for k in range(8) for row in pair(k, 0.031 if k == 0 else 0.001)])), "parameters"
+    )
+    assert len(many) == 8
+    assert many[0]["by"] > many[0]["half"]
+    assert (many[0]["winner"], many[0]["sure"]) == (None, False)
+    # With those at equal tokens nine are compared, and of those at equal tokens each family has its best of eight.
+    assert many[0]["p_holm"] == pytest.approx(9 * 0.019, rel=0.05)
+
+
+def test_from_how_many_each_family_was_chosen_is_told(told):
+    assert {name: one["chosen_from"] for name, one in held(told, "parameters")[0]["families"].items()} == {
+        "a": 2,
+        "b": 2,
+    }
+    # At 20 * 4^(1/4) seconds no large model of b has ended, a of both sizes has.
+    assert {name: one["chosen_from"] for name, one in held(told, "seconds")[0]["families"].items()} == {"a": 2, "b": 1}
 
 
 def test_one_family_is_compared_with_nothing():

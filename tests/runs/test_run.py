@@ -50,6 +50,19 @@ def test_an_older_run_is_measured_under_the_name_of_what_is_measured_today(train
     assert "under another protocol" in line
 
 
+def test_lanes_are_refused_where_there_are_none(trained):
+    lstm, transformer = lmlab.load(trained["lstm"]), lmlab.load(trained["transformer"])
+    assert lstm.resolve({"lanes": 1}).name == "carried-1"
+    with pytest.raises(ValueError, match=r"evaluation.lanes=1 does nothing under sliding-16/8: add evaluation=carried"):
+        transformer.resolve({"lanes": 1})
+    with pytest.raises(ValueError, match=r"evaluation.lanes=1 does nothing under documents"):
+        lstm.resolve({"policy": "documents", "lanes": 1})
+    # Options have lanes for whichever model carries its state, and so has who asks several runs.
+    assert transformer.resolve(lmlab.compose([]).evaluation).name == "sliding-16/8"
+    assert transformer.resolve({"lanes": 1}, others=True).name == "sliding-16/8"
+    assert transformer.resolve({"stride": 4, "lanes": None}).name == "sliding-16/4"
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), lambda path: path.unlink()])
 def test_a_damaged_tokenizer_is_made_again_from_the_cache(trained, tmp_path, damage):
     shutil.copytree(trained["transformer"], tmp_path / "run")

@@ -14,7 +14,8 @@ def runs(
     floor: float, scale: float, exponent: float, noise: float = 0.0, seed: int = 0, sizes: np.ndarray = SIZES
 ) -> pd.DataFrame:
     value = floor + scale * sizes**-exponent + np.random.default_rng(seed).normal(0, noise, len(sizes))
-    return pd.DataFrame({"parameters": sizes, "val/bpb": value, "treatment": [str(i) for i in range(len(sizes))]})
+    told = {"parameters": sizes, "val/bpb": value, "treatment": [str(i) for i in range(len(sizes))], "seed": 0}
+    return pd.DataFrame(told)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +65,23 @@ def test_of_each_size_the_best_treatment_counts_with_its_replicates():
         {
             "parameters": [1.0, 1.0, 1.0, 2.0, 2.0],
             "treatment": ["a", "a", "b", "c", "c"],
+            "seed": [0, 1, 0, 0, 1],
             "val/bpb": [3.0, 5.0, 4.5, 2.0, float("nan")],
         }
     )
     x, y = frontier(frame, "parameters", "val/bpb")
     assert (x.tolist(), y.tolist()) == ([1.0, 1.0, 2.0], [3.0, 5.0, 2.0])
+
+
+def test_a_run_trained_twice_is_one_point_of_the_law_and_narrows_no_interval():
+    once = runs(1.5, 200, 0.5, 0.005)
+    again = once.assign(**{"val/bpb": once["val/bpb"] + 0.002})
+    x, y = frontier(pd.concat([once, again]), "parameters", "val/bpb")
+    assert x.tolist() == SIZES.tolist()
+    assert y == pytest.approx(once["val/bpb"].to_numpy() + 0.001)
+    assert scaling_law(pd.concat([once, once])).interval("exponent") == scaling_law(once).interval("exponent")
+    replicated = scaling_law(pd.concat([once, again.assign(seed=1)])).interval("exponent")
+    assert np.ptp(replicated) < np.ptp(scaling_law(once).interval("exponent")), "another seed is another run"
 
 
 def test_three_sizes_are_too_few():

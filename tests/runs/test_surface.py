@@ -46,15 +46,43 @@ def test_more_noise_makes_wider_intervals_and_the_band_widens_beyond_the_data(no
 
 
 def frame(**more) -> pd.DataFrame:
-    told = {"treatment": [str(i) for i in range(len(N))], "state": "budget", "parameters": N, "tokens": D}
+    told = {"treatment": [str(i) for i in range(len(N))], "seed": 0, "state": "budget", "parameters": N, "tokens": D}
     return pd.DataFrame(told | {"val/bpb": LOSSES, "n_params": N, "max_tokens": D} | more)
 
 
+# Of other treatments, half a bit worse.
+OTHER = {"treatment": [f"other {i}" for i in range(len(N))], "val/bpb": LOSSES + 0.5}
+
+
 def test_each_family_has_its_own_law():
-    both = pd.concat([frame(model="LSTMLM"), frame(model="TransformerLM", **{"val/bpb": LOSSES + 0.5})])
+    both = pd.concat([frame(model="LSTMLM"), frame(model="TransformerLM", **OTHER)])
     laws = runs.surfaces(both)
     assert [law.label for law in laws] == ["model=LSTMLM", "model=TransformerLM"]
     assert laws[1].floor == pytest.approx(laws[0].floor + 0.5, rel=1e-2)
+
+
+def test_each_text_and_each_protocol_has_its_own_law():
+    """Of another text the treatment may be the same: where it lies is no part of it."""
+    here = frame(protocol="carried-16", val_bytes=1000)
+    there, slid = (
+        here.assign(val_bytes=2000, **{"val/bpb": LOSSES + 0.5}),
+        here.assign(protocol="sliding-32/16", **OTHER),
+    )
+    laws = runs.surfaces(pd.concat([here, there]))
+    assert [law.label for law in laws] == [f"protocol=carried-16 over {n} bytes of val" for n in ("1,000", "2,000")]
+    assert laws[1].floor == pytest.approx(laws[0].floor + 0.5, rel=1e-2)
+    assert [law.label for law in runs.surfaces(pd.concat([here, slid]))] == [
+        "protocol=carried-16",
+        "protocol=sliding-32/16",
+    ]
+
+
+def test_a_run_trained_twice_is_one_point_of_the_law():
+    once = frame(**{"val/bpb": LOSSES + 0.003 * np.random.default_rng(0).normal(size=len(N))})
+    (law,), (again,) = runs.surfaces(once), runs.surfaces(pd.concat([once, once]))
+    assert len(again.losses) == len(N)
+    assert again.interval("beta") == law.interval("beta")
+    assert runs.surfaces(pd.concat([once[:4], once[:4]])) == []
 
 
 def test_there_is_no_law_of_fewer_than_three_sizes():

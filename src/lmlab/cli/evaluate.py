@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> int:
     from lmlab.evaluation.breakdown import breakdown
 
     run = load_run(config)
-    protocol = run.protocol if config.get("evaluation") is None else run.resolve(config["evaluation"])
+    asked, mixed = config.get("evaluation"), config["mix"] is not None
+    protocol = run.protocol if asked is None else run.resolve(asked, others=mixed)
     place = measurement.Place(config["split"], config.get("corpus"), config["batch_size"])
     found = measurement.measure(run, place, protocol, config, partner(config, protocol))
     if config["scores"]:
@@ -73,7 +74,7 @@ def partner(config: dict[str, Any], protocol: Any) -> Any:
     if config["mix"] == "":
         raise ValueError("mix= is empty: name another run's directory, or leave it out")
     other = load_run(config | {"run_dir": config["mix"]})
-    theirs = other.protocol if config.get("evaluation") is None else other.resolve(config["evaluation"])
+    theirs = other.protocol if config.get("evaluation") is None else other.resolve(config["evaluation"], others=True)
     return other, theirs.now(limit_tokens=protocol.limit_tokens, unknown=protocol.unknown)
 
 

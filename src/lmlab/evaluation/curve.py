@@ -38,13 +38,16 @@ class Curve:
 
     @classmethod
     def of(cls, points: Sequence[Mapping[str, Any]]) -> "Curve":
-        """From the rows of curves.csv, or of a table with its columns; empty cells are none."""
+        """From the rows of curves.csv, or of a table with its columns; empty cells are none.
+
+        A table's empty cells are its own NaN; a loss that is no number is the word "nan" in curves.csv.
+        """
 
         def column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-            return np.array([float(row.get(name) or "nan") for row in rows])
+            return np.array([_number(row.get(name)) for row in rows])
 
-        train = [p for p in points if p.get("train/loss") not in (None, "")]
-        val = [p for p in points if p.get("val/loss") not in (None, "")]
+        train = [p for p in points if _given(p.get("train/loss"))]
+        val = [p for p in points if _given(p.get("val/loss"))]
         names = ("step", "train/loss", "optim/lr", "optim/grad_norm", "optim/update_ratio")
         return cls(*(column(train, n) for n in names), *(column(val, n) for n in ("step", "val/loss", "val/gap")))
 
@@ -106,7 +109,7 @@ class Facts:
         """config, decided: of config.yaml. train: tokens and bytes of that split. floors: as in results.json."""
         losses = {name: floors.get(name, {}).get("val", {}).get("nll") for name in ("unigram", "kneser_ney_5")}
         steps = max((int(p["step"]) for p in points), default=0)
-        shown = [p["train/loss"] for p in points if p.get("train/loss") not in (None, "")]
+        shown = [p["train/loss"] for p in points if _given(p.get("train/loss"))]
         return cls(
             vocab_size=decided["vocab_size"],
             parameters=decided["n_params"],
@@ -137,6 +140,15 @@ class Facts:
         """Of the train text, as a 5-gram would pack it."""
         packed = self.ngram if self.ngram is not None else self.unigram
         return None if packed is None else self.train_tokens * packed / math.log(2) / max(self.parameters, 1)
+
+
+def _given(cell: Any) -> bool:
+    """Whether a row has something there: NaN, the number, is a table's empty cell."""
+    return cell is not None and cell != "" and cell == cell
+
+
+def _number(cell: Any) -> float:
+    return float(cell) if _given(cell) else math.nan
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:

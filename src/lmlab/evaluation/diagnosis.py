@@ -320,8 +320,8 @@ def improving(curve: Curve, facts: Facts, ahead: Forecast | None) -> Finding | N
         return Finding("improving", told) if curve.val.argmin() == len(curve.val) - 1 else None
     if ahead.gain < IMPROVES * curve.val[-1]:
         return None
-    told = f"twice the training: {ahead.final:.3f} nats ({curve.val[-1] - ahead.high:.3f} to "
-    return Finding("improving", f"{told}{curve.val[-1] - ahead.low:.3f}), now {curve.val[-1]:.3f}")
+    told = f"twice the training: {ahead.final:.3f} nats ({ahead.lowest:.3f} to {ahead.highest:.3f})"
+    return Finding("improving", f"{told}, now {curve.val[-1]:.3f}")
 
 
 def converged(curve: Curve, ahead: Forecast | None) -> Finding:

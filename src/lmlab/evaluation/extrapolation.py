@@ -5,6 +5,7 @@ peak: the law of Tissue et al. 2024 (Scaling Law with Learning Rate Annealing, e
 taken at the moment. A schedule that is stretched to twice the steps has twice the area and the same r at its end.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,18 @@ N_RESAMPLED = 200
 
 @dataclass(frozen=True)
 class Forecast:
-    """What more training would bring, in nats a token. low, high: 90 % of the fits to resampled residuals."""
+    """What more training would bring, and the loss that it would end with, in nats a token.
+
+    final: where the fitted curve leads; the last validation less the gain would keep the luck of that validation for
+    good. low, high: of the gain, and lowest, highest: of final, 90 % of the fits to resampled residuals.
+    """
 
     gain: float
     low: float
     high: float
     final: float
+    lowest: float
+    highest: float
 
 
 def more_training(curve: Curve, times: float) -> Forecast | None:
@@ -40,24 +47,25 @@ def more_training(curve: Curve, times: float) -> Forecast | None:
         return None
     area, rate = curve.areas
     late = curve.val_steps > 0.25 * curve.val_steps[-1]
-    ahead = forecast(area[late], rate[late], curve.val[late], times)
-    if ahead is None:
-        return None
     # A law with a falling exponent never gains more from a doubling than the one before it brought.
     half = np.interp(area[-1] / 2, area, curve.val)
     most = max(0.0, float((half - curve.val[-1]) * np.log2(times)))
-    gain, high = min(ahead.gain, most), min(ahead.high, most)
-    return Forecast(gain, min(ahead.low, gain), max(high, gain), float(curve.val[-1] - gain))
+    return forecast(area[late], rate[late], curve.val[late], times, most=most)
 
 
 def forecast(
-    area: np.ndarray, rate: np.ndarray, loss: np.ndarray, times: float, end_rate: float | None = None
+    area: np.ndarray,
+    rate: np.ndarray,
+    loss: np.ndarray,
+    times: float,
+    end_rate: float | None = None,
+    most: float = math.inf,
 ) -> Forecast | None:
     """After `times` the training, the schedule stretched to it. None where there are too few points.
 
     area: (n,) sums of learning rates at each validation; rate: (n,) as shares of the peak; loss: (n,) nats.
     end_rate: where the schedule is not stretched but goes on, the share of the peak at which it ends; `times` is then
-    the area at its end by that of now.
+    the area at its end by that of now. most: that can be gained.
     """
     if len(loss) < FEWEST:
         return None
@@ -67,19 +75,23 @@ def forecast(
     powers = area[:, None] ** -EXPONENTS
     colder = 0.0 if end_rate is None else float(rate[-1] - end_rate)
     fitted, gain = _fit(powers, cooled, loss, cooling, times, colder)
+    gain = min(gain, most)
+    final = float(fitted[-1] - gain)
     residuals = loss - fitted
     # As large as the errors would be that the fit has taken up.
     residuals = (residuals - residuals.mean()) * np.sqrt(len(loss) / max(len(loss) - 4, 1))
     random = np.random.default_rng(0)
-    gains = [
-        _fit(powers, cooled, fitted + random.choice(residuals, len(loss)), cooling, times, colder)[1]
+    fits = [
+        _fit(powers, cooled, fitted + random.choice(residuals, len(loss)), cooling, times, colder)
         for _ in range(N_RESAMPLED)
     ]
+    ends, gains = np.array([again[-1] for again, _ in fits]), np.array([gained for _, gained in fits])
     low, high = np.quantile(gains, [0.05, 0.95])
-    if len(cooling) == 1:
-        # What the rest of the schedule gains by cooling down has not been seen: it may be as much as was ever found.
-        high += COOLING[-1] * loss[-1] * max(0.0, colder)
-    return Forecast(gain, float(min(low, gain)), float(max(high, gain)), float(loss[-1] - gain))
+    lowest, highest = np.quantile(ends - np.minimum(gains, most), [0.05, 0.95])
+    # What the rest of the schedule gains by cooling down may not have been seen: it may be as much as was ever found.
+    unseen = COOLING[-1] * loss[-1] * max(0.0, colder) if len(cooling) == 1 else 0.0
+    low, high = min(low, gain), max(min(high + unseen, most), gain)
+    return Forecast(gain, *map(float, (low, high, final, min(lowest - unseen, final), max(highest, final))))
 
 
 def _fit(

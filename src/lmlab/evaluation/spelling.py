@@ -92,6 +92,12 @@ def charged(
 Trained = tuple[Store, Callable[[], Corpus]]
 
 
+def letters_of(store: Store, corpus: Callable[[], Corpus]) -> Callable[[str], float]:
+    """What the letters of a text's <unk> cost, in nats. store, corpus: what the model was trained on."""
+    model, tokenizer = _model(store, corpus), store.tokenizer
+    return lambda text: float(model.nats([*_unknown_of(tokenizer, text)], tokenizer.kind == "word").sum())
+
+
 def _charges(store: Store, split: str, corpus: Callable[[], Corpus], train: Trained) -> np.ndarray:
     # Zipped for its checksum: a changed byte would be another number.
     path = store.path / f"spelling-{IDENTITY}-{train[0].path.name}-{split}.npz"
@@ -159,11 +165,15 @@ def _spellings(store: Store, split: str, corpus: Callable[[], Corpus]) -> list[s
 def _unknown(tokenizer: Any, text: Corpus, split: str) -> Iterator[str]:
     for document in text.documents(split):
         for piece in document.pieces:
-            encoding = tokenizer.encode(piece)
-            at = np.flatnonzero(encoding.ids == tokenizer.unk_id)
-            if not len(at):
-                continue
-            source, starts = piece.encode(), np.concatenate([[0], encoding.ends[:-1]])
-            for i in at:
-                word = source[starts[i] : encoding.ends[i]].decode("utf-8", "replace")
-                yield word.strip() or word
+            yield from _unknown_of(tokenizer, piece)
+
+
+def _unknown_of(tokenizer: Any, piece: str) -> Iterator[str]:
+    encoding = tokenizer.encode(piece)
+    at = np.flatnonzero(encoding.ids == tokenizer.unk_id)
+    if not len(at):
+        return
+    source, starts = piece.encode(), np.concatenate([[0], encoding.ends[:-1]])
+    for i in at:
+        word = source[starts[i] : encoding.ends[i]].decode("utf-8", "replace")
+        yield word.strip() or word

@@ -110,8 +110,8 @@ def treatments(
 ) -> list[dict[str, Any]]:
     """Runs that differ in the seed alone taken together, best first: n, mean, interval, sizes, varied values.
 
-    lacking: how it stands with each seed, of `seeds`, that was interrupted or that their sweep has no result of; such
-    are last, for there they cannot win.
+    lacking: how it stands with each seed, of `seeds`, whose run has not come to its end or that their sweep has no
+    result of; such are last, for there they cannot win. What they reached is shown where nothing else is known.
     """
     found = []
     for _, group in frame[frame[metric].notna()].groupby("treatment", sort=False):
@@ -123,7 +123,8 @@ def treatments(
         if metric != "val/ppl" and "val/ppl" in group:
             told["val/ppl"] = float(known["val/ppl"].mean())
         missing = {seed: how for run in group["run"] for seed, how in unfinished.get(run, {}).items()}
-        stopped, done = group["state"].isin(["interrupted"]), set(group["seed"][~group["state"].isin(OPEN)])
+        stopped = group["state"].isin(OPEN)
+        done = set(group["seed"][~stopped])
         missing |= dict(zip(group["seed"][stopped], group["state"][stopped], strict=True))
         told["lacking"] = [how for seed, how in missing.items() if seed not in done]
         told["seeds"] = len({*group["seed"], *missing})

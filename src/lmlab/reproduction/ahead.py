@@ -26,6 +26,7 @@ def ahead(
 ) -> dict[str, Any] | None:
     """Where the curve leads by the recipe's end, in nats a token less than now; None where it says nothing.
 
+    By the fitted curve from its own last point on, as a gain is taken off what the run has measured on a whole split.
     points: the rows of curves.csv. decided: of config.yaml. done, whole: steps. times: how many times as much training
     there would be, by the area under the learning rate. by: what was extrapolated.
     """

@@ -1,5 +1,6 @@
 """A run's perplexity on each document of its own text, beside what the text's source says of the document."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmlab.data.corpora.document import Document
@@ -15,11 +16,13 @@ def by_document(run: "Run", characters: int | None = None, batch_size: int = 16)
     """One row a document: split, name, what its source says of it (a year), tokens, bytes, nll, ppl, bpb.
 
     Each is scored by itself from its start. characters: only so many of each, so that long and short ones are judged
-    with the same context; None for all. batch_size: how many at a time, which changes no number.
+    with the same context; None for all. batch_size: how many at a time, which changes no number. Of a run under
+    `evaluation.unknown=spelled` the letters of each <unk> are charged, as they are in its results.
     Raises ValueError where the text has changed since the run was trained.
     """
     import pandas as pd
 
+    from lmlab.evaluation.spelling import letters_of
     from lmlab.scoring import score_many
 
     if characters is not None and characters < 1:
@@ -31,8 +34,13 @@ def by_document(run: "Run", characters: int | None = None, batch_size: int = 16)
             rows.append({"split": split, "document": document.name} | document.meta)
             texts.append(beginning(document, characters))
     scores = score_many(run.model, run.tokenizer, texts, top=0, eos=False, batch_size=batch_size)
-    for row, score in zip(rows, scores, strict=True):
-        row |= {name: getattr(score.likelihood, name) for name in ("tokens", "bytes", "nll", "ppl", "bpb")}
+    spelled = run.protocol.unknown == "spelled" and run.tokenizer.unk_id is not None
+    letters = letters_of(run.store(), lambda: corpus) if spelled else None
+    for row, text, score in zip(rows, texts, scores, strict=True):
+        found = score.likelihood
+        if letters is not None:
+            found = replace(found, nats=found.nats + letters(text))
+        row |= {name: getattr(found, name) for name in ("tokens", "bytes", "nll", "ppl", "bpb")}
     return pd.DataFrame(rows)
 
 

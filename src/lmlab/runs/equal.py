@@ -21,15 +21,20 @@ HELD = ("parameters", "tokens", "seconds")
 CLOSE = 1.05
 # Seconds at which families are compared, from the slowest start to the earliest end.
 TIMES = 4
+LEVEL = 0.95
 
 
 def equal(frame: "pd.DataFrame", metric: str = "val/bpb", by: str = "model", higher: bool = False) -> list[dict]:
     """One entry a comparison: what is `held`, at which value (`at`), `families`, the `winner`, by how much.
 
-    families: {name: {mean, low, high, n, and the parameters, tokens, seconds of what was chosen}}. by: the key whose
-    values are the families. winner: None where the interval of the difference holds zero; `sure` says whether there
-    was one. Only where two families or more have runs there; nothing for a single family. Raises ValueError where the
-    metric was measured under several protocols.
+    families: {name: {mean, low, high, n, and the parameters, tokens, seconds of what was chosen, and from how many
+    configurations it was (`chosen_from`)}}. by: the key whose values are the families. half: of the interval of the
+    difference (Welch); p_holm: his test's p, adjusted for all comparisons of the call (Holm 1979); None where there are
+    no replicates. winner: None where that p is not below 0.05; `sure`: it is. Only where two families or more have runs
+    there; nothing for a single family. Raises ValueError where the metric was measured under several protocols.
+
+    What stands for a family is chosen by the very numbers that are then compared, which flatters each the more, the
+    more it was chosen from: the chosen, compared on test (`lmlab compare split=test`), settle it.
     """
     known = ended(frame, metric) if len(frame) else frame
     known = known[known["parameters"].gt(0) & known["seconds"].gt(0)] if len(known) else known
@@ -43,7 +48,7 @@ def equal(frame: "pd.DataFrame", metric: str = "val/bpb", by: str = "model", hig
             told = {name: best(group, metric, sign) for name, group in rows.groupby(by)}
             found.append(compared(held, at, told, sign))
     found += at_seconds(known, metric, by, sign)
-    return [told for told in found if len(told["families"]) > 1]
+    return judged([told for told in found if len(told["families"]) > 1])
 
 
 def levels(frame: "pd.DataFrame", held: str) -> list[tuple[float, "pd.DataFrame"]]:
@@ -63,8 +68,11 @@ def levels(frame: "pd.DataFrame", held: str) -> list[tuple[float, "pd.DataFrame"
 
 def best(frame: "pd.DataFrame", metric: str, sign: float) -> dict[str, Any]:
     """The treatment with the best mean."""
-    told = [summary(group, by_seed(group, metric)) for _, group in frame.groupby("treatment", sort=False)]
-    return min(told, key=lambda one: sign * one["mean"])
+    return chosen([summary(group, by_seed(group, metric)) for _, group in frame.groupby("treatment", sort=False)], sign)
+
+
+def chosen(told: Sequence[dict[str, Any]], sign: float) -> dict[str, Any]:
+    return min(told, key=lambda one: sign * one["mean"]) | {"chosen_from": len(told)}
 
 
 def summary(group: "pd.DataFrame", values: Sequence[float]) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def at_seconds(frame: "pd.DataFrame", metric: str, by: str, sign: float) -> list
                     nearest = kind.iloc[(kind["seconds"] - at).abs().argsort()[:1]]
                     options.append(summary(nearest, values))
             if options:
-                families[name] = min(options, key=lambda one: sign * one["mean"])
+                families[name] = chosen(options, sign)
         found.append(compared("seconds", at, families, sign))
     return found
 
@@ -120,30 +128,61 @@ def reached(line: Sequence[tuple[float, float]], at: float) -> float | None:
 
 
 def compared(held: str, at: float, families: dict[str, dict[str, Any]], sign: float) -> dict[str, Any]:
-    """The best against the second: Welch's interval of the difference of two means."""
+    """The best against the second: Welch's interval of the difference of two means, and p of his test."""
     ranked = sorted(families, key=lambda name: sign * families[name]["mean"])
-    told: dict[str, Any] = {"held": held, "at": at, "winner": None, "by": None, "half": None, "sure": False}
+    told: dict[str, Any] = {"held": held, "at": at, "winner": None, "by": None, "half": None, "p": None, "sure": False}
     if len(ranked) > 1:
         a, b = (families[name]["values"] for name in ranked[:2])
-        told["by"] = abs(families[ranked[1]]["mean"] - families[ranked[0]]["mean"])
-        told["half"] = half = welch(a, b)
-        told["sure"] = half is not None and told["by"] > half
-        told["winner"] = ranked[0] if told["sure"] or half is None else None
+        difference = abs(families[ranked[1]]["mean"] - families[ranked[0]]["mean"])
+        told |= {"winner": ranked[0], "by": difference, "half": welch(a, b, LEVEL), "p": welch_p(a, b)}
     kept = {name: {k: v for k, v in families[name].items() if k != "values"} for name in sorted(families)}
     return told | {"families": kept}
 
 
-def welch(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> float | None:
+def judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With p for being so many: of twenty pairs that are alike one would be found to differ."""
+    from lmlab.evaluation.bootstrap import holm
+
+    adjusted = iter(holm([row["p"] for row in rows if row["p"] is not None]))
+    found = []
+    for row in rows:
+        p = None if row["p"] is None else next(adjusted)
+        sure = p is not None and p < 1 - LEVEL
+        winner = row["winner"] if sure or p is None else None
+        told = {key: value for key, value in row.items() if key != "p"}
+        found.append(told | {"winner": winner, "p_holm": p, "sure": sure})
+    return found
+
+
+def welch(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> float | None:
     """Half the confidence interval of the difference of two means of unequal variance; None for single runs."""
     if min(len(a), len(b)) < 2:
         return None
+    error, df = _error(a, b)
+    return student(level, df) * error
 
-    def error(values: Sequence[float]) -> float:
+
+def welch_p(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Of two equal means to differ by as much (Welch 1947), two-sided; None for single runs."""
+    from lmlab.evaluation.bootstrap import t_cdf
+
+    if min(len(a), len(b)) < 2:
+        return None
+    difference = abs(math.fsum(a) / len(a) - math.fsum(b) / len(b))
+    error, df = _error(a, b)
+    return 2 * t_cdf(-difference / error, df) if error else float(difference == 0)
+
+
+def _error(a: Sequence[float], b: Sequence[float]) -> tuple[float, int]:
+    """Standard error of the difference of two means, and its degrees of freedom."""
+
+    def squared(values: Sequence[float]) -> float:
         mean = math.fsum(values) / len(values)
         return math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)
 
-    ea, eb = error(a), error(b)
+    ea, eb = squared(a), squared(b)
     if ea + eb == 0:
-        return 0.0
+        return 0.0, 1
     df = (ea + eb) ** 2 / (ea**2 / (len(a) - 1) + eb**2 / (len(b) - 1))
-    return student(level, max(1, math.floor(df))) * math.sqrt(ea + eb)
+    # Of equal variances it is a whole number, but for rounding.
+    return math.sqrt(ea + eb), max(1, math.floor(df + 1e-9))

@@ -16,7 +16,7 @@ SHOWN = 8
 def sizes_and_losses(run: "Run", parts: "Sequence[Run]") -> tuple[list[int], list[float]]:
     """Tokens of train that each run had, and its loss on val in nats per token; `run` first.
 
-    Raises ValueError where one is not finished, or differs from `run` in more than train_share and the seed.
+    Raises ValueError where one has not come to its end, or differs from `run` in more than train_share and the seed.
     """
     for part in parts:
         check(run, part)
@@ -42,7 +42,11 @@ def check(run: "Run", part: "Run") -> None:
 
 
 def _size_and_loss(run: "Run") -> tuple[int, float]:
-    if run.results is None:
-        raise ValueError(f"fractions: {run.path} is not finished")
+    # One that was interrupted has results, too: of a training that was shorter.
+    if not run.directory.finished():
+        raise ValueError(
+            f"fractions: {run.path} has not come to its end: repeat the command that trained it, which continues it, "
+            "or leave it out"
+        )
     share = run.config.get("train_share", 1.0)
     return round(len(run.store().split("train")) * share), run.results["splits"]["val"]["nll"]

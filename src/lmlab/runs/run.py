@@ -161,10 +161,11 @@ class Run:
 
         return Protocol(**self.config["decided"]["protocol"]).now()
 
-    def resolve(self, evaluation: Mapping[str, Any]) -> "Protocol":
+    def resolve(self, evaluation: Mapping[str, Any], others: bool = False) -> "Protocol":
         """The protocol that a node as in conf/evaluation means for this run's model.
 
-        One without a `_target_` says what differs from the run's own.
+        One without a `_target_` says what differs from the run's own. Raises ValueError for lanes where there are none.
+        others: other runs are asked the same, each in its own context: lanes are for those of them that have some.
         """
         from lmlab.evaluation.protocol import resolve
 
@@ -175,7 +176,10 @@ class Run:
         # A model that carries its state sees as far as it can, and a window's stride goes with its length.
         if own.stride is not None and evaluation.get("max_context") is None:
             kept |= {"stride": own.stride, "max_context": own.max_context}
-        return resolve(model=self.model, **kept | dict(evaluation))
+        found, lanes = resolve(model=self.model, **kept | dict(evaluation)), evaluation.get("lanes")
+        if lanes is not None and found.lanes is None and not others:
+            raise ValueError(f"evaluation.lanes={lanes} does nothing under {found.name}: add evaluation=carried")
+        return found
 
     def store(self, corpus: Mapping[str, Any] | None = None, whole: bool = False) -> Any:
         """The token store of the run's own text, or of another corpus under the run's tokenizer.

@@ -56,7 +56,7 @@ class Law:
 def scaling_law(
     frame: "pd.DataFrame", size: str = "parameters", metric: str = "val/bpb", level: float = 0.95, seed: int = 0
 ) -> Law:
-    """Fitted to the best run of each size, as a table has them; replicates of it are all taken.
+    """Fitted to the best run of each size, as a table has them; replicates of it are all taken, each seed once.
 
     Intervals are by the parametric bootstrap. Raises ValueError for fewer than four sizes (the law has three
     numbers), and where the metric was measured under several protocols.
@@ -75,13 +75,17 @@ def scaling_law(
 
 
 def frontier(frame: "pd.DataFrame", size: str, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sizes and values: of each size, the runs of the treatment whose mean is lowest."""
+    """Sizes and values: of each size, one value a seed of the treatment whose mean is lowest.
+
+    Where a seed was trained twice it is the mean: the same again scatters about itself, not about the law.
+    """
     for name in (size, metric):
         if name not in frame:
             raise ValueError(f"{name} is no column of the table; it has {', '.join(frame.columns)}")
     known = ended(frame, metric)
     known = known[known[size].notna()]
     protocols.check(known, metric)
+    known = known.groupby([size, "treatment", "seed"], as_index=False, dropna=False)[metric].mean()
     taken = []
     for _, same in known.groupby(size):
         means = same.groupby("treatment")[metric].mean()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmlab.config import BUDGETS
+from lmlab.runs import protocols
 from lmlab.runs.replicates import ended, varied
 
 if TYPE_CHECKING:
@@ -85,21 +86,36 @@ class Surface:
 def surfaces(frame: "pd.DataFrame", metric: str = "val/bpb") -> list[Surface]:
     """A law for each setting of what is no size, from `table`; none where fewer than three sizes and budgets are known.
 
-    Raises ValueError for a metric that the table has not.
+    Runs under several protocols, or of several texts, have laws of their own; a seed that was trained twice counts
+    once, with its mean. Raises ValueError for a metric that the table has not.
     """
     if metric not in frame:
         raise ValueError(f"metric={metric} is no column of the table; it has {', '.join(frame.columns)}")
     known = ended(frame, metric)
     known = known[known["parameters"].gt(0) & known["tokens"].gt(0)]
-    others = [k for k in varied(frame) if k not in (*BUDGETS, *SIZES) and known[k].astype(str).nunique() > 1]
+    keys = [key for key in varied(frame) if key not in (*BUDGETS, *SIZES, "protocol")]
+    others = [key for key in keys if known[key].astype(str).nunique() > 1]
+    parts = protocols.apart(known) if protocols.is_measured(metric) else {"": known}
+    return [
+        law
+        for name, part in parts.items()
+        for law in _laws(part, metric, others, {"protocol": name} if len(parts) > 1 else {})
+    ]
+
+
+def _laws(frame: "pd.DataFrame", metric: str, others: list[str], about: dict[str, str]) -> list[Surface]:
+    """Of one protocol. others: keys for each setting of which there is a law. about: told in each label."""
+    once = ["treatment", "seed"]
+    means = frame.groupby(once, dropna=False)[metric].transform("mean")
+    frame = frame.assign(**{metric: means}).drop_duplicates(once)
     found = []
-    for _, group in known.groupby([*map(repr, known[others].to_numpy(object).tolist())]):
+    for _, group in frame.groupby([*map(repr, frame[others].to_numpy(object).tolist())]):
         n, d, losses = (group[c].to_numpy(float) for c in ("parameters", "tokens", metric))
         # Three of each that differ by more than rounding.
         if len(losses) < LEAST or min(len(set(np.round(np.log(x), 1))) for x in (n, d)) < 3:
             continue
-        label = ", ".join(f"{key}={group[key].iloc[0]}" for key in others if "." not in key)
-        found.append(fit(n, d, losses, label, metric))
+        told = about | {key: group[key].iloc[0] for key in others if "." not in key}
+        found.append(fit(n, d, losses, ", ".join(f"{key}={value}" for key, value in told.items()), metric))
     return found
 
 

@@ -16,16 +16,18 @@ function equal() {
     const columns = [{ name: held, get: (row) => row.at, cell: (row) => short(row.at) }];
     for (const name of names) {
       const one = (row) => row.families[name];
-      columns.push({ name: `${name}: ${M}`, get: (row) => one(row)?.mean, cell: (row) => (one(row) ? `${shown(one(row).mean, 5)}${half(one(row))}` : "") });
+      columns.push({ name: `${name}: ${M}`, get: (row) => one(row)?.mean, cell: (row) => (one(row) ? `${shown(one(row).mean, 5)}${half(one(row))}, best of ${one(row).chosen_from}` : "") });
       for (const size of ["parameters", "tokens"]) if (size !== held)
         columns.push({ name: size, get: (row) => one(row)?.[size], cell: (row) => (one(row) ? short(one(row)[size]) : "") });
     }
+    const proof = (row) => (row.half == null ? "" : ` ± ${shown(row.half, 2)}, p ${row.p_holm < 0.001 ? "< 0.001" : shown(row.p_holm, 2)}`);
     columns.push({ name: "better", get: (row) => row.winner, word: true, cell: (row) =>
-      row.winner ? `${row.winner} by ${shown(row.by, 3)}${row.half == null ? "" : ` ± ${shown(row.half, 2)}`}` : `not decided: ${shown(row.by, 2)} ± ${shown(row.half, 2)}` });
+      row.winner ? `${row.winner} by ${shown(row.by, 3)}${proof(row)}` : `not decided: ${shown(row.by, 2)}${proof(row)}` });
     table(place, columns, rows);
   }
   const single = D.equal.some((row) => row.half == null);
-  place.append(make("p", { class: "soft" }, "Seconds: between a shorter and a longer run of the same kind, each trained with its own schedule to its end. ± is half of the 95 % interval; of a difference, Welch's." + (single ? " Single runs have none: replicates would." : "")));
+  place.append(make("p", { class: "soft" }, "Seconds: between a shorter and a longer run of the same kind, each trained with its own schedule to its end. ± is half of the 95 % interval; of a difference, Welch's; p is of his test, for all comparisons of this section together (Holm 1979), and decides below 0.05." + (single ? " Single runs have none: replicates would." : "")));
+  place.append(make("p", { class: "soft" }, "Best of so many configurations of the family: chosen by the same numbers that are compared here, which flatters most whoever was chosen from most. The chosen on text that chose none of them settle it: lmlab compare A B split=test."));
 }
 
 function scaling() {

@@ -23,7 +23,7 @@ const clipped = beyond ? ` ${beyond} worse than ${shown(WORST)} are drawn at tha
 const spread = (g) => (g.low === null || g.low === undefined ? "" : ` ± ${shown((g.high - g.low) / 2, 2)}`);
 const settings = (g) => P.map((p, i) => `${p.name} = ${shown(g.values[i]) || "none"}`).join("\n");
 // Of a sweep's seeds, those that gave nothing; where one did not, the configuration cannot win.
-const WAYS = { failed: "failed", pruned: "stopped early", running: "to come", waiting: "to come", interrupted: "interrupted" };
+const WAYS = { failed: "failed", pruned: "stopped early", unfinished: "to come", running: "to come", waiting: "to come", interrupted: "interrupted" };
 const lacking = (g) => [...new Set(g.lacking.map((how) => WAYS[how]))].map((way) =>
   `${g.lacking.filter((how) => WAYS[how] === way).length} of ${g.seeds} seeds ${way}`).join(", ");
 const told = (g) => `#${g.rank}  ${M} ${shown(g.mean, 5)}${spread(g)}${g.n > 1 ? `, n = ${g.n}` : ""}${g.lacking.length ? `, ${lacking(g)}` : ""}\n${settings(g)}`;

@@ -236,6 +236,17 @@ def test_a_zst_file_that_is_cut_off_is_named(tmp_path):
         texts(files(test=str(tmp_path / "a.txt.zst")), "test")
 
 
+def test_a_zst_file_of_a_long_window_is_read(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    # Unlike compress, a stream of unknown length keeps the window that it was asked for: 2^28, as --long=28.
+    settings = zstandard.ZstdCompressionParameters(window_log=28, chain_log=10, hash_log=10, strategy=1)
+    stream = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    data = stream.compress(b"some text\n" * 100) + stream.flush()
+    assert zstandard.get_frame_parameters(data).window_size == 2**28
+    (tmp_path / "a.txt.zst").write_bytes(data)
+    assert texts(files(test=str(tmp_path / "a.txt.zst")), "test") == ["some text\n" * 100]
+
+
 def test_too_little_to_split_is_said(tmp_path):
     (tmp_path / "a.txt").write_text("ab")
     with pytest.raises(ValueError, match=r"corpus too short to split: a\.txt has 2 characters"):

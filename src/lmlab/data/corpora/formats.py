@@ -19,6 +19,8 @@ TEXT, ROWS = (".txt", ".md"), (".jsonl", ".csv", ".parquet")
 PACKED = (".gz", ".zst", ".xz")
 KNOWN = f"{' '.join(TEXT + ROWS)}, each also as {' '.join(PACKED)}"
 BLOCK = 1 << 20
+# `zstd --long=31`, as large dumps are packed; zstandard's own limit is 2^27. A frame takes what its window says.
+WINDOW = 1 << 31
 
 
 def kind(path: Path) -> tuple[str, str] | None:
@@ -82,7 +84,7 @@ def _zst(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while data := file.read(1 << 16):
             while data:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                frame = frame or zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
                 if block := frame.decompress(data):
                     yield block
                 data = frame.unused_data

@@ -101,6 +101,40 @@ def test_a_data_set_that_cannot_be_reached_is_named_in_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_the_same_rows_in_two_splits_are_refused():
-    with pytest.raises(ValueError, match="two splits name the same rows"):
-        hf("some/set", val="train")
+SAME = [
+    ("train", "train"),
+    ("train", "train[:5%]"),
+    ("train+validation", "validation"),
+    ("train[:95%] + validation", "test+validation[:10]"),
+    ("train[:90%]", "train[80%:]"),
+    ("train[:95%]", "train[-10%:]"),
+    ("train[:1_000]", "train[999:2000]"),
+    ("train[-100:]", "train[-200:-99]"),
+    ("train[:100]", "train[0:5%]"),
+    ("train[-100:]", "train[99%:]"),
+    ("train[-100:]", "all"),
+    ("train[10%:20%](pct1_dropremainder)", "train[15%:]"),
+]
+APART = [
+    ("train", "validation"),
+    ("train[5%:]", "train[:5%]"),
+    ("train[:-10%]", "train[90%:]"),
+    ("train[100:]", "train[:100]"),
+    ("train[:-100]", "train[-100:]"),
+    ("train[:50%]+validation", "train[50%:]+test"),
+    # Of 20,000 rows these are apart, of 10,000 they are not.
+    ("train[:90%]", "train[10000:11000]"),
+]
+
+
+@pytest.mark.parametrize(("train", "val"), SAME)
+def test_the_same_rows_in_two_splits_are_refused(train, val):
+    for pair in ({"train": train, "val": val}, {"train": val, "val": train}):
+        with pytest.raises(ValueError, match=r"name the same rows; slice them apart, as in \w+\[5%:\]") as caught:
+            hf("some/set", test=None, **pair)
+        assert f"corpus.val={pair['val']} " in str(caught.value)
+
+
+@pytest.mark.parametrize(("train", "val"), APART)
+def test_slices_that_lie_apart_or_may_do_so_are_taken(train, val):
+    assert hf("some/set", train=train, val=val, test=None).splits == ("train", "val")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from lmlab.data.corpora.text import cut
 
 # Raised when the same data gives other documents.
 RULES = 1
+# A part of a split's name, as datasets reads it: `train`, `train[:100]`, `train[-5%:]`, `train[10%:20%](closest)`.
+PART = re.compile(r"(?P<name>[\w.]+)(\[(?P<low>-?[\d_]+%?)?:(?P<high>-?[\d_]+%?)?\])?(\([^)]*\))?")
+# Where a slice begins or ends: what is counted, and how far; None: at the split's own beginning or end.
+Edge = tuple[str, int] | None
+# What datasets calls all splits together.
+EVERY = ("all", None, None)
 
 
 class HuggingFace:
@@ -44,10 +51,12 @@ class HuggingFace:
         self._names = {split: which for split, which in given.items() if which}
         if not self._names:
             raise ValueError("corpus=hf needs a split: corpus.train=train (and corpus.val=, corpus.test=)")
-        if len(set(self._names.values())) < len(self._names):
-            raise ValueError(
-                f"two splits name the same rows: {self._names}; slice them, as in train[:95%] and train[95%:]"
-            )
+        for (split, which), (other, rest) in combinations(self._names.items(), 2):
+            if name := _shared(which, rest):
+                raise ValueError(
+                    f"corpus.{split}={which} and corpus.{other}={rest} name the same rows; slice them apart, as in "
+                    f"{name}[5%:] and {name}[:5%]"
+                )
         self.splits = tuple(self._names)
         self._where, self._config, self._revision = path, name, revision
         self._streaming, self._text_field = streaming, text_field
@@ -126,3 +135,37 @@ class HuggingFace:
             ) from None
         except ValueError as error:
             raise ValueError(f"corpus.path={self._where}: {' '.join(str(error).split())}") from None
+
+
+def _shared(which: str, other: str) -> str | None:
+    """The data set's split of which both names take some of the same rows, where the names alone tell it.
+
+    Whether a share and a number of rows meet, or a number from the start and one from the end, only the data knows.
+    """
+    for one, two in product(_parts(which), _parts(other)):
+        (name, low, high), (same, bottom, top) = one, two
+        if (name == same or EVERY in (one, two)) and _below(low, top) and _below(bottom, high):
+            return same if one == EVERY else name
+    return None
+
+
+def _parts(which: str) -> list[tuple[str, Edge, Edge]]:
+    """(name, first, end) of each part of `a+b[:5%]`; what datasets will not read is a name."""
+    parts = []
+    for part in map(str.strip, which.split("+")):
+        m = PART.fullmatch(part)
+        parts.append((m["name"], _edge(m["low"], "0", "0%"), _edge(m["high"], "100%")) if m else (part, None, None))
+    return parts
+
+
+def _edge(text: str | None, *outermost: str) -> Edge:
+    if text is None or text in outermost:
+        return None
+    value = int(text.rstrip("%"))
+    if text.endswith("%"):
+        return "%", value % 100 if value < 0 else value
+    return ("from the end" if value < 0 else "from the start"), value
+
+
+def _below(first: Edge, end: Edge) -> bool:
+    return first is None or end is None or (first[0] == end[0] and first[1] < end[1])

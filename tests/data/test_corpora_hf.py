@@ -88,6 +88,21 @@ def test_a_split_or_field_that_is_not_there_is_named_with_what_is(saved, folder)
         texts(hf(saved / folder), "val")
 
 
+@pytest.mark.parametrize(("folder", "streaming"), [("saved", False), ("jsonl", False), ("jsonl", True)])
+def test_a_missing_split_or_field_is_told_before_any_text_is_read(saved, folder, streaming):
+    with pytest.raises(ValueError, match=r"dev.*corpus\.val=null leaves it out") as caught:
+        next(hf(saved / folder, streaming=streaming, val="dev").documents("train"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"train, has no 'text', it has 'body'"):
+        next(hf(saved / folder, streaming=streaming, text_field="text").documents("test"))
+
+
+def test_a_field_that_one_split_lacks_is_told_before_any_text_is_read(saved):
+    datasets.Dataset.from_dict({"line": ["some text"]}).save_to_disk(saved / "saved" / "test")
+    with pytest.raises(ValueError, match=r"test, has no 'body', it has 'line'; choose with corpus\.text_field="):
+        next(hf(saved / "saved").documents("train"))
+
+
 def test_what_is_no_text_is_named(saved):
     with pytest.raises(ValueError, match=r"row 0: id=0 is not text"):
         texts(hf(saved / "saved", text_field="id"), "test")

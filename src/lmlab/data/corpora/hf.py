@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,8 @@ class HuggingFace:
 
     def documents(self, split: str) -> Iterator[Document]:
         check_split(self, split)
-        rows = self._rows(self._names[split])
-        if rows.column_names and self._text_field not in rows.column_names:
-            has = ", ".join(map(repr, rows.column_names))
-            raise ValueError(f"{self._where} has no {self._text_field!r}, it has {has}; choose with corpus.text_field=")
         empty, number = True, -1
-        for batch in rows.select_columns([self._text_field]).iter(batch_size=256):
+        for batch in self._tables[split].select_columns([self._text_field]).iter(batch_size=256):
             for text in batch[self._text_field]:
                 number += 1
                 if not isinstance(text, str):
@@ -103,19 +100,38 @@ class HuggingFace:
         if empty:
             raise ValueError(f"split {split} has no text: {self._names[split]!r} of {self._where} has none")
 
-    def _rows(self, which: str) -> Any:
+    @cached_property
+    def _tables(self) -> dict[str, Any]:
+        """Each split's rows, all of them opened before one is read: a split or field that is missing is told first."""
+        tables = {split: self._rows(split, which) for split, which in self._names.items()}
+        for split, rows in tables.items():
+            # Of some data a stream knows its columns by its rows alone.
+            columns = rows.column_names or list(next(iter(rows), {}))
+            if columns and self._text_field not in columns:
+                raise ValueError(
+                    f"{self._where}, {split}, has no {self._text_field!r}, it has {', '.join(map(repr, columns))}; "
+                    "choose with corpus.text_field="
+                )
+        return tables
+
+    def _rows(self, split: str, which: str) -> Any:
         """The rows of one of the data set's splits."""
         if self._folder and any((self._folder / mark).exists() for mark in ("dataset_dict.json", "state.json")):
-            return self._saved(which)
+            return self._saved(split, which)
         options = {"split": which, "revision": self._revision, "streaming": self._streaming}
-        return self._load("load_dataset", str(self._folder or self._where), self._config, **options)
+        try:
+            return self._load("load_dataset", str(self._folder or self._where), self._config, **options)
+        except ValueError as error:
+            if re.search(r"(Unknown|Bad) split", str(error)):
+                raise ValueError(f"{str(error).rstrip('.')}; {_other(split)}") from None
+            raise
 
-    def _saved(self, which: str) -> Any:
+    def _saved(self, split: str, which: str) -> Any:
         saved = self._load("load_from_disk", str(self._folder))
         name = which.partition("[")[0]
         if hasattr(saved, "keys"):
             if name not in saved:
-                raise ValueError(f"{self._where} has no split {name!r}, it has {', '.join(saved)}; see corpus.train=")
+                raise ValueError(f"{self._where} has no split {name!r}, it has {', '.join(saved)}; {_other(split)}")
             saved = saved[name]
         if which != name:
             raise ValueError(f"{which!r}: a data set made by save_to_disk cannot be sliced; name a whole split")
@@ -135,6 +151,10 @@ class HuggingFace:
             ) from None
         except ValueError as error:
             raise ValueError(f"corpus.path={self._where}: {' '.join(str(error).split())}") from None
+
+
+def _other(split: str) -> str:
+    return f"choose with corpus.{split}=; corpus.{split}=null leaves it out"
 
 
 def _shared(which: str, other: str) -> str | None:

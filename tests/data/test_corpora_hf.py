@@ -71,6 +71,15 @@ def test_a_fingerprint_follows_the_content_and_the_choice(saved):
     assert hf(saved / "jsonl").fingerprint() != first
 
 
+def test_a_fingerprint_stays_when_the_folder_is_used(saved):
+    before = [hf(saved / folder).fingerprint() for folder in ("saved", "jsonl")]
+    datasets.load_from_disk(saved / "saved")["train"].map(lambda row: {"n": len(row["body"])})
+    assert list((saved / "saved" / "train").glob("cache-*.arrow"))
+    (saved / "jsonl" / ".cache" / "huggingface").mkdir(parents=True)
+    (saved / "jsonl" / ".cache" / "huggingface" / "train.jsonl.metadata").write_text("a commit, a time")
+    assert [hf(saved / folder).fingerprint() for folder in ("saved", "jsonl")] == before
+
+
 def test_a_commit_is_a_fingerprint_without_network():
     one, two = "1" * 40, "2" * 40
     assert hf("some/set", revision=one).fingerprint() == hf("some/set", revision=one).fingerprint()

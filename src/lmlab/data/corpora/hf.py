@@ -69,8 +69,8 @@ class HuggingFace:
 
     def _content(self) -> Any:
         if self._folder:
-            inside = sorted(path for path in self._folder.rglob("*") if path.is_file() and path.suffix != ".lock")
-            return [(path.relative_to(self._folder).as_posix(), file_hash(path)) for path in inside]
+            inside = [(path.relative_to(self._folder), path) for path in sorted(self._folder.rglob("*"))]
+            return [(at.as_posix(), file_hash(path)) for at, path in inside if path.is_file() and not _by_use(at)]
         if re.fullmatch(r"[0-9a-f]{40}", self._revision or ""):
             return [self._where, self._revision]
         # The builder's identity holds the commit that the branch or tag stands for, or the cached copy's.
@@ -151,6 +151,12 @@ class HuggingFace:
             ) from None
         except ValueError as error:
             raise ValueError(f"corpus.path={self._where}: {' '.join(str(error).split())}") from None
+
+
+def _by_use(path: Path) -> bool:
+    """Is it a file that datasets or `hf download` put there, which is no part of the data?"""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return hidden or path.suffix == ".lock" or path.match("cache-*.arrow")
 
 
 def _other(split: str) -> str:

@@ -158,6 +158,37 @@ def test_a_folder_gives_known_files_below_it_and_a_list_gives_all(tmp_path):
     assert texts(both, "test") == ["b", "a"]
 
 
+def test_a_folder_gives_what_lies_behind_links_once_and_a_loop_ends(tmp_path):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here / "z", elsewhere / "deep", elsewhere / ".hidden"):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(folder.name)
+    alone = files(test=str(here)).fingerprint()
+    (here / "again").symlink_to(here / "z")
+    (here / "loop").symlink_to(here)
+    assert files(test=str(here)).fingerprint() == alone
+    (here / "m").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(here)
+    corpus = files(test=str(here))
+    told = [(document.name, "".join(document.pieces)) for document in corpus.documents("test")]
+    assert told == [("m/deep/a.txt", "deep"), ("z/a.txt", "z")]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    scan = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*closed'"):
+        files(test=str(tmp_path))
+
+
 def test_a_large_file_is_read_in_constant_memory(tmp_path):
     path = tmp_path / "a.txt"
     with path.open("w") as file:

@@ -230,9 +230,8 @@ def _find_one(split: str, given: str) -> list[tuple[str, Path]]:
     # Unlike pathlib's, it leaves "~backup.txt" as it is where nobody is called so.
     path = Path(os.path.expanduser(given))
     if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and formats.kind(p))
-        names = [(p.relative_to(path).as_posix(), p) for p in inside]
-        found = [(name, p) for name, p in names if not any(part.startswith(".") for part in name.split("/"))]
+        inside = sorted(p for p in _below(path) if p.is_file() and formats.kind(p))
+        found = [(p.relative_to(path).as_posix(), p) for p in inside]
         if not found:
             raise ValueError(f"corpus.{split}={given} is a folder without text files ({formats.KNOWN})")
         return found
@@ -253,6 +252,28 @@ def _find_one(split: str, given: str) -> list[tuple[str, Path]]:
         if formats.kind(p) is None:
             raise ValueError(f"corpus.{split}: {p} has an unknown extension; rename it to one of {formats.KNOWN}")
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """What lies in a folder and the folders below it, hidden ones aside; raises OSError where one cannot be read.
+
+    Behind links, too, each real folder once: by a path without links where it has one, lest names hang on the links.
+    """
+    tops, seen = [folder], set()
+    for top in tops:
+        for at, folders, names in os.walk(top, onerror=_refuse):
+            if (real := os.path.realpath(at)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            # A walk lists links to folders and does not enter them.
+            tops += [Path(at, name) for name in folders if os.path.islink(os.path.join(at, name))]
+            yield from (Path(at, name) for name in names if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _check_apart(files: dict[str, list[tuple[str, Path]]]) -> None:

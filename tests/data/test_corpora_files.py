@@ -132,6 +132,24 @@ def test_a_share_of_nothing_is_no_split(tmp_path):
         files(train=str(tmp_path / "a.txt"), val_share=0.6, test_share=0.5)
 
 
+@pytest.mark.parametrize("split_by", ["document", "share"])
+def test_with_train_and_test_given_val_is_split_off_train(tmp_path, split_by):
+    rows = [f"row {i}\n" for i in range(200)]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    (tmp_path / "test.txt").write_text("held out\n")
+    given = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.txt"), "split_by": split_by}
+    corpus = files(**given, test_share=0.95)  # which is of train alone
+    assert corpus.splits == ("train", "val", "test")
+    train, val, test = (texts(corpus, split) for split in corpus.splits)
+    assert sorted(train + val) == sorted(rows)
+    assert 19 <= len(val) <= 21
+    assert test == ["held out\n"]
+    without = files(**given, val_share=0.0)
+    assert without.splits == ("train", "test")
+    assert texts(without, "train") == rows
+    assert corpus.fingerprint() != without.fingerprint()
+
+
 def test_a_fingerprint_follows_content_and_split_but_not_the_place(tmp_path):
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()

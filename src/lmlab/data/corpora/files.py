@@ -32,7 +32,8 @@ class Files:
     train, val, test: a file, folder or glob, or a list of them (`path` is another word for `train`). When only
     train is given, val and test are split off it: `split_by=document` takes whole documents, spread evenly over the
     corpus; `share` takes the corpus's end, test last, cut at a line end near the share of characters; `auto` goes by
-    document from 100 documents on. With val or test given, the splits are what was given, and shares are not used.
+    document from 100 documents on. With train and test given, val is split off train in the same way; with val given,
+    the splits are what was given.
     A folder stands for every file under it of a known kind, in order of name. A file that a split is given twice, as
     by a folder and a glob, is read once, where it comes first.
     text_field: the field of .jsonl, .csv and .parquet that holds the text.
@@ -64,11 +65,12 @@ class Files:
             raise ValueError(f"split_by={split_by!r} must be auto, document or share")
         self._files = {split: _find(split, what) for split, what in given.items() if what}
         _check_apart(self._files)
-        self.splits = tuple(self._files)
         self._shares: dict[str, float] | None = None
-        if self.splits == ("train",):
+        if set(self._files) == {"train"}:
             self._shares = _check_shares(val_share, test_share)
-            self.splits = tuple(split for split in SPLITS if self._shares[split])
+        elif set(self._files) == {"train", "test"} and val_share:
+            self._shares = _check_shares(val_share, 0.0)
+        self.splits = tuple(split for split in SPLITS if split in self._files or self._is_cut(split))
         self._split_by, self._text_field, self._separator = split_by, text_field, document_separator
 
     def fingerprint(self) -> str:
@@ -96,7 +98,7 @@ class Files:
     def documents(self, split: str) -> Iterator[Document]:
         """Raises ValueError when the split turns out to have no text, FileNotFoundError when a file is gone."""
         check_split(self, split)
-        if self._shares is None:
+        if not self._is_cut(split):
             fragments = self._fragments(split)
         elif self._way == "document":
             fragments = self._spread(split)
@@ -108,6 +110,10 @@ class Files:
             yield document
         if empty:
             raise ValueError(self._too_short(split))
+
+    def _is_cut(self, split: str) -> bool:
+        """Is the split a part of train's files?"""
+        return bool(self._shares and self._shares[split])
 
     def _fragments(self, split: str) -> Iterator[Fragment]:
         """All text of what was given for a split; documents without any text are no documents."""
@@ -148,7 +154,7 @@ class Files:
 
     def _too_short(self, split: str) -> str:
         files = ", ".join(name for name, _ in self._files.get(split, self._files.get("train", [])))
-        if self._shares is None:
+        if not self._is_cut(split):
             return f"split {split} has no text: {files:.80} holds none"
         if self._way == "document":
             return f"split {split} has no document: {files:.80} holds too few; use corpus.split_by=share"

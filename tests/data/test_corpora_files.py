@@ -69,6 +69,40 @@ def test_every_row_is_a_document_in_every_format(tmp_path, form, how):
     assert corpus.fingerprint()
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_a_row_keeps_the_fields_that_are_named_beside_its_text(tmp_path, form):
+    path = tmp_path / f"rows.{form}"
+    write_rows(path, form)
+    corpus = files(test=str(path), meta_fields=["id"])
+    kind = str if form == "csv" else int
+    assert [document.meta for document in corpus.documents("test")] == [{"id": kind(i)} for i in range(len(TEXTS))]
+    assert [document.meta for document in files(test=str(path)).documents("test")] == [{}] * len(TEXTS)
+    assert files(test=str(path), meta_fields=[]).fingerprint() == files(test=str(path)).fingerprint()
+    assert corpus.fingerprint() != files(test=str(path)).fingerprint()
+
+
+def test_fields_without_a_value_are_not_kept_and_what_is_no_plain_value_is_named(tmp_path):
+    rows = [{"year": 1850, "by": "", "true": False}, {"year": None, "by": "Ann", "true": 0.5}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": "x"} | row) for row in rows))
+    given = {"test": str(path), "meta_fields": ["year", "by", "true"]}
+    metas = [document.meta for document in files(**given).documents("test")]
+    assert metas == [{"year": 1850, "true": False}, {"by": "Ann", "true": 0.5}]
+    path.write_text('{"text": "x", "year": [1850], "by": "\\ud800"}')
+    for name, message in {
+        "year": r"a\.jsonl:1: year=\[1850\] is not text, a number, true or false",
+        "by": "a\\.jsonl:1: by holds half of a surrogate pair",
+        "day": r"a\.jsonl:1 has no 'day', it has 'text', 'year', 'by'; choose with corpus\.meta_fields=",
+        "name": r"corpus\.meta_fields=name means something else already",
+        "text": r"corpus\.meta_fields=text means something else already",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            texts(files(test=str(path), meta_fields=name), "test")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"corpus\.meta_fields=year: \.txt and \.md files have no fields"):
+        files(test=str(tmp_path / "a.txt"), meta_fields="year")
+
+
 @pytest.mark.parametrize("how", ["", "gz", "zst", "xz"])
 def test_a_text_file_is_one_document_however_packed(tmp_path, how):
     path = tmp_path / "a.txt"

@@ -55,6 +55,19 @@ def test_rows_are_documents_however_they_are_stored(saved, folder, streaming):
     assert [document.name for document in corpus.documents("test")] == ["test:0", "test:1"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_keeps_the_columns_that_are_named_beside_its_text(saved, streaming):
+    rows = [{"body": "one", "year": 1850}, {"body": "", "year": 1851}, {"body": "three", "year": None}]
+    (saved / "jsonl" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = {"train": None, "streaming": streaming}
+    (saved / "jsonl" / "train.jsonl").unlink()
+    corpus, without = (hf(saved / "jsonl", meta_fields=fields, **given) for fields in (["year"], []))
+    assert [document.meta for document in corpus.documents("test")] == [{"year": 1850}, {}]
+    assert without.fingerprint() == hf(saved / "jsonl", **given).fingerprint() != corpus.fingerprint()
+    with pytest.raises(ValueError, match=r"test, has no 'day', it has .*; choose with corpus\.meta_fields="):
+        next(hf(saved / "jsonl", meta_fields="day", **given).documents("test"))
+
+
 def test_slices_make_the_splits_that_a_data_set_lacks(saved):
     corpus = hf(saved / "jsonl", train="train[:2]", val="train[2:]", test="test")
     assert texts(corpus, "train") == ["A first text.", "两行\n的文本"]

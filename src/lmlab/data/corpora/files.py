@@ -14,7 +14,7 @@ import xxhash
 
 from lmlab.data.cache import file_hash
 from lmlab.data.corpora import formats
-from lmlab.data.corpora.document import SPLITS, Document, Fragment, as_documents, check_split
+from lmlab.data.corpora.document import SPLITS, Document, Fragment, as_documents, check_split, named_fields
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class Files:
     A folder stands for every file under it of a known kind, in order of name. A file that a split is given twice, as
     by a folder and a glob, is read once, where it comes first.
     text_field: the field of .jsonl, .csv and .parquet that holds the text.
+    meta_fields: of those, more fields that each document keeps beside its text, by which its loss can be told apart.
     document_separator: a .txt or .md file is several documents, each ending with it ("\\n\\n": a blank line).
     """
 
@@ -53,6 +54,7 @@ class Files:
         test_share: float,
         text_field: str,
         document_separator: str | None,
+        meta_fields: str | Sequence[str] = (),
     ):
         if path and train:
             raise ValueError(f"corpus.path={path} and corpus.train={train} mean the same; give one of them")
@@ -72,11 +74,18 @@ class Files:
             self._shares = _check_shares(val_share, 0.0)
         self.splits = tuple(split for split in SPLITS if split in self._files or self._is_cut(split))
         self._split_by, self._text_field, self._separator = split_by, text_field, document_separator
+        self._meta_fields = named_fields(meta_fields, text_field)
+        if self._meta_fields and not any(formats.kind(path)[0] in formats.ROWS for path in self._paths):
+            raise ValueError(
+                f"corpus.meta_fields={','.join(self._meta_fields)}: .txt and .md files have no fields; leave it out, "
+                f"or give files of {', '.join(formats.ROWS)}"
+            )
 
     def fingerprint(self) -> str:
         content = {s: [(name, file_hash(path)) for name, path in files] for s, files in self._files.items()}
         how = (self._split_by, self._shares) if self._shares else None
         rules = [RULES, content, how, self._text_field, self._separator]
+        rules += [self._meta_fields] if self._meta_fields else []
         return xxhash.xxh3_128_hexdigest(json.dumps(rules).encode())
 
     def provenance(self) -> str:
@@ -84,16 +93,14 @@ class Files:
         return f"{n} file{'s' if n > 1 else ''}" + (f", split by {self._way}" if self._shares else "")
 
     def approximate_bytes(self) -> int | None:
-        paths = [path for files in self._files.values() for _, path in files]
-        plain = all(formats.kind(path)[1] == "" and path.suffix != ".parquet" for path in paths)
-        return sum(path.stat().st_size for path in paths) if plain else None
+        plain = all(formats.kind(path)[1] == "" and path.suffix != ".parquet" for path in self._paths)
+        return sum(path.stat().st_size for path in self._paths) if plain else None
 
     def file_bytes(self) -> int | None:
         """The size that all splits together must have: of plain files that are the text itself, else None."""
-        paths = [path for files in self._files.values() for _, path in files]
-        if any(formats.kind(path) not in ((".txt", ""), (".md", "")) for path in paths):
+        if any(formats.kind(path) not in ((".txt", ""), (".md", "")) for path in self._paths):
             return None
-        return sum(path.stat().st_size - formats.mark_bytes(path) for path in paths)
+        return sum(path.stat().st_size - formats.mark_bytes(path) for path in self._paths)
 
     def documents(self, split: str) -> Iterator[Document]:
         """Raises ValueError when the split turns out to have no text, FileNotFoundError when a file is gone."""
@@ -111,6 +118,10 @@ class Files:
         if empty:
             raise ValueError(self._too_short(split))
 
+    @property
+    def _paths(self) -> list[Path]:
+        return [path for files in self._files.values() for _, path in files]
+
     def _is_cut(self, split: str) -> bool:
         """Is the split a part of train's files?"""
         return bool(self._shares and self._shares[split])
@@ -120,26 +131,26 @@ class Files:
         number, last = -1, None
         for index, (name, path) in enumerate(self._files[split]):
             rows = formats.kind(path)[0] in formats.ROWS or self._separator
-            for row, piece in formats.read(path, self._text_field, self._separator):
+            for row, piece, meta in formats.read(path, self._text_field, self._separator, self._meta_fields):
                 if (index, row) != last:
                     number, last = number + 1, (index, row)
-                yield number, f"{name}:{row}" if rows else name, piece
+                yield Fragment(number, f"{name}:{row}" if rows else name, piece, meta)
 
     @cached_property
     def _way(self) -> str:
         if self._split_by != "auto":
             return self._split_by
-        return "document" if any(number + 1 >= MANY for number, _, _ in self._fragments("train")) else "share"
+        return "document" if any(fragment.number + 1 >= MANY for fragment in self._fragments("train")) else "share"
 
     @cached_property
     def _total(self) -> int:
-        return sum(len(text) for _, _, text in self._fragments("train"))
+        return sum(len(fragment.text) for fragment in self._fragments("train"))
 
     def _spread(self, split: str) -> Iterator[Fragment]:
         low = {"test": 0.0, "val": self._shares["test"], "train": self._shares["test"] + self._shares["val"]}[split]
         high = low + self._shares[split] if split != "train" else 1.0
         for fragment in self._fragments("train"):
-            if low <= (fragment[0] * GOLDEN % 2**64) / 2**64 < high:
+            if low <= (fragment.number * GOLDEN % 2**64) / 2**64 < high:
                 yield fragment
 
     def _contiguous(self, split: str) -> Iterator[Fragment]:
@@ -177,16 +188,17 @@ def _cut_at(fragments: Iterable[Fragment], bounds: list[int], slack: int) -> Ite
     """
     part = position = 0
     before = None
-    for (number, name, text), after in _with_next(fragments):
+    for fragment, after in _with_next(fragments):
+        number, text = fragment.number, fragment.text
         while part < len(bounds) and bounds[part] <= position + len(text):
             at = max(bounds[part] - position, 0)
             edges = [0] * (before != number) + [len(text)] * (after != number)
             end = _place(text, at, edges, slack)
             if end:
-                yield part, (number, name, text[:end])
+                yield part, fragment._replace(text=text[:end])
             part, position, text, before = part + 1, position + end, text[end:], number
         if text:
-            yield part, (number, name, text)
+            yield part, fragment._replace(text=text)
         position, before = position + len(text), number
 
 
@@ -195,7 +207,7 @@ def _with_next(fragments: Iterable[Fragment]) -> Iterator[tuple[Fragment, int | 
     last = None
     for fragment in fragments:
         if last is not None:
-            yield last, fragment[0]
+            yield last, fragment.number
         last = fragment
     if last is not None:
         yield last, None

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import xxhash
 
 from lmlab.data.cache import file_hash
-from lmlab.data.corpora.document import SPLITS, Document, check_split
+from lmlab.data.corpora.document import SPLITS, Document, check_fields, check_split, named_fields, told
 from lmlab.data.corpora.text import cut
 
 # Raised when the same data gives other documents.
@@ -32,6 +32,7 @@ class HuggingFace:
     name: its configuration. revision: a branch, tag or commit; with a commit opening a store needs no network.
     streaming: read without downloading the whole first. train, val, test: the data set's own names of the splits
     (its slices too, `train[:95%]`, unless streaming), None for one that is not used.
+    meta_fields: more columns, which each document keeps beside its text.
     Raises FileNotFoundError when the data set is not there, ValueError for a split or field that it lacks.
     """
 
@@ -47,6 +48,7 @@ class HuggingFace:
         train: str | None,
         val: str | None,
         test: str | None,
+        meta_fields: str | Sequence[str] = (),
     ):
         given = dict(zip(SPLITS, (train, val, test), strict=True))
         self._names = {split: which for split, which in given.items() if which}
@@ -61,10 +63,12 @@ class HuggingFace:
         self.splits = tuple(self._names)
         self._where, self._config, self._revision = path, name, revision
         self._streaming, self._text_field = streaming, text_field
+        self._meta_fields = named_fields(meta_fields, text_field)
         self._folder = folder if (folder := Path(os.path.expanduser(path))).is_dir() else None
 
     def fingerprint(self) -> str:
         parts = [RULES, self._content(), self._config, self._names, self._text_field]
+        parts += [self._meta_fields] if self._meta_fields else []
         return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
 
     def _content(self) -> Any:
@@ -87,16 +91,17 @@ class HuggingFace:
     def documents(self, split: str) -> Iterator[Document]:
         check_split(self, split)
         empty, number = True, -1
-        for batch in self._tables[split].select_columns([self._text_field]).iter(batch_size=256):
-            for text in batch[self._text_field]:
+        fields = (self._text_field, *self._meta_fields)
+        for batch in self._tables[split].select_columns(list(fields)).iter(batch_size=256):
+            for text, *others in zip(*(batch[field] for field in fields), strict=True):
                 number += 1
+                place = f"{self._where}, {split} row {number}"
                 if not isinstance(text, str):
-                    raise ValueError(
-                        f"{self._where}, {split} row {number}: {self._text_field}={text!r:.40} is not text"
-                    )
+                    raise ValueError(f"{place}: {self._text_field}={text!r:.40} is not text")
                 if text:
                     empty = False
-                    yield Document(f"{self._names[split]}:{number}", cut([text]))
+                    meta = told(place, dict(zip(self._meta_fields, others, strict=True)))
+                    yield Document(f"{self._names[split]}:{number}", cut([text]), meta)
         if empty:
             raise ValueError(f"split {split} has no text: {self._names[split]!r} of {self._where} has none")
 
@@ -107,11 +112,8 @@ class HuggingFace:
         for split, rows in tables.items():
             # Of some data a stream knows its columns by its rows alone.
             columns = rows.column_names or list(next(iter(rows), {}))
-            if columns and self._text_field not in columns:
-                raise ValueError(
-                    f"{self._where}, {split}, has no {self._text_field!r}, it has {', '.join(map(repr, columns))}; "
-                    "choose with corpus.text_field="
-                )
+            if columns:
+                check_fields(f"{self._where}, {split},", self._text_field, self._meta_fields, columns)
         return tables
 
     def _rows(self, split: str, which: str) -> Any:

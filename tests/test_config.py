@@ -65,6 +65,13 @@ def test_what_changes_a_number_is_part_of_a_runs_identity(override: str):
     assert identity(asked(compose())) != identity(asked(compose([override])))
 
 
+@pytest.mark.parametrize("corpus", ["corpus=files", "corpus=hf"])
+def test_fields_beside_the_text_are_part_of_a_runs_identity_only_where_given(corpus: str):
+    given = [corpus, "corpus.path=a"]
+    assert "meta_fields" not in asked(compose(given))["corpus"]
+    assert asked(compose([*given, "corpus.meta_fields=[year]"]))["corpus"]["meta_fields"] == ["year"]
+
+
 def test_a_larger_budget_is_the_same_run():
     assert identity(asked(compose(["trainer.max_steps=5"]))) == identity(asked(compose(["trainer.max_steps=9"])))
 

@@ -147,6 +147,8 @@ def asked(config: Mapping) -> dict[str, Any]:
         del kept["train_share"]
     if isinstance(watching := kept.get("callbacks"), dict) and watching.get("spikes", ...) is None:
         del watching["spikes"]
+    if isinstance(corpus := kept.get("corpus"), dict) and not corpus.get("meta_fields", ...):
+        del corpus["meta_fields"]
     # A data set's name on a hub is no place on a disk: it stays.
     hub = str((kept.get("corpus") or {}).get("_target_")).endswith("HuggingFace")
     for key in _NOT_IDENTITY:

@@ -9,6 +9,7 @@ import threading
 import pytest
 from tests.cli.test_verbs import FAMILIES, call, refused
 
+from lmlab import scoring
 from lmlab.cli import main
 from lmlab.cli.command import read_lines
 from lmlab.errors import check_text
@@ -30,6 +31,29 @@ def test_score_shows_a_table_and_reads_files(trained, tmp_path, capsys):
         call(capsys, "score", f"run_dir={trained['ngram']}", f"file={tmp_path / 'a b.txt'}", "format=json")
     )
     assert [score["text"] for score in told] == ["the cat", "the dog"]
+
+
+@pytest.mark.parametrize("family", ["lstm", "transformer", "ngram"])
+def test_the_texts_of_a_file_are_scored_side_by_side_and_shown_as_they_come(
+    trained, tmp_path, capsys, monkeypatch, family
+):
+    texts, run = [f"the cat {'sat ' * (i % 7)}{i}" for i in range(20)], load(trained[family])
+    (tmp_path / "texts").write_text("\n".join(texts))
+    seen, score_rows = [], scoring._score_rows
+
+    def scored(model, tokenizer, rows, *more):
+        seen.append((len(rows), capsys.readouterr().out.count("ln P(W) = ")))
+        return score_rows(model, tokenizer, rows, *more)
+
+    monkeypatch.setattr(scoring, "_score_rows", scored)
+    given = ("score", f"run_dir={trained[family]}", f"file={tmp_path / 'texts'}")
+    assert main([*given]) == 0
+    assert seen == [(16, 0), (4, 16)]
+    monkeypatch.undo()
+    capsys.readouterr()
+    told = json.loads(call(capsys, *given, "format=json"))
+    assert [score["text"] for score in told] == texts
+    assert [score["log_prob"] for score in told] == pytest.approx([run.score(t).log_prob for t in texts], rel=1e-5)
 
 
 def test_texts_are_read_from_a_pipe(tmp_path):

@@ -79,6 +79,15 @@ def test_lanes_are_for_whichever_run_of_a_mixture_has_them(trained, capsys):
     )
 
 
+def test_evaluate_tells_the_loss_by_what_documents_of_ones_own_say_of_themselves(trained, tmp_path, capsys):
+    rows = [{"text": "the cat sat", "year": 1850}, {"text": "a dog", "year": 1790}, {"text": "the cat", "year": 1850}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    where = ["corpus=files", f"corpus.test={tmp_path / 'rows.jsonl'}", f"cache_dir={tmp_path / 'cache'}"]
+    asked = ["evaluate", f"run_dir={trained['lstm']}", *where, "corpus.meta_fields=[year]", "by=year", "format=json"]
+    told = json.loads(call(capsys, *asked, "floors=false"))
+    assert [(row["group"], row["bytes"]) for row in told["by"]["year"]] == [("1790", 5), ("1850", 18)]
+
+
 def test_evaluate_adapts_and_says_with_what(trained, capsys):
     where = [f"run_dir={trained['lstm']}", "evaluation=carried", "evaluation.lanes=1", "tune_tokens=1000"]
     told = call(capsys, "evaluate", *where, "temperature=auto", "cache.size=50", "dynamic.lr=1e-4")

@@ -69,6 +69,40 @@ def test_every_row_is_a_document_in_every_format(tmp_path, form, how):
     assert corpus.fingerprint()
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_a_row_keeps_the_fields_that_are_named_beside_its_text(tmp_path, form):
+    path = tmp_path / f"rows.{form}"
+    write_rows(path, form)
+    corpus = files(test=str(path), meta_fields=["id"])
+    kind = str if form == "csv" else int
+    assert [document.meta for document in corpus.documents("test")] == [{"id": kind(i)} for i in range(len(TEXTS))]
+    assert [document.meta for document in files(test=str(path)).documents("test")] == [{}] * len(TEXTS)
+    assert files(test=str(path), meta_fields=[]).fingerprint() == files(test=str(path)).fingerprint()
+    assert corpus.fingerprint() != files(test=str(path)).fingerprint()
+
+
+def test_fields_without_a_value_are_not_kept_and_what_is_no_plain_value_is_named(tmp_path):
+    rows = [{"year": 1850, "by": "", "true": False}, {"year": None, "by": "Ann", "true": 0.5}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": "x"} | row) for row in rows))
+    given = {"test": str(path), "meta_fields": ["year", "by", "true"]}
+    metas = [document.meta for document in files(**given).documents("test")]
+    assert metas == [{"year": 1850, "true": False}, {"by": "Ann", "true": 0.5}]
+    path.write_text('{"text": "x", "year": [1850], "by": "\\ud800"}')
+    for name, message in {
+        "year": r"a\.jsonl:1: year=\[1850\] is not text, a number, true or false",
+        "by": "a\\.jsonl:1: by holds half of a surrogate pair",
+        "day": r"a\.jsonl:1 has no 'day', it has 'text', 'year', 'by'; choose with corpus\.meta_fields=",
+        "name": r"corpus\.meta_fields=name means something else already",
+        "text": r"corpus\.meta_fields=text means something else already",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            texts(files(test=str(path), meta_fields=name), "test")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"corpus\.meta_fields=year: \.txt and \.md files have no fields"):
+        files(test=str(tmp_path / "a.txt"), meta_fields="year")
+
+
 @pytest.mark.parametrize("how", ["", "gz", "zst", "xz"])
 def test_a_text_file_is_one_document_however_packed(tmp_path, how):
     path = tmp_path / "a.txt"
@@ -132,6 +166,24 @@ def test_a_share_of_nothing_is_no_split(tmp_path):
         files(train=str(tmp_path / "a.txt"), val_share=0.6, test_share=0.5)
 
 
+@pytest.mark.parametrize("split_by", ["document", "share"])
+def test_with_train_and_test_given_val_is_split_off_train(tmp_path, split_by):
+    rows = [f"row {i}\n" for i in range(200)]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    (tmp_path / "test.txt").write_text("held out\n")
+    given = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.txt"), "split_by": split_by}
+    corpus = files(**given, test_share=0.95)  # which is of train alone
+    assert corpus.splits == ("train", "val", "test")
+    train, val, test = (texts(corpus, split) for split in corpus.splits)
+    assert sorted(train + val) == sorted(rows)
+    assert 19 <= len(val) <= 21
+    assert test == ["held out\n"]
+    without = files(**given, val_share=0.0)
+    assert without.splits == ("train", "test")
+    assert texts(without, "train") == rows
+    assert corpus.fingerprint() != without.fingerprint()
+
+
 def test_a_fingerprint_follows_content_and_split_but_not_the_place(tmp_path):
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
@@ -156,6 +208,37 @@ def test_a_folder_gives_known_files_below_it_and_a_list_gives_all(tmp_path):
     assert texts(files(test=str(tmp_path)), "test") == ["a", "b"]
     both = files(test=[str(tmp_path / "deep" / "b.md"), str(tmp_path / "*.txt")])
     assert texts(both, "test") == ["b", "a"]
+
+
+def test_a_folder_gives_what_lies_behind_links_once_and_a_loop_ends(tmp_path):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here / "z", elsewhere / "deep", elsewhere / ".hidden"):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(folder.name)
+    alone = files(test=str(here)).fingerprint()
+    (here / "again").symlink_to(here / "z")
+    (here / "loop").symlink_to(here)
+    assert files(test=str(here)).fingerprint() == alone
+    (here / "m").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(here)
+    corpus = files(test=str(here))
+    told = [(document.name, "".join(document.pieces)) for document in corpus.documents("test")]
+    assert told == [("m/deep/a.txt", "deep"), ("z/a.txt", "z")]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    scan = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*closed'"):
+        files(test=str(tmp_path))
 
 
 def test_a_large_file_is_read_in_constant_memory(tmp_path):
@@ -234,6 +317,17 @@ def test_a_zst_file_that_is_cut_off_is_named(tmp_path):
     (tmp_path / "a.txt.zst").write_bytes(data[:-20])
     with pytest.raises(ValueError, match=r"a\.txt\.zst is damaged or cut off"):
         texts(files(test=str(tmp_path / "a.txt.zst")), "test")
+
+
+def test_a_zst_file_of_a_long_window_is_read(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    # Unlike compress, a stream of unknown length keeps the window that it was asked for: 2^28, as --long=28.
+    settings = zstandard.ZstdCompressionParameters(window_log=28, chain_log=10, hash_log=10, strategy=1)
+    stream = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    data = stream.compress(b"some text\n" * 100) + stream.flush()
+    assert zstandard.get_frame_parameters(data).window_size == 2**28
+    (tmp_path / "a.txt.zst").write_bytes(data)
+    assert texts(files(test=str(tmp_path / "a.txt.zst")), "test") == ["some text\n" * 100]
 
 
 def test_too_little_to_split_is_said(tmp_path):

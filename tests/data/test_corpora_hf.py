@@ -55,6 +55,19 @@ def test_rows_are_documents_however_they_are_stored(saved, folder, streaming):
     assert [document.name for document in corpus.documents("test")] == ["test:0", "test:1"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_keeps_the_columns_that_are_named_beside_its_text(saved, streaming):
+    rows = [{"body": "one", "year": 1850}, {"body": "", "year": 1851}, {"body": "three", "year": None}]
+    (saved / "jsonl" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = {"train": None, "streaming": streaming}
+    (saved / "jsonl" / "train.jsonl").unlink()
+    corpus, without = (hf(saved / "jsonl", meta_fields=fields, **given) for fields in (["year"], []))
+    assert [document.meta for document in corpus.documents("test")] == [{"year": 1850}, {}]
+    assert without.fingerprint() == hf(saved / "jsonl", **given).fingerprint() != corpus.fingerprint()
+    with pytest.raises(ValueError, match=r"test, has no 'day', it has .*; choose with corpus\.meta_fields="):
+        next(hf(saved / "jsonl", meta_fields="day", **given).documents("test"))
+
+
 def test_slices_make_the_splits_that_a_data_set_lacks(saved):
     corpus = hf(saved / "jsonl", train="train[:2]", val="train[2:]", test="test")
     assert texts(corpus, "train") == ["A first text.", "两行\n的文本"]
@@ -69,6 +82,15 @@ def test_a_fingerprint_follows_the_content_and_the_choice(saved):
     with (saved / "jsonl" / "test.jsonl").open("a") as file:
         file.write('\n{"body": "three"}')
     assert hf(saved / "jsonl").fingerprint() != first
+
+
+def test_a_fingerprint_stays_when_the_folder_is_used(saved):
+    before = [hf(saved / folder).fingerprint() for folder in ("saved", "jsonl")]
+    datasets.load_from_disk(saved / "saved")["train"].map(lambda row: {"n": len(row["body"])})
+    assert list((saved / "saved" / "train").glob("cache-*.arrow"))
+    (saved / "jsonl" / ".cache" / "huggingface").mkdir(parents=True)
+    (saved / "jsonl" / ".cache" / "huggingface" / "train.jsonl.metadata").write_text("a commit, a time")
+    assert [hf(saved / folder).fingerprint() for folder in ("saved", "jsonl")] == before
 
 
 def test_a_commit_is_a_fingerprint_without_network():
@@ -88,6 +110,21 @@ def test_a_split_or_field_that_is_not_there_is_named_with_what_is(saved, folder)
         texts(hf(saved / folder), "val")
 
 
+@pytest.mark.parametrize(("folder", "streaming"), [("saved", False), ("jsonl", False), ("jsonl", True)])
+def test_a_missing_split_or_field_is_told_before_any_text_is_read(saved, folder, streaming):
+    with pytest.raises(ValueError, match=r"dev.*corpus\.val=null leaves it out") as caught:
+        next(hf(saved / folder, streaming=streaming, val="dev").documents("train"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"train, has no 'text', it has 'body'"):
+        next(hf(saved / folder, streaming=streaming, text_field="text").documents("test"))
+
+
+def test_a_field_that_one_split_lacks_is_told_before_any_text_is_read(saved):
+    datasets.Dataset.from_dict({"line": ["some text"]}).save_to_disk(saved / "saved" / "test")
+    with pytest.raises(ValueError, match=r"test, has no 'body', it has 'line'; choose with corpus\.text_field="):
+        next(hf(saved / "saved").documents("train"))
+
+
 def test_what_is_no_text_is_named(saved):
     with pytest.raises(ValueError, match=r"row 0: id=0 is not text"):
         texts(hf(saved / "saved", text_field="id"), "test")
@@ -101,6 +138,40 @@ def test_a_data_set_that_cannot_be_reached_is_named_in_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_the_same_rows_in_two_splits_are_refused():
-    with pytest.raises(ValueError, match="two splits name the same rows"):
-        hf("some/set", val="train")
+SAME = [
+    ("train", "train"),
+    ("train", "train[:5%]"),
+    ("train+validation", "validation"),
+    ("train[:95%] + validation", "test+validation[:10]"),
+    ("train[:90%]", "train[80%:]"),
+    ("train[:95%]", "train[-10%:]"),
+    ("train[:1_000]", "train[999:2000]"),
+    ("train[-100:]", "train[-200:-99]"),
+    ("train[:100]", "train[0:5%]"),
+    ("train[-100:]", "train[99%:]"),
+    ("train[-100:]", "all"),
+    ("train[10%:20%](pct1_dropremainder)", "train[15%:]"),
+]
+APART = [
+    ("train", "validation"),
+    ("train[5%:]", "train[:5%]"),
+    ("train[:-10%]", "train[90%:]"),
+    ("train[100:]", "train[:100]"),
+    ("train[:-100]", "train[-100:]"),
+    ("train[:50%]+validation", "train[50%:]+test"),
+    # Of 20,000 rows these are apart, of 10,000 they are not.
+    ("train[:90%]", "train[10000:11000]"),
+]
+
+
+@pytest.mark.parametrize(("train", "val"), SAME)
+def test_the_same_rows_in_two_splits_are_refused(train, val):
+    for pair in ({"train": train, "val": val}, {"train": val, "val": train}):
+        with pytest.raises(ValueError, match=r"name the same rows; slice them apart, as in \w+\[5%:\]") as caught:
+            hf("some/set", test=None, **pair)
+        assert f"corpus.val={pair['val']} " in str(caught.value)
+
+
+@pytest.mark.parametrize(("train", "val"), APART)
+def test_slices_that_lie_apart_or_may_do_so_are_taken(train, val):
+    assert hf("some/set", train=train, val=val, test=None).splits == ("train", "val")

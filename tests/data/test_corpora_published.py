@@ -2,6 +2,7 @@
 
 import hashlib
 import urllib.request
+from http.client import IncompleteRead
 from io import BytesIO
 from urllib.error import URLError
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
@@ -64,6 +65,16 @@ def test_offline_one_line_says_which_file_to_put_where(offline, kind):
     assert f"into {cache_root() / 'corpora' / kind.name}" in message
     assert "corpus.path=" in message
     assert "\n" not in message
+
+
+def test_a_download_that_breaks_off_is_told_in_the_same_line(served, monkeypatch):
+    class Broken(BytesIO):
+        def read(self, *_):
+            raise IncompleteRead(b"To be", 945)
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Broken())
+    with pytest.raises(FileNotFoundError, match=r"could not be fetched \(IncompleteRead\(5 bytes read, 945 more"):
+        TinyShakespeare(None).fingerprint()
 
 
 def test_a_folder_without_the_file_is_named(tmp_path):

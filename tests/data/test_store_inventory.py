@@ -40,26 +40,15 @@ def test_stores_are_listed_with_their_size_the_last_used_first(cache):
 
 
 def test_those_unused_for_long_go(cache):
-    gone = prune(cache, unused_days=1.5, max_bytes=None, dry_run=False)
+    gone = prune(cache, unused_days=1.5)
     assert [days(entry) for entry in gone] == [2, 3]
     assert [days(entry) for entry in stores(cache)] == [1]
-
-
-def test_the_longest_unused_go_until_the_rest_fits(cache):
-    newest, second, _ = stores(cache)
-    limit = newest.bytes + second.bytes
-    assert [days(e) for e in prune(cache, unused_days=None, max_bytes=limit, dry_run=True)] == [3]
-    assert len(stores(cache)) == 3
-    prune(cache, unused_days=None, max_bytes=limit, dry_run=False)
-    assert [days(entry) for entry in stores(cache)] == [1, 2]
-    with pytest.raises(ValueError, match="max_bytes=-1"):
-        prune(cache, unused_days=None, max_bytes=-1, dry_run=False)
 
 
 def test_damaged_stores_go_in_any_case(cache):
     os.truncate(stores(cache)[0].path / "test.ids", 1)
     assert stores(cache)[0].corpus == ""
-    assert [days(entry) for entry in prune(cache, unused_days=None, max_bytes=None, dry_run=False)] == [1]
+    assert [days(entry) for entry in prune(cache, unused_days=30)] == [1]
 
 
 def test_what_is_not_a_store_is_neither_listed_nor_removed(cache):
@@ -71,7 +60,7 @@ def test_what_is_not_a_store_is_neither_listed_nor_removed(cache):
         (folder / name / "chapter.txt").write_text("mine")
     (folder / ".thesis.lock").touch()
     assert len(stores(cache)) == 3
-    gone = prune(cache, unused_days=0, max_bytes=0, dry_run=False)
+    gone = prune(cache, unused_days=0)
     assert len(gone) == 3
     assert stores(cache) == []
     assert sorted(path.name for path in folder.rglob("*.txt")) == ["chapter.txt"] * 4 + ["notes.txt"]
@@ -84,9 +73,9 @@ def test_leavings_go_unless_somebody_is_at_work_on_them(cache):
     left.mkdir()
     with locked(cache / "stores" / f".{name}.lock", None) as alone:
         assert alone
-        prune(cache, unused_days=None, max_bytes=None, dry_run=False)
+        prune(cache, unused_days=30)
         assert left.exists()
-    prune(cache, unused_days=None, max_bytes=None, dry_run=False)
+    prune(cache, unused_days=30)
     assert not left.exists()
     assert len(stores(cache)) == 3
 

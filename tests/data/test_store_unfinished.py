@@ -42,6 +42,17 @@ def test_what_fails_while_a_batch_is_being_written_surfaces_and_leaves_nothing(t
     assert leftovers(tmp_path) == []
 
 
+def test_text_that_changes_while_it_is_encoded_is_told_and_leaves_nothing(tmp_path):
+    class Growing(Texts):
+        def documents(self, split):
+            yield from super().documents(split)
+            self._splits[split].append(["written meanwhile"])
+
+    with pytest.raises(ValueError, match="texts: its text changed while it was encoded; run the same again"):
+        prepare(Growing(train=POEMS), byte, {}, tmp_path, progress=False)
+    assert leftovers(tmp_path) == []
+
+
 def test_batches_are_written_in_the_order_of_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "BATCH", 7)
     slow = encode.SplitWriter._write

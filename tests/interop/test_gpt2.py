@@ -33,6 +33,35 @@ def assert_same_logits(model, hf):
     torch.testing.assert_close(model.head.logits(model(x)[0]), hf(x).logits, atol=1e-5, rtol=1e-5)
 
 
+def fetched(monkeypatch, folder, name):
+    """The Hub's cache, offline, with an empty snapshot of a model to be filled."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model, commit = folder / f"models--{name}", "1" * 40
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(commit)
+    (model / "snapshots" / commit).mkdir(parents=True)
+    return model / "snapshots" / commit
+
+
+def test_offline_a_model_in_the_cache_of_the_hub_is_loaded_without_the_files_that_it_has_not(tmp_path, monkeypatch):
+    hf = random_gpt2()
+    hf.save_pretrained(fetched(monkeypatch, tmp_path, "tiny"))
+    assert_same_logits(load("tiny"), hf)
+    with pytest.raises(FileNotFoundError, match="other is no directory here, and the Hugging Face Hub cannot be"):
+        load("other")
+
+
+def test_offline_a_model_of_which_the_cache_holds_a_part_is_told_what_is_missing(tmp_path, monkeypatch):
+    folder = fetched(monkeypatch, tmp_path, "tiny")
+    random_gpt2().save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tiny holds no pytorch_model\.bin: .* `hf download`"):
+        load("tiny")
+
+
 @pytest.mark.parametrize("changes", [{}, {"n_inner": 72}, {"tie_word_embeddings": False}], ids=str)
 def test_logits_equal_those_of_transformers(tmp_path, changes):
     hf = random_gpt2(**changes)

@@ -39,10 +39,7 @@ def look_after(config: dict) -> int:
     folder, removing = Path(cache_dir(config["cache_dir"])), config["cache"] == "prune"
     if not folder.is_dir():
         log.info("there is no cache at %s: lmlab prepare makes one", folder)
-    if removing:
-        found = prune(folder, unused_days=config["unused_days"], max_bytes=None, dry_run=False)
-    else:
-        found = stores(folder)
+    found = prune(folder, unused_days=config["unused_days"]) if removing else stores(folder)
     if config["format"] == "json":
         # The time as text, in UTC.
         rows = [

@@ -43,26 +43,17 @@ def stores(cache_dir: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: -entry.used)
 
 
-def prune(cache_dir: Path, unused_days: float | int | None, max_bytes: int | None, dry_run: bool) -> list[Entry]:
-    """Remove damaged stores, those not opened for `unused_days`, then the longest unused ones over `max_bytes`.
+def prune(cache_dir: Path, unused_days: float | int) -> list[Entry]:
+    """Remove damaged stores, and those not opened for `unused_days`; returns those that went.
 
-    None: that rule does not apply. What killed preparations left is removed too, and a store that is being made is
-    never touched. Returns the stores that went (with dry_run: would go); any of them is made again when it is needed.
+    What killed preparations left is removed too, and a store that is being made is never touched. Any that went is
+    made again when it is needed.
     """
-    if max_bytes is not None and max_bytes < 0:
-        raise ValueError(f"max_bytes={max_bytes} must be 0 or more")
-    gone, kept = [], 0
-    for entry in stores(cache_dir):
-        old = unused_days is not None and time.time() - entry.used > unused_days * DAY_S
-        big = max_bytes is not None and kept + entry.bytes > max_bytes
-        if old or big or not entry.corpus:
-            gone.append(entry)
-        else:
-            kept += entry.bytes
-    if not dry_run:
-        for entry in gone:
-            remove(entry.path)
-        _sweep(Path(cache_dir, "stores"))
+    now = time.time()
+    gone = [entry for entry in stores(cache_dir) if not entry.corpus or now - entry.used > unused_days * DAY_S]
+    for entry in gone:
+        remove(entry.path)
+    _sweep(Path(cache_dir, "stores"))
     return gone
 
 

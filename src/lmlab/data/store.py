@@ -165,9 +165,11 @@ def prepare(
     train_tokenizer(documents=texts) gives the tokenizer; texts, of the train split, may be read more than once.
     recipe: plain data that tells this tokenizer from others; with the corpus's fingerprint it is the store's key.
     whole: one that is there has every byte checked, once a process.
-    A damaged store is made again, and said so. After an error (a full disk: OSError) nothing is left behind.
+    A damaged store is made again, and said so. After an error (a full disk: OSError; text that changed meanwhile:
+    ValueError) nothing is left behind.
     """
-    key = xxhash.xxh3_128_hexdigest(json.dumps([FORMAT, corpus.fingerprint(), recipe], sort_keys=True).encode())
+    fingerprint = corpus.fingerprint()
+    key = xxhash.xxh3_128_hexdigest(json.dumps([FORMAT, fingerprint, recipe], sort_keys=True).encode())
     path = Path(cache_dir) / "stores" / f"{corpus.name}-{key[:16]}"
     if store := _open(path, whole):
         return store
@@ -181,7 +183,7 @@ def prepare(
             remove(path)
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
         try:
-            tokenizer = _make(folder, corpus, train_tokenizer, progress)
+            tokenizer = _make(folder, corpus, fingerprint, train_tokenizer, progress)
             _publish(folder, path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -258,8 +260,13 @@ class _Texts:
                     yield piece
 
 
-def _make(folder: Path, corpus: Corpus, train_tokenizer: Callable[..., "Tokenizer"], progress: bool) -> "Tokenizer":
-    """Write a whole store into an empty folder, the manifest last."""
+def _make(
+    folder: Path, corpus: Corpus, fingerprint: str, train_tokenizer: Callable[..., "Tokenizer"], progress: bool
+) -> "Tokenizer":
+    """Write a whole store into an empty folder, the manifest last.
+
+    Raises ValueError where the corpus no longer has the fingerprint under which the store will be looked for.
+    """
     began = time.perf_counter()
     with Progress(f"preparing {corpus.name}", corpus.approximate_bytes() if progress else None, progress) as shown:
         shown.say("training the tokenizer")
@@ -275,9 +282,11 @@ def _make(folder: Path, corpus: Corpus, train_tokenizer: Callable[..., "Tokenize
             except BaseException:
                 writer.abandon()
                 raise
+    if corpus.fingerprint() != fingerprint:
+        raise ValueError(f"{corpus.name}: its text changed while it was encoded; run the same again")
     report = {
         "corpus": corpus.name,
-        "fingerprint": corpus.fingerprint(),
+        "fingerprint": fingerprint,
         "provenance": corpus.provenance(),
         "tokenizer": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,

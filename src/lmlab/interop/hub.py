@@ -15,7 +15,7 @@ _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 def find(path_or_name: str, filename: str) -> Path | None:
     """The file, downloaded where it has to be; None when the model has no such file.
 
-    FileNotFoundError when there is no such model, or the Hub cannot be reached.
+    FileNotFoundError when there is no such model, or the Hub cannot be reached and its cache holds nothing of it.
     """
     folder = Path(os.path.expanduser(path_or_name))
     if folder.is_dir():
@@ -26,11 +26,14 @@ def find(path_or_name: str, filename: str) -> Path | None:
 
 
 def _download(name: str, filename: str) -> Path | None:
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
     try:
         return Path(hf_hub_download(name, filename))
     except errors.LocalEntryNotFoundError as e:
+        # Where the model was fetched before, a file that is not there is one that it has not.
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return None
         raise FileNotFoundError(
             f"{name} is no directory here, and the Hugging Face Hub cannot be reached for its {filename}: run "
             f"`hf download {name}` where there is a network, and give the directory that it prints"
@@ -67,7 +70,8 @@ def load_weights(path_or_name: str) -> dict[str, Tensor]:
         files = [find(path_or_name, names[0])]
     if None in files:
         raise FileNotFoundError(
-            f"{path_or_name} holds no {names[files.index(None)]}: give a directory written by save_pretrained"
+            f"{path_or_name} holds no {names[files.index(None)]}: give a directory written by save_pretrained, or, "
+            "of a model on the Hub, fetch it whole with `hf download` where there is a network"
         )
     return {key: tensor for path in files for key, tensor in _load_tensors(path).items()}
 

@@ -14,7 +14,7 @@ import xxhash
 
 from lmlab.data.cache import file_hash
 from lmlab.data.corpora import formats
-from lmlab.data.corpora.document import SPLITS, Document, Fragment, as_documents, check_split
+from lmlab.data.corpora.document import SPLITS, Document, Fragment, as_documents, check_split, named_fields
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,12 @@ class Files:
     train, val, test: a file, folder or glob, or a list of them (`path` is another word for `train`). When only
     train is given, val and test are split off it: `split_by=document` takes whole documents, spread evenly over the
     corpus; `share` takes the corpus's end, test last, cut at a line end near the share of characters; `auto` goes by
-    document from 100 documents on. With val or test given, the splits are what was given, and shares are not used.
+    document from 100 documents on. With train and test given, val is split off train in the same way; with val given,
+    the splits are what was given.
     A folder stands for every file under it of a known kind, in order of name. A file that a split is given twice, as
     by a folder and a glob, is read once, where it comes first.
     text_field: the field of .jsonl, .csv and .parquet that holds the text.
+    meta_fields: of those, more fields that each document keeps beside its text, by which its loss can be told apart.
     document_separator: a .txt or .md file is several documents, each ending with it ("\\n\\n": a blank line).
     """
 
@@ -52,6 +54,7 @@ class Files:
         test_share: float,
         text_field: str,
         document_separator: str | None,
+        meta_fields: str | Sequence[str] = (),
     ):
         if path and train:
             raise ValueError(f"corpus.path={path} and corpus.train={train} mean the same; give one of them")
@@ -64,17 +67,25 @@ class Files:
             raise ValueError(f"split_by={split_by!r} must be auto, document or share")
         self._files = {split: _find(split, what) for split, what in given.items() if what}
         _check_apart(self._files)
-        self.splits = tuple(self._files)
         self._shares: dict[str, float] | None = None
-        if self.splits == ("train",):
+        if set(self._files) == {"train"}:
             self._shares = _check_shares(val_share, test_share)
-            self.splits = tuple(split for split in SPLITS if self._shares[split])
+        elif set(self._files) == {"train", "test"} and val_share:
+            self._shares = _check_shares(val_share, 0.0)
+        self.splits = tuple(split for split in SPLITS if split in self._files or self._is_cut(split))
         self._split_by, self._text_field, self._separator = split_by, text_field, document_separator
+        self._meta_fields = named_fields(meta_fields, text_field)
+        if self._meta_fields and not any(formats.kind(path)[0] in formats.ROWS for path in self._paths):
+            raise ValueError(
+                f"corpus.meta_fields={','.join(self._meta_fields)}: .txt and .md files have no fields; leave it out, "
+                f"or give files of {', '.join(formats.ROWS)}"
+            )
 
     def fingerprint(self) -> str:
         content = {s: [(name, file_hash(path)) for name, path in files] for s, files in self._files.items()}
         how = (self._split_by, self._shares) if self._shares else None
         rules = [RULES, content, how, self._text_field, self._separator]
+        rules += [self._meta_fields] if self._meta_fields else []
         return xxhash.xxh3_128_hexdigest(json.dumps(rules).encode())
 
     def provenance(self) -> str:
@@ -82,21 +93,19 @@ class Files:
         return f"{n} file{'s' if n > 1 else ''}" + (f", split by {self._way}" if self._shares else "")
 
     def approximate_bytes(self) -> int | None:
-        paths = [path for files in self._files.values() for _, path in files]
-        plain = all(formats.kind(path)[1] == "" and path.suffix != ".parquet" for path in paths)
-        return sum(path.stat().st_size for path in paths) if plain else None
+        plain = all(formats.kind(path)[1] == "" and path.suffix != ".parquet" for path in self._paths)
+        return sum(path.stat().st_size for path in self._paths) if plain else None
 
     def file_bytes(self) -> int | None:
         """The size that all splits together must have: of plain files that are the text itself, else None."""
-        paths = [path for files in self._files.values() for _, path in files]
-        if any(formats.kind(path) not in ((".txt", ""), (".md", "")) for path in paths):
+        if any(formats.kind(path) not in ((".txt", ""), (".md", "")) for path in self._paths):
             return None
-        return sum(path.stat().st_size - formats.mark_bytes(path) for path in paths)
+        return sum(path.stat().st_size - formats.mark_bytes(path) for path in self._paths)
 
     def documents(self, split: str) -> Iterator[Document]:
         """Raises ValueError when the split turns out to have no text, FileNotFoundError when a file is gone."""
         check_split(self, split)
-        if self._shares is None:
+        if not self._is_cut(split):
             fragments = self._fragments(split)
         elif self._way == "document":
             fragments = self._spread(split)
@@ -109,31 +118,39 @@ class Files:
         if empty:
             raise ValueError(self._too_short(split))
 
+    @property
+    def _paths(self) -> list[Path]:
+        return [path for files in self._files.values() for _, path in files]
+
+    def _is_cut(self, split: str) -> bool:
+        """Is the split a part of train's files?"""
+        return bool(self._shares and self._shares[split])
+
     def _fragments(self, split: str) -> Iterator[Fragment]:
         """All text of what was given for a split; documents without any text are no documents."""
         number, last = -1, None
         for index, (name, path) in enumerate(self._files[split]):
             rows = formats.kind(path)[0] in formats.ROWS or self._separator
-            for row, piece in formats.read(path, self._text_field, self._separator):
+            for row, piece, meta in formats.read(path, self._text_field, self._separator, self._meta_fields):
                 if (index, row) != last:
                     number, last = number + 1, (index, row)
-                yield number, f"{name}:{row}" if rows else name, piece
+                yield Fragment(number, f"{name}:{row}" if rows else name, piece, meta)
 
     @cached_property
     def _way(self) -> str:
         if self._split_by != "auto":
             return self._split_by
-        return "document" if any(number + 1 >= MANY for number, _, _ in self._fragments("train")) else "share"
+        return "document" if any(fragment.number + 1 >= MANY for fragment in self._fragments("train")) else "share"
 
     @cached_property
     def _total(self) -> int:
-        return sum(len(text) for _, _, text in self._fragments("train"))
+        return sum(len(fragment.text) for fragment in self._fragments("train"))
 
     def _spread(self, split: str) -> Iterator[Fragment]:
         low = {"test": 0.0, "val": self._shares["test"], "train": self._shares["test"] + self._shares["val"]}[split]
         high = low + self._shares[split] if split != "train" else 1.0
         for fragment in self._fragments("train"):
-            if low <= (fragment[0] * GOLDEN % 2**64) / 2**64 < high:
+            if low <= (fragment.number * GOLDEN % 2**64) / 2**64 < high:
                 yield fragment
 
     def _contiguous(self, split: str) -> Iterator[Fragment]:
@@ -148,7 +165,7 @@ class Files:
 
     def _too_short(self, split: str) -> str:
         files = ", ".join(name for name, _ in self._files.get(split, self._files.get("train", [])))
-        if self._shares is None:
+        if not self._is_cut(split):
             return f"split {split} has no text: {files:.80} holds none"
         if self._way == "document":
             return f"split {split} has no document: {files:.80} holds too few; use corpus.split_by=share"
@@ -171,16 +188,17 @@ def _cut_at(fragments: Iterable[Fragment], bounds: list[int], slack: int) -> Ite
     """
     part = position = 0
     before = None
-    for (number, name, text), after in _with_next(fragments):
+    for fragment, after in _with_next(fragments):
+        number, text = fragment.number, fragment.text
         while part < len(bounds) and bounds[part] <= position + len(text):
             at = max(bounds[part] - position, 0)
             edges = [0] * (before != number) + [len(text)] * (after != number)
             end = _place(text, at, edges, slack)
             if end:
-                yield part, (number, name, text[:end])
+                yield part, fragment._replace(text=text[:end])
             part, position, text, before = part + 1, position + end, text[end:], number
         if text:
-            yield part, (number, name, text)
+            yield part, fragment._replace(text=text)
         position, before = position + len(text), number
 
 
@@ -189,7 +207,7 @@ def _with_next(fragments: Iterable[Fragment]) -> Iterator[tuple[Fragment, int | 
     last = None
     for fragment in fragments:
         if last is not None:
-            yield last, fragment[0]
+            yield last, fragment.number
         last = fragment
     if last is not None:
         yield last, None
@@ -230,9 +248,8 @@ def _find_one(split: str, given: str) -> list[tuple[str, Path]]:
     # Unlike pathlib's, it leaves "~backup.txt" as it is where nobody is called so.
     path = Path(os.path.expanduser(given))
     if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and formats.kind(p))
-        names = [(p.relative_to(path).as_posix(), p) for p in inside]
-        found = [(name, p) for name, p in names if not any(part.startswith(".") for part in name.split("/"))]
+        inside = sorted(p for p in _below(path) if p.is_file() and formats.kind(p))
+        found = [(p.relative_to(path).as_posix(), p) for p in inside]
         if not found:
             raise ValueError(f"corpus.{split}={given} is a folder without text files ({formats.KNOWN})")
         return found
@@ -253,6 +270,28 @@ def _find_one(split: str, given: str) -> list[tuple[str, Path]]:
         if formats.kind(p) is None:
             raise ValueError(f"corpus.{split}: {p} has an unknown extension; rename it to one of {formats.KNOWN}")
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """What lies in a folder and the folders below it, hidden ones aside; raises OSError where one cannot be read.
+
+    Behind links, too, each real folder once: by a path without links where it has one, lest names hang on the links.
+    """
+    tops, seen = [folder], set()
+    for top in tops:
+        for at, folders, names in os.walk(top, onerror=_refuse):
+            if (real := os.path.realpath(at)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            # A walk lists links to folders and does not enter them.
+            tops += [Path(at, name) for name in folders if os.path.islink(os.path.join(at, name))]
+            yield from (Path(at, name) for name in names if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _check_apart(files: dict[str, list[tuple[str, Path]]]) -> None:

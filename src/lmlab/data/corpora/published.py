@@ -63,13 +63,15 @@ class Published:
         path = cache_root() / "corpora" / self.name / name
         if path.is_file():
             return path
-        from urllib.request import urlopen  # costs 50 ms: http, email, ssl
+        # These cost 50 ms: http, email, ssl.
+        from http.client import HTTPException
+        from urllib.request import urlopen
 
         url = self._at(name)
         try:
             with urlopen(url, timeout=TIMEOUT_S) as response:
                 content = response.read()
-        except OSError as error:
+        except (OSError, HTTPException) as error:  # the latter where it breaks off
             names = ", ".join(names[0] for names, _ in self.files.values())
             raise FileNotFoundError(
                 f"corpus={self.name} could not be fetched ({getattr(error, 'reason', error)}); "

@@ -93,6 +93,7 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
     told |= dict.fromkeys(("model", "seed", "treatment"))
     try:
         flat, results = flat_asked(directory, known), directory.results()
+        decided = flat_decided(directory, known)
         told |= {"model": class_name({"_target_": flat["model._target_"]}), "seed": flat["seed"]}
         told["treatment"] = treatment(flat)
         if results is not None:
@@ -101,7 +102,9 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
             told |= so_far(directory)
         if results is None or not results["splits"]:
             # Its validations were under a protocol, too.
-            told |= decided_protocol(directory, known)
+            told |= decided_protocol(decided)
+        if (text := decided.get("decided.texts.val")) is not None:
+            told["val_text"] = str(text)
         told["megabytes"] = round(size(directory.path) / 1e6, 1)
     except (ValueError, OSError) as error:
         return told | {"state": f"damaged: {error}"}
@@ -139,20 +142,25 @@ def so_far(directory: RunDirectory) -> dict[str, Any]:
     return told | followed(validations)
 
 
-def decided_protocol(directory: RunDirectory, known: Sections) -> dict[str, str]:
-    """Of a run that was not measured at its end."""
+def flat_decided(directory: RunDirectory, known: Sections) -> dict[str, Any]:
+    """What was decided, by dotted key; nothing where that cannot be read. known: as in `flat_asked`."""
     try:
         text = text_of(directory.path / "config.yaml")
     except (OSError, ValueError):
         return {}
-    section = next((one for one in SECTION.split(text) if one.startswith("decided:")), None)
-    if section is None:
+    _, key, rest = f"\n{text}".partition("\ndecided:")
+    if not key:
         return {}
+    section = key[1:] + SECTION.split(rest, maxsplit=1)[0]
     if section not in known:
         known[section] = _section(section)
-    flat = known[section] or {}
-    protocol = {key: flat.get(f"decided.protocol.{key}") for key in ("name", "unknown")}
-    return {"protocol": protocols.name(protocol, flat.get("decided.val_unknown") or 0)} if protocol["name"] else {}
+    return known[section] or {}
+
+
+def decided_protocol(decided: Mapping[str, Any]) -> dict[str, str]:
+    """Of a run that was not measured at its end."""
+    protocol = {key: decided.get(f"decided.protocol.{key}") for key in ("name", "unknown")}
+    return {"protocol": protocols.name(protocol, decided.get("decided.val_unknown") or 0)} if protocol["name"] else {}
 
 
 def followed(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

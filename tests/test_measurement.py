@@ -300,6 +300,35 @@ def test_the_name_of_a_side_holds_as_many_settings_as_tell_it_from_the_others(sm
 HOW = {"pairs": "first", "blocks": "stream", "block_bytes": 15, "confidence": 0.95, "resamples": 200, "seed": 0}
 
 
+@pytest.fixture(scope="module")
+def two_texts(small, tmp_path_factory):
+    """Three runs: of one training text with two seeds, and of another; the same val of all."""
+    root = tmp_path_factory.mktemp("two_texts")
+    lines = {"a": "the cat sat on the mat.\n", "b": "a dog, a bone; a bone!\n", "v": "the dog sat on a cat.\n"}
+    for name, line in lines.items():
+        (root / f"{name}.txt").write_text(line * 200)
+    for text, seed in (("a", 1), ("a", 2), ("b", 1)):
+        where = [f"corpus.train={root}/{text}.txt", f"corpus.val={root}/v.txt", f"run_dir={root}/runs/{text}{seed}"]
+        train(compose([*small["lstm"], *where, f"seed={seed}"]))
+    return root / "runs"
+
+
+def test_runs_of_two_training_texts_are_compared_on_their_one_val(two_texts, tmp_path):
+    shutil.copytree(two_texts, tmp_path / "runs")
+    groups = measurement.sides([(name, load(tmp_path / "runs" / name)) for name in ("a1", "b1")])
+    val = Place("val", None, None)
+    report = measurement.compared(groups, val, None, False, **HOW)
+    assert report["comparisons"][0]["bpb"] != 0
+    assert report["floors"] == {}, "those of one text are not the other's"
+    # Scores that were kept before are still theirs, and are no others'.
+    for *_, (run,) in groups:
+        found = scored(run, val, run.protocol).scores
+        measurement.keep(run, val, replace(found, about={k: v for k, v in found.about.items() if k != "split_text"}))
+    assert measurement.compared(groups, val, None, False, **HOW) == report
+    shutil.copy(tmp_path / "runs/a1/scores.val.parquet", tmp_path / "runs/b1/scores.val.parquet")
+    assert measurement.compared(groups, val, None, False, **HOW) == report
+
+
 def test_copies_of_a_run_are_no_replicates(trained, tmp_path, caplog):
     for family in ("lstm", "transformer"):
         for name in ("one", "two"):

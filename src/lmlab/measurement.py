@@ -122,7 +122,10 @@ def scored(
     may_be_read = limit_tokens is None and run.kernels == "auto"
     if may_be_read and (found := stored(run, place, about)) is not None:
         # Scores that were kept before do not say.
-        found = replace(found, about={**found.about, "lossy_steps": list(run.tokenizer.lossy_steps)})
+        texts = run.config["decided"].get("texts", {}) if place.corpus is None else {}
+        told = {"split_text": found.about.get("split_text") or texts.get(place.split)}
+        told |= {"lossy_steps": list(run.tokenizer.lossy_steps)}
+        found = replace(found, about={**found.about, **told})
         return Measured(recorded, found.likelihood(), found, {})
     part = run.part(place.split, place.corpus, protocol)
     # Before all the work, that it is not in vain where that text is gone.
@@ -133,7 +136,7 @@ def scored(
     else:
         keeper, likelihood = _averaged(partial(_pass, run, part, protocol, size or ROWS), adapted), None
     about |= {"unknown": unknown(part, run.tokenizer.unk_id, protocol)}
-    about |= {"lossy_steps": list(run.tokenizer.lossy_steps)}
+    about |= {"lossy_steps": list(run.tokenizer.lossy_steps), "split_text": part.text}
     scores = keeper.scores(known, about)
     return Measured(recorded, likelihood or scores.likelihood(), scores, {})
 
@@ -353,7 +356,10 @@ def compared(
         told["protocol"] = side.runs[0].about["protocol"]
         protocols += [run.about["protocol"] for run in side.runs if run.about["protocol"] not in protocols]
     first = groups[0][2][0]
-    floors = floors_of(first, place, Protocol(**found[0].runs[0].about["protocol"]))
+    # Of several training texts there are no floors that stand below all.
+    trained_on = {run.config["decided"]["fingerprint"] for *_, runs in groups for run in runs}
+    protocol = Protocol(**found[0].runs[0].about["protocol"])
+    floors = floors_of(first, place, protocol) if len(trained_on) == 1 else {}
     # All have as many where each costs its token: one tokenizer is asked for then.
     counted = {"unknown": found[0].runs[0].about["unknown"]}
     return {"split": place.split, "protocols": protocols, **counted, **report, "floors": floors}

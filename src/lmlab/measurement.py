@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xxhash
 
-from lmlab.config import flatten, short_name, treatment
+from lmlab.config import flatten, short_name, treatment, with_text
 from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
 from lmlab.evaluation import spelling
@@ -272,7 +272,7 @@ def stored(run: "Run", place: Place, about: Mapping[str, Any]) -> Scores | None:
 
 
 def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]]]:
-    """(name, configuration, runs): runs of one argument that differ in their seed alone are together.
+    """(name, configuration, runs): runs of one argument and one text that differ in their seed alone are together.
 
     Of those that do not differ in that, or whose weights are the same, the first is kept: copies are no replicates.
     runs: (the argument, a run that it stands for). A side's name is its argument, with what tells it from others there.
@@ -280,14 +280,14 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
     groups: dict[tuple[str, str], list[Run]] = {}
     asked: dict[tuple[str, str], dict[str, Any]] = {}
     for argument, run in runs:
-        told = flatten(run.directory.asked())
-        key = (argument, treatment(told))
+        told, text = flatten(run.directory.asked()), run.config["decided"].get("fingerprint")
+        key = (argument, treatment(told, text))
         members = groups.setdefault(key, [])
         if (kept := _met(run, members)) is not None:
             log.info("%s: passed over, it is %s again (seed=%s)", run.path, kept.path, _seed(run))
             continue
         members.append(run)
-        asked[key] = {k: v for k, v in told.items() if k != "seed"}
+        asked[key] = {k: v for k, v in told.items() if k != "seed"} | with_text(text)
     found = []
     for (argument, configuration), members in groups.items():
         others = [asked[key] for key in groups if key[0] == argument and key[1] != configuration]

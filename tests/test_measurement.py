@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from lmlab.evaluation.mixture import best_weight
 from lmlab.experiment import train
 from lmlab.measurement import Place, measure, scored
 from lmlab.models import cross_entropy, kernels
-from lmlab.runs import load
+from lmlab.runs import load, replicates, table
 
 WANTED = plain(compose(config_name="evaluate"))
 TEST = Place("test", None, None)
@@ -298,6 +299,62 @@ def test_the_name_of_a_side_holds_as_many_settings_as_tell_it_from_the_others(sm
 
 
 HOW = {"pairs": "first", "blocks": "stream", "block_bytes": 15, "confidence": 0.95, "resamples": 200, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def two_texts(small, tmp_path_factory):
+    """Three runs: of one training text at two places with two seeds, and of another; the same val of all."""
+    root = tmp_path_factory.mktemp("two_texts")
+    lines = {"a": "the cat sat on the mat.\n", "b": "a dog, a bone; a bone!\n", "v": "the dog sat on a cat.\n"}
+    for name, line in lines.items():
+        (root / f"{name}.txt").write_text(line * 200)
+    (root / "copied").mkdir()
+    shutil.copy(root / "a.txt", root / "copied")
+    for text, seed in (("a", 1), ("copied/a", 2), ("b", 1)):
+        run = root / "runs" / f"{Path(text).name}{seed}"
+        where = [f"corpus.train={root}/{text}.txt", f"corpus.val={root}/v.txt", f"run_dir={run}"]
+        train(compose([*small["lstm"], *where, f"seed={seed}"]))
+    return root / "runs"
+
+
+def test_runs_of_two_training_texts_are_compared_on_their_one_val(two_texts, tmp_path):
+    shutil.copytree(two_texts, tmp_path / "runs")
+    groups = measurement.sides([(name, load(tmp_path / "runs" / name)) for name in ("a1", "b1")])
+    val = Place("val", None, None)
+    report = measurement.compared(groups, val, None, False, **HOW)
+    assert report["comparisons"][0]["bpb"] != 0
+    assert report["floors"] == {}, "those of one text are not the other's"
+    # Scores that were kept before are still theirs, and are no others'.
+    for *_, (run,) in groups:
+        found = scored(run, val, run.protocol).scores
+        measurement.keep(run, val, replace(found, about={k: v for k, v in found.about.items() if k != "split_text"}))
+    assert measurement.compared(groups, val, None, False, **HOW) == report
+    shutil.copy(tmp_path / "runs/a1/scores.val.parquet", tmp_path / "runs/b1/scores.val.parquet")
+    assert measurement.compared(groups, val, None, False, **HOW) == report
+
+
+def test_runs_of_two_training_texts_are_no_replicates(two_texts, tmp_path, caplog):
+    runs = [load(two_texts / name) for name in ("a1", "a2", "b1")]
+    text = plain(compose(["corpus=files", f"corpus.test={two_texts.parent}/v.txt"]).corpus)
+    groups = measurement.sides([("one", runs[0]), ("other", runs[2])])
+    told = measurement.compared(groups, Place("test", text, None), None, False, **HOW)["comparisons"][0]["words"]
+    assert "One seed each" in told
+    assert "one configuration" not in told
+    # Of one directory they are two sides, named by the text.
+    names = [f"all corpus.fingerprint={run.config['decided']['fingerprint'][:8]}" for run in runs[1:]]
+    with caplog.at_level("INFO", "lmlab"):
+        found = measurement.sides([("all", run) for run in runs])
+    assert [(name, len(members)) for name, _, members in found] == [(names[0], 2), (names[1], 1)]
+    assert "passed over" not in caplog.text
+    # So they are in tables; one that has read no text yet tells none.
+    shutil.copytree(two_texts, tmp_path / "runs")
+    frame = table(tmp_path / "runs").set_index("run")
+    assert frame["treatment"]["a1"] == frame["treatment"]["a2"] != frame["treatment"]["b1"]
+    assert [f"all corpus.fingerprint={digits}" for digits in frame["corpus.fingerprint"]] == [names[0], *names]
+    assert replicates(frame.reset_index())["n"].tolist() in ([1, 2], [2, 1])
+    (tmp_path / "runs/b1/results.json").unlink()
+    (tmp_path / "runs/b1/config.yaml").unlink()
+    assert "corpus.fingerprint" not in table(tmp_path / "runs")
 
 
 def test_copies_of_a_run_are_no_replicates(trained, tmp_path, caplog):

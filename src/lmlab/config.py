@@ -52,6 +52,9 @@ _NOT_IDENTITY = [
     "training.histograms",
 ]
 
+# Stands beside the keys that were asked, where it tells runs apart: the same paths may hold other text.
+TEXT = "corpus.fingerprint"
+
 # The parts of a stored run's config from which objects are built.
 BUILT_FROM = ("model", "corpus", "tokenizer", "decided")
 
@@ -181,13 +184,19 @@ def identity(asked_config: Mapping) -> str:
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
-def treatment(asked_config: Mapping) -> str:
-    """Eight hex digits that name what was asked, the seed apart: runs that share them are replicates.
+def treatment(asked_config: Mapping, text: str | None = None) -> str:
+    """Eight hex digits that name what was asked, the seed apart, and the text: runs that share them are replicates.
 
-    asked_config: as `asked` gives it, or that flattened.
+    asked_config: as `asked` gives it, or that flattened. text: the corpus's fingerprint, for what was asked does not
+    say where a text lies; None where none was read yet.
     """
-    without = {k: v for k, v in flatten(asked_config).items() if k != "seed"}
+    without = {k: v for k, v in flatten(asked_config).items() if k != "seed"} | with_text(text)
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:8]
+
+
+def with_text(fingerprint: str | None) -> dict[str, str]:
+    """A key for the text, to stand beside those that were asked: digits of the corpus's fingerprint; None: no key."""
+    return {} if fingerprint is None else {TEXT: str(fingerprint)[:8]}
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:

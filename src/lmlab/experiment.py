@@ -129,6 +129,7 @@ def plan(config: DictConfig, whole: bool = False) -> Plan:
         "store": store.path.name,
         "tokenizer": xxhash.xxh3_64_hexdigest(store.tokenizer.to_json().encode()),
         "fingerprint": store.fingerprint,
+        "texts": store.texts,
         "n_params": count_parameters(model),
         "device": choose_device(config.trainer.accelerator),
     }

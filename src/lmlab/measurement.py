@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xxhash
 
-from lmlab.config import flatten, short_name, treatment
+from lmlab.config import flatten, short_name, treatment, with_text
 from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
 from lmlab.evaluation import spelling
@@ -122,7 +122,10 @@ def scored(
     may_be_read = limit_tokens is None and run.kernels == "auto"
     if may_be_read and (found := stored(run, place, about)) is not None:
         # Scores that were kept before do not say.
-        found = replace(found, about={**found.about, "lossy_steps": list(run.tokenizer.lossy_steps)})
+        texts = run.config["decided"].get("texts", {}) if place.corpus is None else {}
+        told = {"split_text": found.about.get("split_text") or texts.get(place.split)}
+        told |= {"lossy_steps": list(run.tokenizer.lossy_steps)}
+        found = replace(found, about={**found.about, **told})
         return Measured(recorded, found.likelihood(), found, {})
     part = run.part(place.split, place.corpus, protocol)
     # Before all the work, that it is not in vain where that text is gone.
@@ -133,7 +136,7 @@ def scored(
     else:
         keeper, likelihood = _averaged(partial(_pass, run, part, protocol, size or ROWS), adapted), None
     about |= {"unknown": unknown(part, run.tokenizer.unk_id, protocol)}
-    about |= {"lossy_steps": list(run.tokenizer.lossy_steps)}
+    about |= {"lossy_steps": list(run.tokenizer.lossy_steps), "split_text": part.text}
     scores = keeper.scores(known, about)
     return Measured(recorded, likelihood or scores.likelihood(), scores, {})
 
@@ -269,7 +272,7 @@ def stored(run: "Run", place: Place, about: Mapping[str, Any]) -> Scores | None:
 
 
 def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]]]:
-    """(name, configuration, runs): runs of one argument that differ in their seed alone are together.
+    """(name, configuration, runs): runs of one argument and one text that differ in their seed alone are together.
 
     Of those that do not differ in that, or whose weights are the same, the first is kept: copies are no replicates.
     runs: (the argument, a run that it stands for). A side's name is its argument, with what tells it from others there.
@@ -277,14 +280,14 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
     groups: dict[tuple[str, str], list[Run]] = {}
     asked: dict[tuple[str, str], dict[str, Any]] = {}
     for argument, run in runs:
-        told = flatten(run.directory.asked())
-        key = (argument, treatment(told))
+        told, text = flatten(run.directory.asked()), run.config["decided"].get("fingerprint")
+        key = (argument, treatment(told, text))
         members = groups.setdefault(key, [])
         if (kept := _met(run, members)) is not None:
             log.info("%s: passed over, it is %s again (seed=%s)", run.path, kept.path, _seed(run))
             continue
         members.append(run)
-        asked[key] = {k: v for k, v in told.items() if k != "seed"}
+        asked[key] = {k: v for k, v in told.items() if k != "seed"} | with_text(text)
     found = []
     for (argument, configuration), members in groups.items():
         others = [asked[key] for key in groups if key[0] == argument and key[1] != configuration]
@@ -353,7 +356,10 @@ def compared(
         told["protocol"] = side.runs[0].about["protocol"]
         protocols += [run.about["protocol"] for run in side.runs if run.about["protocol"] not in protocols]
     first = groups[0][2][0]
-    floors = floors_of(first, place, Protocol(**found[0].runs[0].about["protocol"]))
+    # Of several training texts there are no floors that stand below all.
+    trained_on = {run.config["decided"]["fingerprint"] for *_, runs in groups for run in runs}
+    protocol = Protocol(**found[0].runs[0].about["protocol"])
+    floors = floors_of(first, place, protocol) if len(trained_on) == 1 else {}
     # All have as many where each costs its token: one tokenizer is asked for then.
     counted = {"unknown": found[0].runs[0].about["unknown"]}
     return {"split": place.split, "protocols": protocols, **counted, **report, "floors": floors}

@@ -1,5 +1,6 @@
 """The store: tokens and what they cover, made once, found again, rebuilt when damaged."""
 
+import json
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ from tests.data.texts import POEMS, Texts
 
 from lmlab.data import columns, encode
 from lmlab.data.store import DamagedStore, Store, prepare
+from lmlab.seal import seal, unseal
 from lmlab.tokenizers.byte import train as byte
 from lmlab.tokenizers.char import train as char_train
 from lmlab.tokenizers.word import train as word_train
@@ -180,6 +182,30 @@ def test_the_report_says_what_was_made(tmp_path):
     assert (train["tokens"], train["documents"], train["bytes_per_token"]) == (6, 2, 1.0)
     assert (train["unk_share"], val["unk_share"]) == (0.0, pytest.approx(1 / 3))
     assert set(report["seconds"]) == {"tokenizer", "encoding"}
+
+
+def test_a_split_s_text_has_one_hash_under_every_tokenizer_and_beside_every_other_split(tmp_path, monkeypatch):
+    def text(tokenizer, split="val", **documents):
+        return prepare(Texts(**documents), tokenizer, {"by": tokenizer.__name__}, tmp_path, progress=False).texts[split]
+
+    first = text(byte, train=["one"], val=POEMS)
+    assert text(word, train=["two", "three"], val=POEMS) == first == text(byte, train=POEMS, split="train")
+    assert text(byte, train=["one"], val=[*POEMS[:-1], "END"]) != first
+    # Where a document begins is a part of it, where a piece or a batch does is not.
+    monkeypatch.setattr(encode, "BATCH", 3)
+    assert text(byte, train=["one"], val=[list(poem) for poem in POEMS]) == first
+    assert text(byte, train=["one"], val=["".join(POEMS)]) != first
+
+
+def test_a_store_of_before_is_opened_and_tells_no_text(tmp_path):
+    store = prepare(Texts(train=POEMS), byte, {}, tmp_path, progress=False)
+    manifest = store.path / "manifest.json"
+    told = json.loads(unseal(manifest.read_text()))
+    del told["splits"]["train"]["text"]
+    manifest.write_text(seal(json.dumps(told, indent=1)))
+    older = prepare(Texts(train=POEMS), byte, {}, tmp_path, progress=False)
+    assert older.made != store.made, "it was made again"
+    assert (older.texts, older.split("train").text) == ({}, None)
 
 
 DAMAGE = {

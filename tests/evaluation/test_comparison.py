@@ -15,7 +15,9 @@ CARRIED = Protocol(1, "carried", 16, None, None, "32", None)
 HOW = {"blocks": "auto", "block_bytes": None, "confidence": 0.95, "resamples": 500, "seed": 0}
 
 
-def scores(nats, n_bytes=None, documents=None, tokenizer="t", protocol=CARRIED, unknown=0, text="text"):
+def scores(
+    nats, n_bytes=None, documents=None, tokenizer="t", protocol=CARRIED, unknown=0, text="text", split_text=None
+):
     n = len(nats)
     n_bytes = np.full(n, 4) if n_bytes is None else np.array(n_bytes)
     return Scores(
@@ -32,6 +34,7 @@ def scores(nats, n_bytes=None, documents=None, tokenizer="t", protocol=CARRIED, 
             "protocol": protocol.as_dict(),
             "split": "val",
             "text": text,
+            "split_text": split_text,
             "tokenizer": tokenizer,
             "unknown": unknown,
             "documents": [],
@@ -188,7 +191,12 @@ def test_too_little_text_is_refused():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (scores(np.ones(50), text="other"), "different text"),
+        (scores(np.ones(50), text="other", split_text="b"), "different text: 200 and 200 bytes"),
+        (
+            scores(np.ones(50), text="other"),
+            "does not say whether their val is one text: give them one, as with corpus=",
+        ),
+        (scores(np.ones(40), text="other"), "different text: 200 and 160 bytes"),
         (scores(np.ones(50), protocol=replace(CARRIED, lanes=8)), "lanes: 16 against 8"),
         (scores(np.ones(50), protocol=replace(CARRIED, options={"temperature": {"value": 1.1}})), "options"),
         (scores(np.ones(50), tokenizer="u", unknown=7), "predicts 7 words as <unk>.*evaluation.unknown=spelled"),
@@ -197,7 +205,12 @@ def test_too_little_text_is_refused():
 )
 def test_what_differs_is_said(other, message):
     with pytest.raises(ValueError, match=message):
-        check([side("a", scores(np.ones(50))), side("b", other)], own_protocols=False)
+        check([side("a", scores(np.ones(50), split_text="a")), side("b", other)], own_protocols=False)
+
+
+def test_a_split_of_two_corpora_is_one_text():
+    sides = [side(name, scores(np.ones(50), text=name, split_text="a")) for name in "ab"]
+    check(sides, own_protocols=False)
 
 
 def test_the_one_protocol_suits_all_sides():

@@ -6,6 +6,8 @@ import shutil
 import pandas as pd
 import pytest
 
+from lmlab.config import compose
+from lmlab.experiment import train
 from lmlab.runs import against_best, equal, scaling_law, table
 from lmlab.runs.protocols import UNNAMED, apart, check, incomparable, is_measured, name, of_results, text_of_results
 
@@ -52,7 +54,40 @@ def test_texts_stand_apart_where_there_are_several():
     assert "N puts all of each text under one" in incomparable(apart(unmeasured))
 
 
-def test_a_limit_leaves_the_text_untold():
+def test_texts_of_as_many_bytes_stand_apart_by_what_they_hold():
+    """a and b are of one text, c and d of another; which one e of before is of, only its bytes can say."""
+    four = FRAME.assign(protocol="carried-16", val_text=["1" * 16, "1" * 16, "2" * 16, "2" * 16])
+    five = pd.concat([four, FRAME[:1].assign(run="e", protocol="carried-16")], ignore_index=True)
+    same = five.assign(val_bytes=[900.0, None, 900.0, 900.0, 900.0])
+    first, second = (f"carried-16 over 900 bytes of val ({digit * 8})" for digit in "12")
+    assert {name: rows["run"].tolist() for name, rows in apart(same).items()} == {
+        first: list("abe"),
+        second: list("cd"),
+    }
+    told = incomparable([first, second])
+    assert told == f"2 texts, whose numbers are not comparable: {first}, {second}"
+    other = same.assign(val_bytes=[900.0, None, 1200.0, 1200.0, 900.0])
+    assert list(apart(other)) == ["carried-16 over 900 bytes of val", "carried-16 over 1,200 bytes of val"]
+    # Where the first tokens alone were scored, nobody counted the bytes.
+    limited = apart(five.assign(val_bytes=None))
+    assert list(limited) == [f"carried-16 over val ({digit * 8})" for digit in "12"]
+    assert incomparable(limited).startswith("2 texts")
+    with pytest.raises(ValueError, match="2 texts, whose numbers are not comparable"):
+        against_best(five.assign(val_bytes=None))
+    check(five.assign(val_text=["1" * 16] * 4 + [None], val_bytes=900.0), "val/bpb")
+
+
+def test_two_texts_of_which_the_first_tokens_are_scored_stand_apart(small, tmp_path):
+    for run, line in (("a", "the cat sat on the mat.\n"), ("b", "a dog, a bone; a bone, a dog!\n")):
+        (tmp_path / f"{run}.txt").write_text(line * 200)
+        where = [f"corpus.train={tmp_path}/{run}.txt", f"run_dir={tmp_path}/runs/{run}"]
+        train(compose([*small["lstm"], *where, "evaluation.limit_tokens=50"]))
+    found = apart(table(tmp_path / "runs"))
+    assert [rows["run"].tolist() for rows in found.values()] == [["a"], ["b"]]
+    assert incomparable(found).startswith("2 texts")
+
+
+def test_a_limit_leaves_the_bytes_untold():
     """Two tokenizers' first tokens are no one text, and still meet in one table."""
     splits = {"val": {"bytes": 900}}
     assert text_of_results({"protocol": {"limit_tokens": None}, "splits": splits}) == 900

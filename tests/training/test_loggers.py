@@ -107,6 +107,8 @@ def test_replicates_are_one_trial_of_hparams(train, tmp_path):
     assert first.startswith("files_byte_lstm_")
     assert trial("b", "seed=2") == first
     assert trial("c", "seed=2", "optimizer.lr=0.02") != first
+    (tmp_path / "other.txt").write_text("the old dog sees the cat\n" * 60)
+    assert trial("d", "seed=2", "corpus.path=null", f"corpus.train={tmp_path}/other.txt") != first, "of another text"
 
 
 def test_a_killed_run_has_one_table(train, tmp_path, monkeypatch):

@@ -153,7 +153,8 @@ def show_diagnosis(found: Any, tested: Mapping[str, Any] | None) -> None:
 
 
 # Of a table of runs: left out first where the terminal is narrow, being derived, or told by others.
-LAST = ("val_bytes", "tokens", "seconds", "tokens_per_s", "megabytes", "val/nll", "val/ppl", "test/nll", "test/ppl")
+SIZES = ("val_text", "val_bytes", "tokens", "seconds", "tokens_per_s", "megabytes")
+LAST = (*SIZES, "val/nll", "val/ppl", "test/nll", "test/ppl")
 
 
 def show_frame(frame: Any, all_columns: bool) -> None:

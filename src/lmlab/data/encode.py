@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from lmlab.data.columns import Column
 from lmlab.data.corpora import Document
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 BATCH = 4 << 20
 
 COUNTS = ("n_bytes", "n_chars", "n_words")
+
+# Begins each document where a split's text is hashed: a byte that UTF-8 does not have.
+BEGIN = b"\xff"
 
 # A piece with its document's name and meta if it is the first one, and whether it is the last one.
 Step = tuple[str, dict[str, Any] | None, bool]
@@ -34,7 +38,7 @@ class SplitWriter:
         self._columns = {name: Column(folder / f"{split}.{name}", dtype) for name, dtype in dtypes.items()}
         self._docs = (folder / f"{split}.docs.jsonl").open("w", encoding="utf-8")
         self._source, self._covered = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
-        self._unknown = 0
+        self._unknown, self._text = 0, xxhash.xxh3_64()
         # Of a document that goes on in the next batch: source that no token has claimed, and its last character.
         self._unclaimed = np.zeros(3, dtype=np.int64)
         self._after_space = True
@@ -72,9 +76,11 @@ class SplitWriter:
         self._settle(counts, dropped, after, np.cumsum(firsts), batch[-1][2])
         starts = (after - n_slots)[firsts]
         self._columns["doc_starts"].append(self._columns["ids"].size + starts - np.searchsorted(dropped, starts))
-        for _, first, _ in batch:
+        for text, first, _ in batch:
             if first is not None:
                 self._docs.write(json.dumps(first, ensure_ascii=False) + "\n")
+                self._text.update(BEGIN)
+            self._text.update(text.encode())
         self._emit(_without(ids, dropped), _without(counts, dropped))
         return int(self._source[0]) - before
 
@@ -152,7 +158,7 @@ class SplitWriter:
         report = {"tokens": tokens, **totals, "documents": documents, "bytes_per_token": totals["bytes"] / tokens}
         if self._tokenizer.unk_id is not None:
             report["unk_share"] = self._unknown / tokens
-        return {"columns": columns, "report": report}
+        return {"columns": columns, "text": self._text.hexdigest(), "report": report}
 
     def abandon(self) -> None:
         """Close all files after a failure."""

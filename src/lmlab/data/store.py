@@ -58,15 +58,19 @@ class Split:
     doc_starts: (documents,) int64, the first token of each document.
     totals: the sums over the split of tokens, bytes, chars and words.
     charges: (n,) float32, nats that a token costs besides its own nll under the protocol in use; None: none.
+    text: hash of its documents' source, the same under every tokenizer; None: of a store that was made before there
+    was one, or of a part of a split.
     """
 
     charges: np.ndarray | None = None
+    text: str | None = None
 
     def __init__(self, folder: Path, name: str, entry: dict[str, Any]):
         columns = {key: column(folder / f"{name}.{key}", value) for key, value in entry["columns"].items()}
         self.ids, self.doc_starts = columns["ids"], columns["doc_starts"]
         self.n_bytes, self.n_chars, self.n_words = (columns[key] for key in ("n_bytes", "n_chars", "n_words"))
         self.totals: dict[str, int] = {key: entry["report"][key] for key in ("tokens", "bytes", "chars", "words")}
+        self.text = entry.get("text")
         self._docs = folder / f"{name}.docs.jsonl"
 
     def __len__(self) -> int:
@@ -84,7 +88,7 @@ class Split:
         part.doc_starts = np.unique(np.maximum(starts - first, 0))
         sums = {k: int(getattr(part, f"n_{k}").sum(dtype=np.int64)) for k in ("bytes", "chars", "words")}
         part.totals = {"tokens": len(part), **sums}
-        part.__dict__["docs"] = []
+        part.__dict__["docs"], part.text = [], None
         return part
 
     @cached_property
@@ -118,6 +122,11 @@ class Store:
     @property
     def tokenizer_path(self) -> Path:
         return self.path / "tokenizer.json"
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """{split: its `text`}, of the splits that tell it."""
+        return {split: entry["text"] for split, entry in self._entries.items() if "text" in entry}
 
     @cached_property
     def made(self) -> tuple[Path, int]:

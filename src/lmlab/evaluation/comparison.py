@@ -1,7 +1,7 @@
 """Is a difference real? Runs, or sets of them, side by side on the same text: intervals, and verdicts in words."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -55,7 +55,13 @@ def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_prot
     ours, theirs = one.about, other.about
     sizes = [int(s.n_bytes.sum(dtype=np.int64)) for s in (one, other)]
     same_tokens = ours["tokenizer"] == theirs["tokenizer"]
-    if (ours["text"], ours["split"]) != (theirs["text"], theirs["split"]) or (same_tokens and sizes[0] != sizes[1]):
+    same_text = _same_text(ours, theirs)
+    if same_text is None and sizes[0] == sizes[1]:
+        raise ValueError(
+            f"{name} and {other_name} have two corpora, and a store that an older version made does not say whether "
+            f"their {ours['split']} is one text: give them one, as with corpus=files corpus.test=FILE split=test"
+        )
+    if not same_text or (same_tokens and sizes[0] != sizes[1]):
         raise ValueError(
             f"{name} and {other_name} were measured on different text: {sizes[0]:,} and {sizes[1]:,} bytes"
         )
@@ -77,6 +83,16 @@ def _check_pair(name: str, one: Scores, other_name: str, other: Scores, own_prot
                 f"{label} predicts {scores.about['unknown']:,} words as <unk> without saying which they are, and the "
                 "two have different tokenizers: charge their letters with evaluation.unknown=spelled"
             )
+
+
+def _same_text(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool | None:
+    """Whether two `about` are of one text, whatever else their corpora have; None where that is not known."""
+    if ours["split"] != theirs["split"]:
+        return False
+    if ours["text"] == theirs["text"]:
+        return True
+    one, other = (about.get("split_text") for about in (ours, theirs))
+    return None if None in (one, other) else one == other
 
 
 def notes(sides: Sequence[Side]) -> list[str]:

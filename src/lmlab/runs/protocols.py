@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 UNNAMED = "recorded before protocols had names"
 SPELLED = "evaluation.unknown=spelled"
 # Of a protocol's name: without it, <unk> that are counted, and the text.
-PARTS = re.compile(r"(.*?)( with \d+ <unk>)?( over [\d,]+ bytes of val)?")
+PARTS = re.compile(r"(.*?)( with \d+ <unk>)?( over ([\d,]+ bytes of )?val( \(\w+\))?)?")
+# Digits of a text's hash that a name shows.
+DIGITS = 8
 WINDOW = "evaluation=sliding evaluation.max_context=N"
 
 
@@ -32,7 +34,7 @@ def of_results(results: Mapping[str, Any]) -> str:
 
 
 def text_of_results(results: Mapping[str, Any]) -> int | None:
-    """Bytes of val, by which texts are told apart; None where only its first tokens were scored."""
+    """Bytes of val; None where only its first tokens were scored."""
     limited = (results.get("protocol") or {}).get("limit_tokens") is not None
     return None if limited else (results["splits"].get("val") or {}).get("bytes")
 
@@ -50,13 +52,43 @@ def apart(frame: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
     if "protocol" not in frame:
         return {"": frame}
     under = frame["protocol"].fillna("")
-    if "val_bytes" in frame and frame["val_bytes"].nunique() > 1:
-        told = frame["val_bytes"].astype(float).map("{:,.0f}".format)
-        full = (under + " over " + told + " bytes of val").where(frame["val_bytes"].notna())
+    texts = texts_of(frame)
+    if len(set(texts) - {None}) > 1:
+        told = [text is not None and one != "" for text, one in zip(texts, under, strict=True)]
+        full = under.where(told) + [f" over {text}" for text in texts]
         first = full.groupby(under).first()
         under = full.fillna(under.map(first)).fillna(under)
     names = [one for one in under.unique() if one] or [""]
     return {one: frame[under.isin([one, ""] if one == names[0] else [one])] for one in names}
+
+
+def texts_of(frame: "pd.DataFrame") -> list[str | None]:
+    """What each run's val is called: by its bytes, and by its hash where these do not tell it; None: it tells neither.
+
+    A run of before, which has no hash, is of the first text that has as many bytes.
+    """
+    none = [None] * len(frame)
+    hashes, sizes = (
+        [None if v != v else v for v in frame[c]] if c in frame else none for c in ("val_text", "val_bytes")
+    )
+    # Of a text some runs may have scored the first tokens alone, which do not say how long it is.
+    known = dict.fromkeys(text for text in hashes if text is not None)
+    known |= {text: size for text, size in zip(hashes, sizes, strict=True) if None not in (text, size)}
+    alike: dict[Any, list[str]] = {}
+    for text, size in known.items():
+        alike.setdefault(size, []).append(text)
+
+    def called(text: str | None, size: float | None) -> str | None:
+        if text is None and size is None:
+            return None
+        size = size if text is None else known[text]
+        told = "val" if size is None else f"{size:,.0f} bytes of val"
+        several = alike.get(size, [])
+        if size is not None and len(several) < 2:
+            return told
+        return f"{told} ({(text or several[0])[:DIGITS]})"
+
+    return [called(text, size) for text, size in zip(hashes, sizes, strict=True)]
 
 
 def check(frame: "pd.DataFrame", metric: str) -> None:
@@ -69,7 +101,7 @@ def check(frame: "pd.DataFrame", metric: str) -> None:
 def incomparable(names: Iterable[str]) -> str:
     """One line on several protocols: which they are, and what makes them one; of several texts, nothing does."""
     names = list(names)
-    told = [PARTS.fullmatch(one).groups() for one in names]  # type: ignore[union-attr]
+    told = [PARTS.fullmatch(one).groups()[:3] for one in names]  # type: ignore[union-attr]
     contexts, unknown, texts = ({parts[i] for parts in told} for i in (0, 1, 2))
     ways = " ".join([WINDOW] * (len(contexts) > 1) + [SPELLED] * (len(unknown) > 1))
     kind = "protocols" if ways else "texts"

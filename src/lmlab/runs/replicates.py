@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Of a table of runs: what is no key of a config.
 NUMBERS = ("parameters", "steps", "tokens", "seconds", "tokens_per_s", "megabytes", "best_step", "val_bytes")
-FACTS = ("run", "state", "reason", "seed", "treatment", *NUMBERS)
+FACTS = ("run", "state", "reason", "seed", "treatment", "val_text", *NUMBERS)
 
 # States of runs that have not come to their end; what they have reached says nothing of what they would have.
 OPEN = ("unfinished", "interrupted", *TOLD)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lmlab.config import flatten, treatment
+from lmlab.config import TEXT, flatten, treatment, with_text
 from lmlab.data.cache import whole_file
 from lmlab.run_directory import MOST_YAML, RunDirectory
 from lmlab.run_directory.plain_yaml import read_yaml
@@ -34,7 +34,8 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     """One row a run: where, state, seed, sizes, numbers, and every key in which the runs differ.
 
     val/bpb is of the best checkpoint on all of val; val/bpb_best and val/bpb_last are of the validations in training.
-    treatment: the same for runs that differ in nothing but the seed. reason: why a run failed, or cannot be read.
+    treatment: the same for runs that differ in nothing but the seed. corpus.fingerprint: digits that tell texts apart
+    where there are several. reason: why a run failed, or cannot be read.
     """
     import pandas as pd
 
@@ -48,7 +49,9 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     keys = dict.fromkeys(key for told in asked for key in told)
     known = [told for told in asked if told]
     for key in keys:
-        if len({repr(told.get(key)) for told in known}) > 1:
+        # A run that has read no text yet is of no other one.
+        those = [told for told in known if key in told] if key == TEXT else known
+        if len({repr(told.get(key)) for told in those}) > 1:
             for told, wanted in zip(rows, asked, strict=True):
                 told[key] = wanted.get(key)
     return pd.DataFrame(rows)
@@ -93,21 +96,25 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
     told |= dict.fromkeys(("model", "seed", "treatment"))
     try:
         flat, results = flat_asked(directory, known), directory.results()
+        decided = flat_decided(directory, known)
+        fingerprint = decided.get("decided.fingerprint")
         told |= {"model": class_name({"_target_": flat["model._target_"]}), "seed": flat["seed"]}
-        told["treatment"] = treatment(flat)
+        told["treatment"] = treatment(flat, fingerprint)
         if results is not None:
             told |= numbers(results)
         else:
             told |= so_far(directory)
         if results is None or not results["splits"]:
             # Its validations were under a protocol, too.
-            told |= decided_protocol(directory, known)
+            told |= decided_protocol(decided)
+        if (text := decided.get("decided.texts.val")) is not None:
+            told["val_text"] = str(text)
         told["megabytes"] = round(size(directory.path) / 1e6, 1)
     except (ValueError, OSError) as error:
         return told | {"state": f"damaged: {error}"}
     except (KeyError, TypeError, AttributeError) as error:
         return told | {"state": f"damaged: {directory.path} lacks {error}"}
-    return told | {"asked": differing_keys(flat)}
+    return told | {"asked": differing_keys(flat) | with_text(fingerprint)}
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,20 +146,25 @@ def so_far(directory: RunDirectory) -> dict[str, Any]:
     return told | followed(validations)
 
 
-def decided_protocol(directory: RunDirectory, known: Sections) -> dict[str, str]:
-    """Of a run that was not measured at its end."""
+def flat_decided(directory: RunDirectory, known: Sections) -> dict[str, Any]:
+    """What was decided, by dotted key; nothing where that cannot be read. known: as in `flat_asked`."""
     try:
         text = text_of(directory.path / "config.yaml")
     except (OSError, ValueError):
         return {}
-    section = next((one for one in SECTION.split(text) if one.startswith("decided:")), None)
-    if section is None:
+    _, key, rest = f"\n{text}".partition("\ndecided:")
+    if not key:
         return {}
+    section = key[1:] + SECTION.split(rest, maxsplit=1)[0]
     if section not in known:
         known[section] = _section(section)
-    flat = known[section] or {}
-    protocol = {key: flat.get(f"decided.protocol.{key}") for key in ("name", "unknown")}
-    return {"protocol": protocols.name(protocol, flat.get("decided.val_unknown") or 0)} if protocol["name"] else {}
+    return known[section] or {}
+
+
+def decided_protocol(decided: Mapping[str, Any]) -> dict[str, str]:
+    """Of a run that was not measured at its end."""
+    protocol = {key: decided.get(f"decided.protocol.{key}") for key in ("name", "unknown")}
+    return {"protocol": protocols.name(protocol, decided.get("decided.val_unknown") or 0)} if protocol["name"] else {}
 
 
 def followed(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

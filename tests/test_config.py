@@ -18,6 +18,8 @@ from lmlab.config import (
     short_setting,
     suggest,
     targets,
+    treatment,
+    with_read,
 )
 from lmlab.instantiate import find, instantiate
 
@@ -175,3 +177,16 @@ def test_a_target_that_is_missing_or_takes_other_arguments_is_a_users_error():
         instantiate({"_target_": "no.such.Class"})
     with pytest.raises(ValueError, match="does not fit its config"):
         instantiate({"_target_": "lmlab.models.ngram.NGramLM", "order": 2})
+
+
+def test_what_is_read_from_a_place_makes_another_treatment_and_a_seed_does_not():
+    made = {"fingerprint": "0123456789", "tokenizer": "abcdef0123"}
+    own = asked(compose(["tokenizer=bpe"]))
+    one = treatment(own, made)
+    assert one == treatment(asked(compose(["tokenizer=bpe", "seed=1"])), made)
+    assert one != treatment(own, made | {"fingerprint": "9876543210"})
+    # A tokenizer of one's own is what was asked, trained on the text; one of somebody else's is whatever lies there.
+    assert one == treatment(own, made | {"tokenizer": "other"})
+    foreign = asked(compose(["tokenizer=pretrained", "tokenizer.source=a.json"]))
+    assert treatment(foreign, made) != treatment(foreign, made | {"tokenizer": "other"})
+    assert with_read(foreign, made)["tokenizer.hash"] == "abcdef01"

@@ -52,8 +52,10 @@ _NOT_IDENTITY = [
     "training.histograms",
 ]
 
-# Stands beside the keys that were asked, where it tells runs apart: the same paths may hold other text.
-TEXT = "corpus.fingerprint"
+# Stand beside the keys that were asked, where they tell runs apart: the same paths may hold another text or tokenizer.
+TEXT, TOKENIZER = READ = ("corpus.fingerprint", "tokenizer.hash")
+# The tokenizer that lies somewhere: others are what was asked, trained on the text.
+PRETRAINED = "lmlab.tokenizers.pretrained.train"
 
 # The parts of a stored run's config from which objects are built.
 BUILT_FROM = ("model", "corpus", "tokenizer", "decided")
@@ -184,19 +186,25 @@ def identity(asked_config: Mapping) -> str:
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
-def treatment(asked_config: Mapping, text: str | None = None) -> str:
-    """Eight hex digits that name what was asked, the seed apart, and the text: runs that share them are replicates.
+def treatment(asked_config: Mapping, decided: Mapping | None = None) -> str:
+    """Eight hex digits that name what was asked, the seed apart, and what was read: replicates share them.
 
-    asked_config: as `asked` gives it, or that flattened. text: the corpus's fingerprint, for what was asked does not
-    say where a text lies; None where none was read yet.
+    asked_config: as `asked` gives it, or that flattened. decided: as of `with_read`; None where nothing was read yet.
     """
-    without = {k: v for k, v in flatten(asked_config).items() if k != "seed"} | with_text(text)
+    without = {k: v for k, v in with_read(asked_config, decided or {}).items() if k != "seed"}
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:8]
 
 
-def with_text(fingerprint: str | None) -> dict[str, str]:
-    """A key for the text, to stand beside those that were asked: digits of the corpus's fingerprint; None: no key."""
-    return {} if fingerprint is None else {TEXT: str(fingerprint)[:8]}
+def with_read(asked_config: Mapping, decided: Mapping) -> dict[str, Any]:
+    """What was asked, flat, and digits of what it names by a place alone, which may hold something else another time.
+
+    decided: `fingerprint` of the corpus and `tokenizer`'s hash, as far as they are known.
+    """
+    flat = flatten(asked_config)
+    read = {TEXT: decided.get("fingerprint")}
+    if flat.get("tokenizer._target_") == PRETRAINED:
+        read[TOKENIZER] = decided.get("tokenizer")
+    return flat | {key: str(value)[:8] for key, value in read.items() if value is not None}
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xxhash
 
-from lmlab.config import flatten, short_name, treatment, with_text
+from lmlab.config import short_name, treatment, with_read
 from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
 from lmlab.evaluation import spelling
@@ -280,14 +280,14 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
     groups: dict[tuple[str, str], list[Run]] = {}
     asked: dict[tuple[str, str], dict[str, Any]] = {}
     for argument, run in runs:
-        told, text = flatten(run.directory.asked()), run.config["decided"].get("fingerprint")
-        key = (argument, treatment(told, text))
+        told, decided = run.directory.asked(), run.config["decided"]
+        key = (argument, treatment(told, decided))
         members = groups.setdefault(key, [])
         if (kept := _met(run, members)) is not None:
             log.info("%s: passed over, it is %s again (seed=%s)", run.path, kept.path, _seed(run))
             continue
         members.append(run)
-        asked[key] = {k: v for k, v in told.items() if k != "seed"} | with_text(text)
+        asked[key] = {k: v for k, v in with_read(told, decided).items() if k != "seed"}
     found = []
     for (argument, configuration), members in groups.items():
         others = [asked[key] for key in groups if key[0] == argument and key[1] != configuration]

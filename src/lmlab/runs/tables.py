@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lmlab.config import TEXT, flatten, treatment, with_text
+from lmlab.config import READ, flatten, treatment, with_read
 from lmlab.data.cache import whole_file
 from lmlab.run_directory import MOST_YAML, RunDirectory
 from lmlab.run_directory.plain_yaml import read_yaml
@@ -34,8 +34,8 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     """One row a run: where, state, seed, sizes, numbers, and every key in which the runs differ.
 
     val/bpb is of the best checkpoint on all of val; val/bpb_best and val/bpb_last are of the validations in training.
-    treatment: the same for runs that differ in nothing but the seed. corpus.fingerprint: digits that tell texts apart
-    where there are several. reason: why a run failed, or cannot be read.
+    treatment: the same for runs that differ in nothing but the seed. corpus.fingerprint, tokenizer.hash: digits that
+    tell texts and foreign tokenizers apart where there are several. reason: why a run failed, or cannot be read.
     """
     import pandas as pd
 
@@ -50,7 +50,7 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     known = [told for told in asked if told]
     for key in keys:
         # A run that has read no text yet is of no other one.
-        those = [told for told in known if key in told] if key == TEXT else known
+        those = [told for told in known if key in told] if key in READ else known
         if len({repr(told.get(key)) for told in those}) > 1:
             for told, wanted in zip(rows, asked, strict=True):
                 told[key] = wanted.get(key)
@@ -97,9 +97,9 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
     try:
         flat, results = flat_asked(directory, known), directory.results()
         decided = flat_decided(directory, known)
-        fingerprint = decided.get("decided.fingerprint")
+        read = {key: decided.get(f"decided.{key}") for key in ("fingerprint", "tokenizer")}
         told |= {"model": class_name({"_target_": flat["model._target_"]}), "seed": flat["seed"]}
-        told["treatment"] = treatment(flat, fingerprint)
+        told["treatment"] = treatment(flat, read)
         if results is not None:
             told |= numbers(results)
         else:
@@ -114,7 +114,7 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
         return told | {"state": f"damaged: {error}"}
     except (KeyError, TypeError, AttributeError) as error:
         return told | {"state": f"damaged: {directory.path} lacks {error}"}
-    return told | {"asked": differing_keys(flat) | with_text(fingerprint)}
+    return told | {"asked": differing_keys(with_read(flat, read))}
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:

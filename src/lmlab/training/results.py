@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +49,7 @@ def summarise(plan: Plan, directory: RunDirectory, training: dict[str, Any]) -> 
         from lmlab.training.loggers import write_hparams
 
         shown, step = hyper_parameters(plan), training["steps"]
-        group = group_name(directory.asked(), plan.store.fingerprint)
+        group = group_name(directory.asked(), plan.decided)
         write_hparams(directory.path, shown, final_metrics(results), step, group)
     # Last: a run that has it counts as finished, and the same command writes nothing more.
     directory.write_json("results.json", results)
@@ -150,6 +151,6 @@ def final_metrics(results: dict[str, Any]) -> dict[str, float]:
     return told | {f"cost/{name}": value for name, value in costs.items() if value is not None}
 
 
-def group_name(asked: dict[str, Any], text: str) -> str:
-    """The same for runs that differ in nothing but the seed. text: the corpus's fingerprint."""
-    return "_".join([*(short_name(asked[g]) for g in ("corpus", "tokenizer", "model")), treatment(asked, text)])
+def group_name(asked: dict[str, Any], decided: Mapping[str, Any]) -> str:
+    """The same for runs that differ in nothing but the seed."""
+    return "_".join([*(short_name(asked[g]) for g in ("corpus", "tokenizer", "model")), treatment(asked, decided)])

@@ -298,11 +298,12 @@ def complain(ledger: Ledger) -> None:
     shown = "; ".join(f"{row['name'] or row['overrides']}: {row['reason']}" for row in failed[:3])
     more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
     message = f"{len(failed)} of the {rows} trials failed ({shown}{more})"
+    # On a full disk it was no attempt.
+    tries = max(max(row["attempts"], row["takeovers"]) for row in failed)
+    message += f"; the same command{f' with retries={tries}' if tries else ''} tries them again"
     codes = {row["code"] for row in failed}
     if codes == {USER_INPUT}:
         raise ValueError(message)
-    tries = max(max(row["attempts"], row["takeovers"]) for row in failed)
-    message += f"; the same command with retries={tries} tries them again"
     if OUR_FAULT in codes:
         raise RuntimeError(message)
     raise TrainingFailed(message)

@@ -63,6 +63,16 @@ def test_each_worker_sees_as_many_gpus_as_a_trial_has_processes(tmp_path, monkey
     assert devices(tmp_path, monkeypatch, "auto", replace(ASKED, overrides=said)) == pinned
 
 
+def test_the_instances_that_a_gpu_is_cut_into_are_one_each():
+    listed = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5c89)
+  MIG 3g.20gb     Device  0: (UUID: MIG-c7a3)
+  MIG 3g.20gb     Device  1: (UUID: MIG-6f1b)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-4a12)
+"""
+    assert crew.named_gpus(listed) == ["MIG-c7a3", "MIG-6f1b", "1"]
+    assert crew.named_gpus("") == []
+
+
 def test_a_sweep_on_the_cpu_pins_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     asked = replace(ASKED, overrides=["trainer=cpu"])

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -229,7 +230,18 @@ def visible_gpus() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(i) for i, line in enumerate(filter(None, listed.stdout.splitlines()))] if not listed.returncode else []
+    return named_gpus(listed.stdout) if not listed.returncode else []
+
+
+def named_gpus(listed: str) -> list[str]:
+    """Of what `nvidia-smi -L` says: each GPU's number or, where it is cut into instances (MIG), the name of each."""
+    found: list[list[str]] = []
+    for line in listed.splitlines():
+        if line.startswith("GPU "):
+            found.append([])
+        elif (named := re.search(r"\(UUID: (MIG-[^)]+)\)", line)) is not None:
+            found[-1].append(named[1])
+    return [name for i, parts in enumerate(found) for name in parts or [str(i)]]
 
 
 def grouped(gpus: Sequence[str], devices: str) -> list[str]:

@@ -186,7 +186,10 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 
 def join(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """More repetitions of a row that was measured before: of the same code on the same machine, or ValueError."""
+    """More repetitions of a row that was measured before: of the same code on the same machine, or ValueError.
+
+    Its load is the larger of the two sessions'.
+    """
     if why := differing(before, now):
         raise ValueError(f"{why}: repetitions of the two cannot be put together; measure anew without --more")
     cases = {case["case"]: case for case in before["cases"]}
@@ -195,7 +198,8 @@ def join(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
             pairs = zip(cases[case["case"]]["measures"], case["measures"], strict=True)
             case = case | {"measures": [derive(b | {s: old[s] + b[s] for s in ("ours", "peer")}) for old, b in pairs]}
         cases[case["case"]] = case
-    return dict(before) | {"cases": list(cases.values())}
+    load = [max(pair) for pair in zip(before["machine"]["load"], now["machine"]["load"], strict=True)]
+    return dict(before) | {"machine": before["machine"] | {"load": load}, "cases": list(cases.values())}
 
 
 def write(result: Mapping[str, Any], folder: Path) -> Path:

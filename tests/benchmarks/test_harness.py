@@ -118,6 +118,12 @@ def test_more_repetitions_are_added_on_the_same_machine_only(tmp_path):
         join(before | {"machine": before["machine"] | {"cores": 1}}, now)
 
 
+def test_the_load_of_several_sessions_is_the_larger_one(tmp_path):
+    before, now = result(tmp_path, [1.0], [3.0]), result(tmp_path, [2.0], [2.0])
+    before["machine"]["load"], now["machine"]["load"] = (0.5, 3.0, 1.0), (6.0, 2.0, 1.0)
+    assert join(before, now)["machine"] == before["machine"] | {"load": [6.0, 3.0, 1.0]}
+
+
 def test_a_row_prints_both_sides_and_whether_the_target_is_met(tmp_path):
     title, line = lines(result(tmp_path, [1.0, 2.0], [3.0, 4.0]))
     assert title == "row: a title"

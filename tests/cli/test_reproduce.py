@@ -93,6 +93,24 @@ def test_a_number_is_measured_as_the_recipe_says_whatever_the_run_does(own, tmp_
     assert other["changed"]["evaluation.lanes"] == [16, 4]
 
 
+def test_a_recipe_of_a_class_of_ones_own_is_measured_as_it_was_trained(own, tmp_path, monkeypatch):
+    from lmlab.runs import Run
+
+    code = "from lmlab.models.lstm import LSTMLM\n\n\nclass OwnLM(LSTMLM):\n    pass\n"
+    (tmp_path / "reproduced_models.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kernels, was = [], Run.__init__
+
+    def noted(self, *args, **kwargs):
+        was(self, *args, **kwargs)
+        kernels.append(self.kernels)
+
+    monkeypatch.setattr(Run, "__init__", noted)
+    words = ["model._target_=reproduced_models.OwnLM", "kernels=plain", "trainer.max_steps=1"]
+    assert reproduce(own, tmp_path / "runs", *words) == 0
+    assert kernels[-1] == "plain"
+
+
 def test_a_part_is_no_whole_and_says_where_it_leads(own, tmp_path, capsys):
     part = ["trainer.max_steps=10", "trainer.val_check_interval=1"]
     assert reproduce(own, tmp_path, *part) == 0

@@ -124,6 +124,15 @@ def test_a_failing_job_does_not_end_a_multirun(small, tmp_path, capsys):
     assert "1 of the 3 trials failed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", [["train"], ["bench"], ["reproduce", "demo"]])
+def test_a_sweep_is_not_taken_for_one_run(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*verb, "sweep=lr"]) == 2
+    told = "lmlab: sweep=lr is of many runs: lmlab sweep sweep=lr, or lmlab train -m sweep=lr\n"
+    assert capsys.readouterr().err == told
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_solved_width_is_written_down(small, tmp_path):
     kept = [o for o in small["transformer"] if not o.startswith("model.d_model")]
     assert main(["train", f"run_dir={tmp_path / 'run'}", *kept, "n_params=60k", "trainer.max_steps=1"]) == 0

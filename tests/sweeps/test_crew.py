@@ -9,12 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 from tests.sweeps.conftest import TINY
-from tests.sweeps.test_pruning import ASKED
+from tests.sweeps.test_pruning import ASKED as UNCOMPOSED
 
 from lmlab.errors import TrainingFailed
 from lmlab.sweeps import crew
 from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.composer import Composer
 from lmlab.sweeps.ledger import Ledger
+
+ASKED = replace(UNCOMPOSED, space={"optimizer.lr": "interval(1e-3,1e-1)"})
 
 
 @pytest.mark.parametrize(
@@ -63,9 +66,35 @@ def test_each_worker_sees_as_many_gpus_as_a_trial_has_processes(tmp_path, monkey
     assert devices(tmp_path, monkeypatch, "auto", replace(ASKED, overrides=said)) == pinned
 
 
-def test_a_sweep_on_the_cpu_pins_nothing(tmp_path, monkeypatch):
+def test_the_instances_that_a_gpu_is_cut_into_are_one_each():
+    listed = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5c89)
+  MIG 3g.20gb     Device  0: (UUID: MIG-c7a3)
+  MIG 3g.20gb     Device  1: (UUID: MIG-6f1b)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-4a12)
+"""
+    assert crew.named_gpus(listed) == ["MIG-c7a3", "MIG-6f1b", "1"]
+    assert crew.named_gpus("") == []
+
+
+def test_what_an_options_file_says_of_threads_and_devices_is_heeded(tmp_path, monkeypatch):
+    (tmp_path / "conf/tuned").mkdir(parents=True)
+    (tmp_path / "conf/tuned/fast.yaml").write_text("# @package _global_\nthreads: 4\n")
+    (tmp_path / "conf/trainer").mkdir()
+    (tmp_path / "conf/trainer/mine.yaml").write_text("defaults: [ddp, _self_]\ndevices: 2\n")
+    monkeypatch.setattr(crew, "cores", lambda: 8)
+    monkeypatch.setattr(crew, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    own = replace(ASKED, config_dir=str(tmp_path / "conf"))
+    assert devices(tmp_path, monkeypatch, "auto", replace(own, overrides=["trainer=mine"])) == ["0,1", "2,3"]
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        tuned = replace(own, overrides=["trainer=cpu", "+tuned=fast"])
+        its = crew.LocalCrew(tmp_path, "auto", tuned, ledger, Composer(own.config_dir))
+    assert (its.n, its.threads, its.gpus) == (2, 4, [])
+
+
+@pytest.mark.parametrize("said", ["trainer=cpu", "trainer.accelerator=cpu"])
+def test_a_sweep_on_the_cpu_pins_nothing(tmp_path, monkeypatch, said):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
-    asked = replace(ASKED, overrides=["trainer=cpu"])
+    asked = replace(ASKED, overrides=[said])
     assert devices(tmp_path, monkeypatch, 2, asked) == ["GPU-a,GPU-b"] * 2
 
 
@@ -84,7 +113,7 @@ def test_a_worker_that_died_is_no_other_machines_of_the_same_number_and_id(tmp_p
             number = ledger.add_point({}, [], {}, [0]) + 1
             ledger.start(number, "0")
             ledger.set(number, host=host, pid=7)
-        its = crew.LocalCrew(tmp_path, 1, ASKED, ledger)
+        its = crew.LocalCrew(tmp_path, 1, ASKED, ledger, Composer(None))
         its._bury(ledger, 0, 7, 1)
         assert [row["status"] for row in ledger.trials()] == ["failed", "running"]
 
@@ -96,7 +125,9 @@ def devices(path: Path, monkeypatch, workers: int | str, asked: Asked, status: i
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     with Ledger(path / "ledger.sqlite", create=True) as ledger:
-        assert crew.LocalCrew(path, workers, asked, ledger).run(ledger, lambda: None) is False
+        assert (
+            crew.LocalCrew(path, workers, asked, ledger, Composer(asked.config_dir)).run(ledger, lambda: None) is False
+        )
     return [log.read_text().strip() for log in sorted(path.glob("workers/*.log"))]
 
 

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.sweeps.test_pruning import ASKED
 
 from lmlab.sweeps.ledger import SILENCE, Ledger, alive, birth, journal, me
+from lmlab.sweeps.worker import take_over
 
 DRAW = """
 import sys
@@ -87,6 +89,22 @@ def test_a_silent_worker_elsewhere_is_dead_after_a_while_whatever_its_clock_says
     assert ledger.orphans() == []
     clock += SILENCE
     assert len(ledger.orphans()) == 1
+
+
+def test_a_trial_that_gets_further_may_lose_a_worker_again_and_one_that_does_not_has_failed(ledger):
+    """Workers elsewhere: two deaths at one place are the trial's fault, whatever it reports of where it has been."""
+    ledger.add_point({}, [], {}, [0])
+
+    def killed(*steps: int) -> str:
+        ledger.start(1, "w")
+        for step in steps:
+            ledger.report(1, step, 1.0)
+        ledger.set(1, born="0")
+        take_over(ASKED, ledger)
+        return ledger.trial(1)["status"]
+
+    assert [killed(10), killed(20), killed(30), killed(40)] == ["waiting"] * 4
+    assert killed(30, 40) == "failed"
 
 
 def test_two_trials_of_one_directory_take_turns(ledger):

@@ -2,9 +2,12 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
+from tests.sweeps.conftest import TINY
 
+from lmlab.config import compose
 from lmlab.sweeps.asked import Asked
 from lmlab.sweeps.ledger import Ledger
 from lmlab.sweeps.pruning import behind, bracket, check, goal, promote, shares
@@ -161,3 +164,48 @@ def test_a_points_own_replicates_do_not_stop_it(ledger):
 def test_numbers_that_make_no_rungs_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         check(ASHA | wrong)
+
+
+def test_no_process_of_several_stops_alone():
+    """Past its rung, at step 3; what is wanted is asked of all at once, every second step."""
+    from lightning import LightningModule, Trainer
+
+    from lmlab.sweeps.reporter import Reporter
+    from lmlab.training.callbacks import GracefulStop
+
+    callbacks = [GracefulStop(), Reporter("val/bpb", lambda total_steps: 3, lambda step, value: False)]
+    asked = Mock(reduce_boolean_decision=lambda wanted, all: wanted)
+    trainer = Mock(spec=Trainer, world_size=2, should_stop=False, callbacks=callbacks, strategy=asked)
+    module = Mock(spec=LightningModule, step=0, total_steps=9, log_every=2, history=[])
+    callbacks[1].on_train_start(trainer, module)
+    stopped = []
+    for module.step in (2, 3, 4):
+        for callback in callbacks:
+            callback.on_train_batch_end(trainer, module)
+        stopped.append(trainer.should_stop)
+    assert stopped == [False, False, True]
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_processes_stops_at_its_rung_in_both(here):
+    """The rung is at step 3; both are asked every second step, and what was known by then counts: step 4."""
+    from lmlab.experiment import train
+    from lmlab.sweeps.reporter import Reporter
+
+    both = ["trainer=ddp", "trainer.accelerator=cpu", "devices=2", "evaluation.lanes=2", "training.log_every=2"]
+    config = compose([*(word for word in TINY if word != "trainer=cpu"), *both, "floors=false", "run_dir=run"])
+
+    def run():
+        told: dict[int, float] = {}
+
+        def report(step: int, value: float) -> bool:
+            told[step] = value
+            return False
+
+        results = train(config, watchers=[lambda: Reporter("val/bpb", lambda total_steps: 3, report)])["training"]
+        return results["stopped_because"], results["steps"], list(told)
+
+    assert run() == ("pruned", 4, [3, 4])
+    # Killed before anybody knew: it has been there, and goes no further than where both are asked next.
+    (here / "run/results.json").unlink()
+    assert run() == ("pruned", 6, [3, 6])

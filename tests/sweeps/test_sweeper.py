@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -350,6 +351,17 @@ def test_a_directory_of_another_sweep_and_a_damaged_ledger_are_left_as_they_are(
     assert sweep("optimizer.lr=1e-2,1e-3") == 2
     assert "ledger.sqlite is damaged" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in (here / "s").rglob("*") if p.is_file()} == before
+
+
+def test_what_only_some_points_of_a_list_override_makes_another_sweep(sweep, here, capsys, untrained):
+    command = ["strategy=list", 'points=[["optimizer.lr=1e-2"],["model.d_model=6"]]', "test=false"]
+    assert sweep(*command, "optimizer.lr=3e-3") == 0
+    assert sweep(*command, "optimizer.lr=1e-3") == 2
+    assert "s is another sweep (elsewhere.optimizer.lr: '3e-3' there, '1e-3' now)" in capsys.readouterr().err
+    # What no point overrides is told of the first; such sweeps are what they were.
+    asked = load(here / "s")
+    assert asked.identity()["elsewhere"] == {"model.d_model": "8", "optimizer.lr": "3e-3"}
+    assert "elsewhere" not in replace(asked, points=[["seed=1"]]).identity()
 
 
 def test_the_last_word_on_a_key_is_the_command_lines():

@@ -18,6 +18,8 @@ from lmlab.terminal import printable, writes_utf8
 # Flags that stand by themselves, and flags with a value after them or after `=`.
 SWITCHES = ("--help", "-h", "--multirun", "-m", "--resolve")
 VALUED = ("--cfg", "-c", "--config-dir", "-cd", "--package", "-p")
+# Verbs that train one run, of which a sweep's options say nothing.
+TRAINING = ("train", "bench", "reproduce")
 # Verbs that measure stored runs, by default as each was; and what may differ from that alone.
 MEASURING = ("evaluate", "compare")
 OF_OWN = [f"evaluation.{key}" for key in ("lanes", "stride", "max_context", "limit_tokens", "precision", "unknown")]
@@ -67,6 +69,9 @@ def parse(verb: str, arguments: Sequence[str]) -> CommandLine:
     if verb != "train" and {"-m", "--multirun"} & flags.keys():
         raise ValueError(f"-m runs several trainings; lmlab {verb} takes one run at a time")
     line = CommandLine(flags, overrides)
+    many = next((o for o in overrides if o.lstrip("+").startswith("sweep=") and not o.endswith("=null")), None)
+    if verb in TRAINING and many and not (line.help or line.shown or {"-m", "--multirun"} & flags.keys()):
+        raise ValueError(f"{many} is of many runs: lmlab sweep {many}, or lmlab train -m {many}")
     if line.config_dir is not None:
         if not Path(line.config_dir).is_dir():
             raise FileNotFoundError(f"--config-dir {line.config_dir} is no directory")

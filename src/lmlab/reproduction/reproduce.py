@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lmlab.config import BUDGETS, asked, differences, directory_name, plain, treatment, with_budget
+from lmlab.config import BUDGETS, asked, differences, directory_name, plain, targets, treatment, with_budget
 from lmlab.decisions import choose_device
 from lmlab.evaluation.protocol import Protocol
 from lmlab.evaluation.published import Figure, Published, read
@@ -54,9 +54,10 @@ def reproduce(name: str, recipe: DictConfig, config: DictConfig) -> dict[str, An
     results = train(config)
     if config.dry_run:
         return results
+    # What was just trained may be loaded.
     run = load(
-        config.run_dir, device=choose_device(config.trainer.accelerator), allow_targets=config.allow_targets,
-        cache_dir=config.cache_dir,
+        config.run_dir, device=choose_device(config.trainer.accelerator), kernels=config.kernels,
+        allow_targets={*config.allow_targets, *targets(plain(config))}, cache_dir=config.cache_dir,
     )  # fmt: skip
     changed, budgets = departures(recipe, config)
     training = {k: v for k, v in results["training"].items() if k not in ("history", "performance", "first_loss")}

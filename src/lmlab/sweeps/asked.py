@@ -101,7 +101,8 @@ class Asked:
     def identity(self) -> dict[str, Any]:
         """What makes it this sweep: `base` has what its first point has, `elsewhere` what only others may have."""
         told = {k: v for k, v in asdict(self).items() if k not in (*_NOT_IDENTITY, "overrides")}
-        elsewhere = {key: self.fixed[key] for key in self.when if key in self.fixed}
+        others = {*self.when, *(o.partition("=")[0].lstrip("+~") for point in self.points for o in point)}
+        elsewhere = {key: self.fixed[key] for key in sorted(others & self.fixed.keys())}
         return told | ({"elsewhere": elsewhere} if elsewhere else {})
 
     def digest(self) -> str:

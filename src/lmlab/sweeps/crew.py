@@ -2,18 +2,22 @@
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from lmlab.errors import DONE, INTERRUPTED, TRAINING_FAILED, TrainingFailed
 from lmlab.sweeps.asked import Asked
+from lmlab.sweeps.composer import Composer
 from lmlab.sweeps.ledger import Ledger, results_of
 from lmlab.sweeps.space import samples
 from lmlab.sweeps.worker import give_up_or_retry, halve
@@ -51,14 +55,26 @@ def divide(
     return n, threads or max(1, cores() // n), why
 
 
-def fitting(asked: Asked, ledger: Ledger) -> tuple[int, str] | None:
+def sampled(asked: Asked, composer: Composer) -> Iterator[DictConfig]:
+    """Configs of a few of the space's points, far apart, of those that can run: the others' trials say why."""
+    from lmlab.sweeps.trial import config_of
+
+    points = asked.points or [[]]
+    if asked.parameters:
+        points = [asked.overrides_of(p) for last in (False, True) for p in samples(asked.parameters, last)]
+    for point in points[:8]:
+        try:
+            yield config_of([*asked.overrides, *point], asked.seeds[0], composer)
+        except Exception as error:
+            log.debug("no config of %s: %s", point, error)
+
+
+def fitting(asked: Asked, ledger: Ledger, composer: Composer) -> tuple[int, str] | None:
     """How many trials fit into this machine's memory side by side, and of which size; None where nobody knows.
 
     By the largest that has run, else by an estimate of a few of the space's points.
     """
     from lmlab.sweeps import memory
-    from lmlab.sweeps.composer import Composer
-    from lmlab.sweeps.trial import config_of
 
     free = memory.available()
     if free is None:
@@ -67,14 +83,10 @@ def fitting(asked: Asked, ledger: Ledger) -> tuple[int, str] | None:
     if any(told):
         one, how = 1e9 * max(told), "measured"
     else:
-        composer, points = Composer(asked.config_dir), asked.points or [[]]
-        if asked.parameters:
-            points = [asked.overrides_of(p) for last in (False, True) for p in samples(asked.parameters, last)]
         try:
-            configs = [config_of([*asked.overrides, *point], asked.seeds[0], composer) for point in points[:8]]
-            one, how = max(map(memory.estimate, configs)), "estimated"
+            one, how = max(map(memory.estimate, sampled(asked, composer))), "estimated"
         except Exception as error:
-            # Some of it cannot run: its trials say why.
+            # A model that cannot be built: its trial says why.
             log.debug("no estimate of a trial's memory: %s", error)
             return None
     return int(free // one), f"{how} at {one / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
@@ -83,14 +95,15 @@ def fitting(asked: Asked, ledger: Ledger) -> tuple[int, str] | None:
 class LocalCrew:
     """Processes of this machine, each with its share of the cores, and its GPUs where there are any."""
 
-    def __init__(self, directory: Path, workers: int | str, asked: Asked, ledger: Ledger):
+    def __init__(self, directory: Path, workers: int | str, asked: Asked, ledger: Ledger, composer: Composer):
         self.directory, self.asked = directory, asked
-        gpus = visible_gpus() if asked.fixed.get("trainer") != "cpu" else []
-        self.gpus = grouped(gpus, asked.fixed.get("trainer.devices", asked.fixed.get("devices", "1")))
-        threads = asked.base.get("threads") or _number(asked.fixed.get("threads"))
-        fits = fitting(asked, ledger) if workers == "auto" and not self.gpus else None
+        # A sweep of which no point can run is refused before; an option's file may say it as well as an override.
+        config = next(sampled(asked, composer))
+        gpus = visible_gpus() if config.trainer.accelerator != "cpu" else []
+        self.gpus = grouped(gpus, str(config.trainer.devices))
+        fits = fitting(asked, ledger, composer) if workers == "auto" and not self.gpus else None
         n_trials, most = asked.n_points * asked.replicates, None if fits is None else fits[0]
-        self.n, self.threads, why = divide(workers, threads, len(self.gpus), n_trials, most)
+        self.n, self.threads, why = divide(workers, config.threads, len(self.gpus), n_trials, most)
         if why is not None:
             size = "" if fits is None else f"; a trial is {fits[1]}"
             log.info("workers=auto: %d (%s%s), %d threads each", self.n, why, size, self.threads)
@@ -229,14 +242,22 @@ def visible_gpus() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(i) for i, line in enumerate(filter(None, listed.stdout.splitlines()))] if not listed.returncode else []
+    return named_gpus(listed.stdout) if not listed.returncode else []
+
+
+def named_gpus(listed: str) -> list[str]:
+    """Of what `nvidia-smi -L` says: each GPU's number or, where it is cut into instances (MIG), the name of each."""
+    found: list[list[str]] = []
+    for line in listed.splitlines():
+        if line.startswith("GPU "):
+            found.append([])
+        elif (named := re.search(r"\(UUID: (MIG-[^)]+)\)", line)) is not None:
+            found[-1].append(named[1])
+    return [name for i, parts in enumerate(found) for name in parts or [str(i)]]
 
 
 def grouped(gpus: Sequence[str], devices: str) -> list[str]:
     """What each worker sees of them: as many as a trial has processes. Where there are fewer, training says so."""
-    each = max(1, len(gpus) if devices in ("auto", "-1") else _number(devices) or 1)
+    each = len(gpus) if devices in ("auto", "-1") else int(devices) if devices.isdigit() else 1
+    each = max(1, each)
     return [",".join(gpus[i : i + each]) for i in range(0, len(gpus), each)][: max(1, len(gpus) // each)]
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None

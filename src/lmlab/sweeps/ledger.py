@@ -323,9 +323,12 @@ class Ledger:
         return now - self.signs[row["id"]][1]
 
     def report(self, number: int, step: int, value: float) -> None:
+        """What a validation measured. A trial that gets further than ever is no cause of its workers' deaths so far."""
         with self.transaction():
+            furthest = self.ask("SELECT COALESCE(MAX(step), 0) AS step FROM reports WHERE trial = ?", number)[0]["step"]
             self.connection.execute("INSERT OR REPLACE INTO reports VALUES (?, ?, ?)", (number, step, value))
-            self.set(number, step=step, heartbeat=time.time())
+            further = {"takeovers": 0} if step > furthest else {}
+            self.set(number, step=step, heartbeat=time.time(), **further)
 
     def reports(self) -> dict[int, dict[int, float]]:
         """{trial: {step: value}}"""

@@ -17,11 +17,12 @@ PER_PARAMETER = 16
 PER_LAYER, PER_ENTRY = 17, 2
 # Where the text decides how many entries the vocabulary has.
 ENTRIES = 8192
-# A control group's limit, its use, and what of that is files that were read and can be dropped; in version 2 and 1.
-LIMITS = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    *[("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file")],
-)
+# By controller, as /proc/self/cgroup names it (version 2 has none): its folder, and there a control group's limit, its
+# use, and what of that is files that were read and can be dropped.
+LIMITS = {
+    "": ("", "memory.max", "memory.current", "memory.stat", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"),
+}
 
 
 def estimate(config: DictConfig) -> float:
@@ -54,19 +55,44 @@ def estimate(config: DictConfig) -> float:
     return held
 
 
-def available(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Bytes that new processes may take: the system's, or what is left of the control group's limit. None: not told."""
+def available(
+    meminfo: Path = Path("/proc/meminfo"),
+    groups: Path = Path("/sys/fs/cgroup"),
+    own: Path = Path("/proc/self/cgroup"),
+) -> float | None:
+    """Bytes that new processes may take: the system's, or the least that is left of its control groups' limits.
+
+    None: not told. own: which group of each controller this process is in; those above it hold it, too.
+    """
     try:
         lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
         free = 1024.0 * int(lines["MemAvailable"].split()[0])
     except (OSError, ValueError, KeyError):
         return None
-    for most, used, stat, files in LIMITS:
-        try:
-            told = dict(line.split() for line in (group / stat).read_text().splitlines())
-            held = int((group / used).read_text()) - int(told.get(files, 0))
-            free = min(free, int((group / most).read_text()) - held)
-        except (OSError, ValueError):
-            # No such limit: there is no file, or it says "max".
-            continue
+    for controller, place in _within(own).items():
+        folder, most, used, stat, files = LIMITS[controller]
+        for group in (place, *place.parents):
+            at = groups / folder / group
+            try:
+                told = dict(line.split() for line in (at / stat).read_text().splitlines())
+                held = int((at / used).read_text()) - int(told.get(files, 0))
+                free = min(free, int((at / most).read_text()) - held)
+            except (OSError, ValueError):
+                # No such limit: there is no file, or it says "max".
+                continue
     return max(free, 0.0)
+
+
+def _within(own: Path) -> dict[str, Path]:
+    """{controller: this process's group, below the root of what is mounted}; the root where nobody tells."""
+    found = dict.fromkeys(LIMITS, Path())
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in found.keys() & set(controllers.split(",")):
+            # Within a container the path may be the host's, of which nothing is mounted, or lead out of the mount.
+            found[controller] = Path() if ".." in path.split("/") else Path(path.lstrip("/"))
+    return found

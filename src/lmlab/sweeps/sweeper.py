@@ -47,7 +47,9 @@ def sweep(
     asking.check(options)
     pruning.check(options["pruning"])
     strategy.check(options["strategy"], options["pruning"]["rule"])
-    asked = settle(options, arguments, config)
+    config_dir = next((s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"), None)
+    composer = Composer(config_dir)
+    asked = settle(options, arguments, config, composer)
     directory = Path(options["sweep_dir"] or default_directory(asked, config))
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"sweep_dir={directory} is a file; name a directory")
@@ -64,7 +66,7 @@ def sweep(
         before = ledger.counts()
         known = "" if fresh else f", continued: {before['done']} done, {before['waiting']} to go on"
         log.info("sweep %s: %d points%s", directory, n_points, known)
-        crew = build_crew(options["workers"], directory, asked, ledger, config, hydra_context, task_function)
+        crew = build_crew(options["workers"], directory, asked, ledger, composer, config, hydra_context, task_function)
         tidy = Tidy(asked, ledger, directory)
         with closing(Mirror(directory, asked)) as mirror:
             with View(directory, ledger, asked) as view:
@@ -86,7 +88,7 @@ def sweep(
         complain(ledger)
 
 
-def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictConfig) -> Asked:
+def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictConfig, composer: Composer) -> Asked:
     """What is varied and what is fixed, each key once; the command line has the last word."""
     from lmlab.sweeps.trial import config_of, fingerprint
 
@@ -109,8 +111,6 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
     check_space(options["strategy"], parameters, points, options["trials"], len(seeds))
     objective, keys = choosing.read(options["objective"]), [p.key for p in parameters]
     strategy.check_protocols(options["strategy"], options["pruning"]["rule"], objective, keys, points)
-    config_dir = next((s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"), None)
-    composer = Composer(config_dir)
 
     def make(point: list[str]) -> DictConfig:
         return config_of([*overrides, *point], seeds[0], composer)
@@ -142,7 +142,7 @@ def settle(options: Mapping[str, Any], arguments: Sequence[str], config: DictCon
         keep=options["keep"],
         test=test != "false",
         floors=floors,
-        config_dir=config_dir,
+        config_dir=composer.config_dir,
         base=asked_config(with_budget(configs[0])) | {"seed": seeds[0]},
         fingerprint=fingerprint(configs[0]),
     )
@@ -270,13 +270,14 @@ def build_crew(
     directory: Path,
     asked: Asked,
     ledger: Ledger,
+    composer: Composer,
     config: DictConfig,
     hydra_context: Any,
     task_function: Any,
 ) -> LocalCrew | HydraCrew:
     """Processes of this machine, or jobs of a launcher other than Hydra's basic one."""
     if str(config.hydra.launcher["_target_"]).endswith("BasicLauncher"):
-        return LocalCrew(directory, workers, asked, ledger)
+        return LocalCrew(directory, workers, asked, ledger, composer)
     return HydraCrew(directory, workers, config, hydra_context, task_function)
 
 
@@ -298,11 +299,12 @@ def complain(ledger: Ledger) -> None:
     shown = "; ".join(f"{row['name'] or row['overrides']}: {row['reason']}" for row in failed[:3])
     more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
     message = f"{len(failed)} of the {rows} trials failed ({shown}{more})"
+    # On a full disk it was no attempt.
+    tries = max(max(row["attempts"], row["takeovers"]) for row in failed)
+    message += f"; the same command{f' with retries={tries}' if tries else ''} tries them again"
     codes = {row["code"] for row in failed}
     if codes == {USER_INPUT}:
         raise ValueError(message)
-    tries = max(max(row["attempts"], row["takeovers"]) for row in failed)
-    message += f"; the same command with retries={tries} tries them again"
     if OUR_FAULT in codes:
         raise RuntimeError(message)
     raise TrainingFailed(message)

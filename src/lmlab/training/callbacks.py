@@ -157,7 +157,8 @@ class StartLoss(Callback):
 class GracefulStop(Callback):
     """The first Ctrl-C or SIGTERM ends the step, validates and saves; the second one ends the process.
 
-    Rank 0 hears the signal, all ranks stop after the same step.
+    Rank 0 hears the signal, all ranks stop after the same step; so they do where a callback of rank 0's alone wants to
+    stop, which says so by its `stopping`.
     """
 
     def __init__(self):
@@ -180,7 +181,8 @@ class GracefulStop(Callback):
             self._before = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if agree(trainer, pl_module, self.interrupted):
+        wanted = self.interrupted or any(getattr(c, "stopping", False) for c in trainer.callbacks)
+        if agree(trainer, pl_module, wanted):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

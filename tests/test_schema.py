@@ -75,6 +75,12 @@ def test_the_tables_know_only_keys_that_exist():
         assert f"{leaf}: " in stated or f'"{leaf}": ' in stated, key
 
 
+def test_a_time_between_validations_is_refused_by_its_key():
+    with pytest.raises(ValueError, match="trainer.val_check_interval=00:00:10:00 must be a number or null"):
+        check_keys({"trainer": {"val_check_interval": "00:00:10:00"}})
+    check_keys({"trainer": {"val_check_interval": 0.5}})
+
+
 def test_budgets_must_train_something_and_seeds_be_ones_that_torch_takes():
     for config, told in [
         ({"trainer": {"max_steps": 0}}, "max_steps=0"),

@@ -93,6 +93,8 @@ TYPES: dict[str, Any] = {
     "resamples": int,
     "trainer.max_steps": int | None,
     "trainer.max_epochs": float | None,
+    # Lightning's times (00:00:10:00) are none here: validations are due by steps.
+    "trainer.val_check_interval": int | float | None,
 }
 CHOICES: dict[str, tuple] = {
     "precision": ("auto", "32", "32-true", "bf16", "bf16-mixed"),

@@ -157,6 +157,10 @@ INSTEAD = {
     "limit_train_batches": "train_share or trainer.max_steps",
     "limit_val_batches": "validation.limit_tokens",
     "fast_dev_run": "trainer.max_steps=1",
+    # A run is one epoch of Lightning's: with either nothing stops it, not Ctrl-C and not trainer.max_time.
+    "min_epochs": "callbacks.early_stopping.patience",
+    "min_steps": "callbacks.early_stopping.patience",
+    "num_nodes": "devices, which are of one machine",
     "default_root_dir": "run_dir",
     "enable_progress_bar": "callbacks.progress=null",
 }

@@ -248,9 +248,15 @@ def stopped_because(module: LMModule, trainer: Trainer | None, stop: GracefulSto
         return "pruned"
     if any(isinstance(c, EarlyStopping) and stopped_early(c) for c in trainer.callbacks):
         return "early stopping"
-    if any(isinstance(c, Timer) for c in trainer.callbacks):
+    if any(isinstance(c, Timer) and ran_out(c) for c in trainer.callbacks):
         return "max_time"
     return "callback"
+
+
+def ran_out(timer: Timer) -> bool:
+    """Whether training has used up its time; a limit may be asked for and never be reached."""
+    left = timer.time_remaining()
+    return left is not None and left <= 0
 
 
 def fit_counts(plan: Plan, directory: RunDirectory) -> dict[str, Any]:

@@ -52,6 +52,9 @@ _NOT_IDENTITY = [
     "training.histograms",
 ]
 
+# Asked for and kept in asked.yaml, but speed alone: a run may go on with others, as where memory ran out.
+_SPEED = ("validation.batch_size", "callbacks.checkpoints.every_minutes", "callbacks.checkpoints.every_n_steps")
+
 # The parts of a stored run's config from which objects are built.
 BUILT_FROM = ("model", "corpus", "tokenizer", "decided")
 
@@ -175,7 +178,7 @@ def literal(node: Any) -> Any:
 
 def identity(asked_config: Mapping) -> str:
     """Twelve hex digits that name what was asked, budgets apart: a larger budget continues the same run."""
-    without = {k: v for k, v in flatten(asked_config).items() if k not in BUDGETS}
+    without = {k: v for k, v in numbering(asked_config).items() if k not in BUDGETS}
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
@@ -184,7 +187,7 @@ def treatment(asked_config: Mapping) -> str:
 
     asked_config: as `asked` gives it, or that flattened.
     """
-    without = {k: v for k, v in flatten(asked_config).items() if k != "seed"}
+    without = {k: v for k, v in numbering(asked_config).items() if k != "seed"}
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:8]
 
 
@@ -200,9 +203,14 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def numbering(asked_config: Mapping) -> dict[str, Any]:
+    """What was asked and decides a number, by dotted key."""
+    return {k: v for k, v in flatten(asked_config).items() if k not in _SPEED}
+
+
 def differences(ours: Mapping, theirs: Mapping) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, each with both values; an absent key reads as None."""
-    a, b = flatten(ours), flatten(theirs)
+    """Dotted keys that decide a number and whose values differ, each with both; an absent key reads as None."""
+    a, b = numbering(ours), numbering(theirs)
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
 
 

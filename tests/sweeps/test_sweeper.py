@@ -3,10 +3,12 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
 from tests.sweeps.conftest import TINY
+from tests.sweeps.test_pruning import ASKED
 
 from lmlab.sweeps.asked import load
 from lmlab.sweeps.ledger import Ledger
@@ -350,6 +352,14 @@ def test_a_directory_of_another_sweep_and_a_damaged_ledger_are_left_as_they_are(
     assert sweep("optimizer.lr=1e-2,1e-3") == 2
     assert "ledger.sqlite is damaged" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in (here / "s").rglob("*") if p.is_file()} == before
+
+
+def test_what_is_speed_alone_makes_no_other_sweep(tmp_path):
+    then = replace(ASKED, base={"seed": 0, "validation": {"batch_size": None}})
+    then.save(tmp_path)
+    replace(then, base={"seed": 0, "validation": {"batch_size": 4}}).check(tmp_path)
+    with pytest.raises(ValueError, match=r"another sweep \(seed: 0 there, 1 now\)"):
+        replace(then, base={"seed": 1, "validation": {"batch_size": 4}}).check(tmp_path)
 
 
 def test_the_last_word_on_a_key_is_the_command_lines():

@@ -213,6 +213,18 @@ def test_max_time_stops_and_counts_what_was_used_before(train, tmp_path, monkeyp
     assert results["steps"] < more["steps"] <= 14, "one more second, not two"
 
 
+def test_a_run_out_of_memory_while_validating_goes_on_with_fewer_rows_at_once(train, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LMModule, "validation_step", full)
+        with pytest.raises(TrainingFailed, match=r"while validating after step 4: .*smaller validation.batch_size"):
+            train("run", *SHORT)
+    train("run", *SHORT, "validation.batch_size=1")
+    assert RunDirectory(tmp_path / "run").asked()["validation"]["batch_size"] == 1, "the new value holds"
+
+
 class Enough(Callback):
     """Somebody else's, which stops training after two steps."""
 

@@ -78,10 +78,7 @@ def run(plan: Plan, directory: RunDirectory, checkpoint: dict[str, Any] | None) 
         # Of its own kind, by which train.log tells it from a full disk.
         raise NotFinite(f"{error}; {kept(directory)} (other settings are another run: name another run_dir)") from error
     except torch.OutOfMemoryError as error:
-        raise TrainingFailed(
-            f"out of memory at step {module.step}: halve training.micro_batch_size "
-            f"(now {plan.config.training.micro_batch_size or plan.batching.batch_size}); the gradients stay the same"
-        ) from error
+        raise TrainingFailed(out_of_memory(plan, module.step, meter.validating.running)) from error
     except (OSError, RuntimeError) as error:
         if (full := full_disk(error)) is None:
             raise
@@ -96,6 +93,20 @@ def run(plan: Plan, directory: RunDirectory, checkpoint: dict[str, Any] | None) 
             # What follows is rank 0's alone.
             torch.distributed.destroy_process_group()
     return summary(module, trainer, stop, meter)
+
+
+def out_of_memory(plan: Plan, step: int, validating: bool) -> str:
+    """What to do about it: of what is held at once training and validation each decide their own."""
+    if validating:
+        return (
+            f"out of memory while validating after step {step}: ask for a smaller validation.batch_size "
+            f"(now {plan.config.validation.batch_size or 'as many rows as suit the device'}); its numbers stay the "
+            "same, and the same run goes on"
+        )
+    return (
+        f"out of memory at step {step}: halve training.micro_batch_size "
+        f"(now {plan.config.training.micro_batch_size or plan.batching.batch_size}); the gradients stay the same"
+    )
 
 
 def kept(directory: RunDirectory) -> str:

@@ -1,14 +1,19 @@
 """Several processes train what one trains, and leave one run."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from lmlab.config import compose
+from lmlab.experiment import plan
 from lmlab.training import ranks
 from lmlab.training.checkpoints import read, weights
+
+from .conftest import QUIET
 
 TRANSFORMER = ["model=transformer", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_context=16"]
 TRANSFORMER += ["batching=windows", "batching.batch_size=4", "batching.seq_len=16"]
@@ -34,6 +39,25 @@ def test_devices_that_mean_nothing_are_refused(devices, device, told):
         ranks.count(devices, device)
     assert ranks.count("2", "cpu") == 2
     assert ranks.count("auto", "cpu") == 1
+
+
+@pytest.mark.parametrize(("asked", "each"), [(3, 3), (None, 4)])
+def test_all_processes_of_a_run_have_equally_many_threads(asked, each, text, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(ranks.os, "cpu_count", lambda: 8)
+    others = []
+
+    def start(rank, config):
+        others.append(int(os.environ["OMP_NUM_THREADS"]))
+        return subprocess.Popen(["true"], stdin=subprocess.PIPE)
+
+    monkeypatch.setattr(ranks, "_start", start)
+    words = [*QUIET, *LSTM, *DDP, f"corpus.path={text}", f"threads={asked or 'null'}"]
+    before = torch.get_num_threads()
+    with ranks.launched(plan(compose(words)), tmp_path):
+        # By which the peak of all is measured, too.
+        assert (torch.get_num_threads(), others) == (each, [each])
+    assert torch.get_num_threads() == before
 
 
 BROKEN = """

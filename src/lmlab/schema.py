@@ -109,6 +109,8 @@ CHOICES: dict[str, tuple] = {
     # Of the training batches the first, or all.
     "trainer.overfit_batches": ("0", "1"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+    # Others cut the weights themselves into pieces, which optimizers and checkpoints of ours take whole.
+    "trainer.strategy": ("auto", "ddp"),
 }
 LEAST: dict[str, float] = {
     "seed": 0,

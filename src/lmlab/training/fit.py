@@ -13,6 +13,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer, WeightAveraging
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
 from lmlab.config import plain
@@ -187,6 +188,16 @@ def build_callbacks(plan: Plan, directory: RunDirectory) -> list[Callback]:
     return built
 
 
+class Launched(DDPStrategy):
+    """Data parallelism over the processes that `training.ranks` has started; in a notebook, too.
+
+    Lightning would refuse to start any from there, or fork this one.
+    """
+
+    def _configure_launcher(self) -> None:
+        self._launcher = None
+
+
 def build_trainer(plan: Plan, path: Path, callbacks: list[Callback], step: int) -> Trainer:
     """Steps, batches, checkpoints and validation are counted by us; Lightning runs the loop, devices and precision."""
     config = plan.config
@@ -205,11 +216,11 @@ def build_trainer(plan: Plan, path: Path, callbacks: list[Callback], step: int) 
         "use_distributed_sampler": False,
         "default_root_dir": str(path),
     }
-    several = {}
+    processes: dict[str, Any] = {"strategy": "auto"}
     if plan.decided["devices"] > 1:
         # Our own processes, whatever scheduler or launcher this shell runs under.
-        several = {"devices": plan.decided["devices"], "plugins": [LightningEnvironment()]}
-    trainer = instantiate(node, callbacks=callbacks, logger=build_logger(config, path, step), **several)
+        processes = {"strategy": Launched(), "devices": plan.decided["devices"], "plugins": [LightningEnvironment()]}
+    trainer = instantiate(node, callbacks=callbacks, logger=build_logger(config, path, step), **processes)
     trainer.fit_loop.epoch_loop = StepLoop(trainer, trainer.min_steps, trainer.max_steps)
     return trainer
 

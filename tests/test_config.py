@@ -62,6 +62,15 @@ def test_places_and_display_are_no_part_of_a_runs_identity():
     assert identity(asked(compose(same))) == identity(asked(compose(other)))
 
 
+def test_what_is_speed_alone_is_asked_and_kept_and_no_part_of_a_runs_identity():
+    ours = asked(compose())
+    theirs = asked(compose(["validation.batch_size=4", "callbacks.checkpoints.every_minutes=1"]))
+    theirs["callbacks"]["checkpoints"]["every_n_steps"] = 7
+    assert theirs["validation"]["batch_size"] == 4
+    assert (identity(ours), treatment(ours)) == (identity(theirs), treatment(theirs))
+    assert differences(ours, theirs) == {}
+
+
 @pytest.mark.parametrize("override", ["seed=1", "model.d_model=8", "optimizer.lr=0.5", "evaluation=documents"])
 def test_what_changes_a_number_is_part_of_a_runs_identity(override: str):
     assert identity(asked(compose())) != identity(asked(compose([override])))

@@ -3,13 +3,14 @@
 import json
 import math
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from lmlab import hardware
-from lmlab.hardware import Energy, Machine, multiplies_bf16, threads
+from lmlab.hardware import Energy, Machine, forget_peak, multiplies_bf16, peak_memory, threads
 
 
 def no_measuring(self, *args):
@@ -141,6 +142,25 @@ def test_threads_are_as_asked_within_and_as_before_after():
     with threads(None):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="this system keeps one peak for good")
+def test_what_a_process_held_before_is_no_part_of_the_next_peak():
+    held = torch.ones(50_000_000)
+    with_it = peak_memory("cpu")
+    del held
+    forget_peak("cpu")
+    without = peak_memory("cpu")
+    assert without < with_it - 150e6
+    held = torch.ones(25_000_000)
+    assert peak_memory("cpu") > without + 75e6, "a new one is measured"
+    del held
+
+
+def test_where_the_system_does_not_tell_the_peak_is_that_of_the_process(monkeypatch, tmp_path):
+    monkeypatch.setattr("lmlab.hardware.PROCESS", tmp_path / "none")
+    forget_peak("cpu")
+    assert peak_memory("cpu") > 10e6
 
 
 def counter(package: Path, microjoules: int) -> None:

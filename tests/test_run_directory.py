@@ -1,5 +1,7 @@
 """A run's directory: whose it is, who writes to it, and what a killed start leaves."""
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -133,3 +135,18 @@ def test_without_locks_a_run_is_trained_all_the_same(tmp_path, monkeypatch):
     run.write_json("results.json", {"a": 1})
     assert run.results() == {"a": 1}
     run.release()
+
+
+def test_what_is_infinite_or_nan_is_null_in_the_file_and_itself_where_it_is_read(tmp_path):
+    run, nan, inf = begun(tmp_path / "run"), math.nan, math.inf
+    words = {"nll": 800.0, "ppl": inf, "bpb": 2.0, "word_ppl": inf, "words": 9, "unknown": None}
+    blank = {"nll": 1.0, "word_ppl": nan, "words": 0}
+    tree = {"splits": {"val": words, "test": blank}, "floors": {"unigram": {"val": words}}}
+    tree["training"] = {"history": [{"step": 1, "val/ppl": inf, "val/gap": nan}], "mfu": None}
+    run.write_json("results.json", tree)
+    json.loads((run.path / "results.json").read_text(), parse_constant=pytest.fail)
+    # By their text: NaN is not equal to itself.
+    assert repr(run.results()) == repr(tree)
+    # As older versions wrote it.
+    (run.path / "results.json").write_text(json.dumps(tree))
+    assert repr(run.results()) == repr(tree)

@@ -75,6 +75,23 @@ def test_the_tables_know_only_keys_that_exist():
         assert f"{leaf}: " in stated or f'"{leaf}": ' in stated, key
 
 
+def test_a_time_between_validations_is_refused_by_its_key():
+    with pytest.raises(ValueError, match=r"trainer.val_check_interval=00:00:10:00 must be a number or null"):
+        check_keys({"trainer": {"val_check_interval": "00:00:10:00"}})
+    check_keys({"trainer": {"val_check_interval": 0.5}})
+
+
+@pytest.mark.parametrize("key", ["min_epochs", "min_steps", "num_nodes"])
+def test_what_would_keep_a_run_from_stopping_or_split_it_over_machines_is_refused(key: str):
+    with pytest.raises(ValueError, match=rf"trainer.{key}=1 is not for Lightning to decide here; use (callb|devices)"):
+        check_keys({"trainer": {key: 1}})
+
+
+def test_a_strategy_that_cuts_weights_into_pieces_is_refused():
+    with pytest.raises(ValueError, match=r"trainer.strategy=fsdp must be one of auto, ddp"):
+        check_keys({"trainer": {"strategy": "fsdp"}})
+
+
 def test_budgets_must_train_something_and_seeds_be_ones_that_torch_takes():
     for config, told in [
         ({"trainer": {"max_steps": 0}}, "max_steps=0"),

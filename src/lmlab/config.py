@@ -57,6 +57,9 @@ TEXT, TOKENIZER = READ = ("corpus.fingerprint", "tokenizer.hash")
 # The tokenizer that lies somewhere: others are what was asked, trained on the text.
 PRETRAINED = "lmlab.tokenizers.pretrained.train"
 
+# Asked for and kept in asked.yaml, but speed alone: a run may go on with others, as where memory ran out.
+_SPEED = ("validation.batch_size", "callbacks.checkpoints.every_minutes", "callbacks.checkpoints.every_n_steps")
+
 # The parts of a stored run's config from which objects are built.
 BUILT_FROM = ("model", "corpus", "tokenizer", "decided")
 
@@ -182,7 +185,7 @@ def literal(node: Any) -> Any:
 
 def identity(asked_config: Mapping) -> str:
     """Twelve hex digits that name what was asked, budgets apart: a larger budget continues the same run."""
-    without = {k: v for k, v in flatten(asked_config).items() if k not in BUDGETS}
+    without = {k: v for k, v in numbering(asked_config).items() if k not in BUDGETS}
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
@@ -191,7 +194,7 @@ def treatment(asked_config: Mapping, decided: Mapping | None = None) -> str:
 
     asked_config: as `asked` gives it, or that flattened. decided: as of `with_read`; None where nothing was read yet.
     """
-    without = {k: v for k, v in with_read(asked_config, decided or {}).items() if k != "seed"}
+    without = {k: v for k, v in numbering(with_read(asked_config, decided or {})).items() if k != "seed"}
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:8]
 
 
@@ -219,9 +222,14 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def numbering(asked_config: Mapping) -> dict[str, Any]:
+    """What was asked and decides a number, by dotted key."""
+    return {k: v for k, v in flatten(asked_config).items() if k not in _SPEED}
+
+
 def differences(ours: Mapping, theirs: Mapping) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, each with both values; an absent key reads as None."""
-    a, b = flatten(ours), flatten(theirs)
+    """Dotted keys that decide a number and whose values differ, each with both; an absent key reads as None."""
+    a, b = numbering(ours), numbering(theirs)
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
 
 

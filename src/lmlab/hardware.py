@@ -26,6 +26,8 @@ QUICK, THOROUGH = 0.03, 0.4
 # A layer wider than this gains at least as much from bf16 as one of this width, and takes longer to measure.
 WIDEST = {"cpu": 256, "cuda": 1024}
 ROWS = {"cpu": (4, 96), "cuda": (32, 256)}
+# What Linux tells of this process.
+PROCESS = Path("/proc/self")
 FORMATS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -212,11 +214,24 @@ def free_memory(device: str) -> int | None:
 
 
 def peak_memory(device: str) -> int:
-    """The most bytes that this process has held so far: of the GPU's memory, else of the machine's."""
+    """The most bytes that this process has held since `forget_peak`: of the GPU's memory, else of the machine's."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    # Linux counts kilobytes, macOS bytes.
+    with suppress(OSError, StopIteration):
+        lines = (PROCESS / "status").read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    # Since the process began: kilobytes, and bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak(device: str) -> None:
+    """From now on a new peak is measured, where the system can: a process may train many runs, one after the other."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        # proc_pid_clear_refs(5): 5 sets the peak to what is held now.
+        (PROCESS / "clear_refs").write_text("5", encoding="utf-8")
 
 
 class Energy:

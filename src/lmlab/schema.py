@@ -93,6 +93,8 @@ TYPES: dict[str, Any] = {
     "resamples": int,
     "trainer.max_steps": int | None,
     "trainer.max_epochs": float | None,
+    # Lightning's times (00:00:10:00) are none here: validations are due by steps.
+    "trainer.val_check_interval": int | float | None,
 }
 CHOICES: dict[str, tuple] = {
     "precision": ("auto", "32", "32-true", "bf16", "bf16-mixed"),
@@ -107,6 +109,8 @@ CHOICES: dict[str, tuple] = {
     # Of the training batches the first, or all.
     "trainer.overfit_batches": ("0", "1"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+    # Others cut the weights themselves into pieces, which optimizers and checkpoints of ours take whole.
+    "trainer.strategy": ("auto", "ddp"),
 }
 LEAST: dict[str, float] = {
     "seed": 0,
@@ -155,6 +159,10 @@ INSTEAD = {
     "limit_train_batches": "train_share or trainer.max_steps",
     "limit_val_batches": "validation.limit_tokens",
     "fast_dev_run": "trainer.max_steps=1",
+    # A run is one epoch of Lightning's: with either nothing stops it, not Ctrl-C and not trainer.max_time.
+    "min_epochs": "callbacks.early_stopping.patience",
+    "min_steps": "callbacks.early_stopping.patience",
+    "num_nodes": "devices, which are of one machine",
     "default_root_dir": "run_dir",
     "enable_progress_bar": "callbacks.progress=null",
 }

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import yaml
 from tests.sweeps.conftest import TINY
+from tests.sweeps.test_pruning import ASKED
 
 from lmlab.sweeps.asked import load
 from lmlab.sweeps.ledger import Ledger
@@ -362,6 +363,14 @@ def test_what_only_some_points_of_a_list_override_makes_another_sweep(sweep, her
     asked = load(here / "s")
     assert asked.identity()["elsewhere"] == {"model.d_model": "8", "optimizer.lr": "3e-3"}
     assert "elsewhere" not in replace(asked, points=[["seed=1"]]).identity()
+
+
+def test_what_is_speed_alone_makes_no_other_sweep(tmp_path):
+    then = replace(ASKED, base={"seed": 0, "validation": {"batch_size": None}})
+    then.save(tmp_path)
+    replace(then, base={"seed": 0, "validation": {"batch_size": 4}}).check(tmp_path)
+    with pytest.raises(ValueError, match=r"another sweep \(seed: 0 there, 1 now\)"):
+        replace(then, base={"seed": 1, "validation": {"batch_size": 4}}).check(tmp_path)
 
 
 def test_the_last_word_on_a_key_is_the_command_lines():

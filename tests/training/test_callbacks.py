@@ -85,6 +85,8 @@ def test_training_stops_after_as_many_worse_checks_as_patience_says(train, tmp_p
     assert told["training"]["stopped_because"] == "early stopping"
     assert told["training"]["steps"] == 3 * len(values)
     assert told["training"]["best_step"] == 3 * (1 + values.index(min(values)))
+    longer = train("run", *overrides, *stopping, "trainer.max_steps=180")["training"]
+    assert longer["steps"] >= told["training"]["steps"] + 2 * 3, "more steps are given as much patience again"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
+from lmlab import experiment
 from lmlab.config import compose
 from lmlab.errors import TrainingFailed
 from lmlab.models import cross_entropy, kernels
@@ -19,7 +21,7 @@ from lmlab.runs import prune
 from lmlab.training.checkpoints import read, weights
 from lmlab.training.module import LMModule
 
-from .conftest import TRANSFORMER
+from .conftest import QUIET, TRANSFORMER
 
 LSTM = ["model=lstm", "model.d_model=12", "model.n_layers=1", "batching=lanes", "batching.batch_size=4"]
 LSTM += ["batching.seq_len=16", "optimizer=adam", "optimizer.lr=0.01", "evaluation.lanes=2"]
@@ -209,6 +211,31 @@ def test_max_time_stops_and_counts_what_was_used_before(train, tmp_path, monkeyp
     more = train("run", *timed, "trainer.max_time=00:00:00:02")["training"]
     assert more["stopped_because"] == "max_time"
     assert results["steps"] < more["steps"] <= 14, "one more second, not two"
+
+
+def test_a_run_out_of_memory_while_validating_goes_on_with_fewer_rows_at_once(train, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LMModule, "validation_step", full)
+        with pytest.raises(TrainingFailed, match=r"while validating after step 4: .*smaller validation.batch_size"):
+            train("run", *SHORT)
+    train("run", *SHORT, "validation.batch_size=1")
+    assert RunDirectory(tmp_path / "run").asked()["validation"]["batch_size"] == 1, "the new value holds"
+
+
+class Enough(Callback):
+    """Somebody else's, which stops training after two steps."""
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        trainer.should_stop = pl_module.step == 2
+
+
+def test_a_time_limit_that_was_not_reached_is_not_why_a_run_stopped(text, tmp_path):
+    words = [*QUIET, *SHORT, f"corpus.path={text}", f"run_dir={tmp_path / 'run'}", "trainer.max_time=00:01:00:00"]
+    stopped = experiment.train(compose(words), watchers=[Enough])["training"]
+    assert (stopped["steps"], stopped["stopped_because"]) == (2, "callback")
 
 
 def test_debug_measures_the_first_loss_and_overfits_one_batch(train, caplog):

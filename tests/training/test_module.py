@@ -12,6 +12,7 @@ from lmlab.models.lstm import LSTMLM
 from lmlab.run_directory.train_log import failure
 from lmlab.training.checkpoints import read, weights
 from lmlab.training.module import LMModule
+from lmlab.training.progress import Stopwatch
 
 LSTM = ["model=lstm", "model.d_model=12", "model.n_layers=1", "batching=lanes", "batching.batch_size=4"]
 LSTM += ["batching.seq_len=16", "optimizer=adam", "optimizer.lr=0.01", "evaluation.lanes=2", "trainer.max_steps=8"]
@@ -28,7 +29,8 @@ def test_sums_are_read_back_to_where_they_are_kept():
     """In float64: on the processor, where the model's device has no such numbers."""
     window = TokenNLL()
     kept = {name: torch.ones_like(getattr(window, name)) for name in window._defaults}
-    module = SimpleNamespace(global_rank=0, trainer=SimpleNamespace(world_size=1), window=window, device="meta")
+    told = {"global_rank": 0, "trainer": SimpleNamespace(world_size=1), "window": window, "watch": Stopwatch()}
+    module = SimpleNamespace(**told, device="meta")
     LMModule.load_carried(module, {"lmlab": {"state": (torch.zeros(2, 3),), "window": kept}})
     assert module.state[0].is_meta
     assert all(torch.equal(getattr(window, name), one) for name, one in kept.items())

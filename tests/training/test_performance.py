@@ -6,7 +6,7 @@ import pytest
 from lightning import LightningModule, Trainer
 
 from lmlab.hardware import Energy
-from lmlab.training import performance
+from lmlab.training import performance, rehearsal
 from lmlab.training.performance import Performance
 
 TINY = ["model=lstm", "model.d_model=8", "model.n_layers=1", "batching.batch_size=4", "batching.seq_len=16"]
@@ -112,6 +112,16 @@ def test_a_run_tells_its_shares(more, train, tmp_path):
         last = [row for row in csv.DictReader(file) if row["train/loss"]][-1]
     for name in ("mfu", "data_share", "forward_share", "backward_share", "optimizer_share", "memory_gb"):
         assert float(last[f"perf/{name}"]) > 0, name
+
+
+def test_the_peak_of_a_run_and_of_a_rehearsal_begins_with_it(train, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(performance, "forget_peak", forgotten.append)
+    monkeypatch.setattr(rehearsal, "forget_peak", forgotten.append)
+    train("rehearsed", *TINY, "dry_run=true")
+    assert forgotten == ["cpu"]
+    train("run", *TINY)
+    assert forgotten == ["cpu"] * 2
 
 
 def test_a_long_run_measures_the_peak_thoroughly(text, monkeypatch):

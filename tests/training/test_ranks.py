@@ -1,14 +1,21 @@
 """Several processes train what one trains, and leave one run."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
+from lmlab.config import compose
+from lmlab.experiment import plan
 from lmlab.training import ranks
 from lmlab.training.checkpoints import read, weights
+from lmlab.training.fit import build_trainer
+
+from .conftest import QUIET
 
 TRANSFORMER = ["model=transformer", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.max_context=16"]
 TRANSFORMER += ["batching=windows", "batching.batch_size=4", "batching.seq_len=16"]
@@ -34,6 +41,25 @@ def test_devices_that_mean_nothing_are_refused(devices, device, told):
         ranks.count(devices, device)
     assert ranks.count("2", "cpu") == 2
     assert ranks.count("auto", "cpu") == 1
+
+
+@pytest.mark.parametrize(("asked", "each"), [(3, 3), (None, 4)])
+def test_all_processes_of_a_run_have_equally_many_threads(asked, each, text, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(ranks.os, "cpu_count", lambda: 8)
+    others = []
+
+    def start(rank, config):
+        others.append(int(os.environ["OMP_NUM_THREADS"]))
+        return subprocess.Popen(["true"], stdin=subprocess.PIPE)
+
+    monkeypatch.setattr(ranks, "_start", start)
+    words = [*QUIET, *LSTM, *DDP, f"corpus.path={text}", f"threads={asked or 'null'}"]
+    before = torch.get_num_threads()
+    with ranks.launched(plan(compose(words)), tmp_path):
+        # By which the peak of all is measured, too.
+        assert (torch.get_num_threads(), others) == (each, [each])
+    assert torch.get_num_threads() == before
 
 
 BROKEN = """
@@ -103,8 +129,20 @@ def test_two_processes_train_what_one_trains(train, command_line, tmp_path):
     assert len((run / "train.log").read_text().split("10 steps on cpu")) == 2, "one process logs"
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("trainer", ["cpu", "ddp"])
+def test_a_notebook_may_build_the_trainer_of_any_number_of_processes(trainer, devices, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.accelerator_connector._IS_INTERACTIVE", True)
+    words = [*QUIET, *LSTM, f"corpus.path={text}", f"trainer={trainer}", "trainer.accelerator=cpu", "threads=1"]
+    built = build_trainer(plan(compose([*words, f"devices={devices}"])), tmp_path, [], 0)
+    assert (built.strategy.launcher, built.num_devices) == (None, devices), "Lightning starts none"
+    assert isinstance(built.strategy, DDPStrategy) == (devices == 2)
+
+
 @pytest.mark.slow
-def test_carried_state_of_all_processes_is_saved_and_can_be_continued_by_one(train, tmp_path):
+def test_carried_state_of_all_processes_is_saved_and_can_be_continued_by_one(train, tmp_path, monkeypatch):
+    """From a notebook."""
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.accelerator_connector._IS_INTERACTIVE", True)
     train("one", *LSTM, "trainer.max_steps=9", "trainer.val_check_interval=3", "schedule=constant")
     train("two", *LSTM, *DDP, "trainer.max_steps=6", "trainer.val_check_interval=3", "schedule=constant")
     state = read(tmp_path / "two/checkpoints/last.ckpt")["lmlab"]["state"]

@@ -3,6 +3,8 @@
 import json
 import math
 
+import pytest
+
 from lmlab.config import compose
 from lmlab.experiment import plan
 from lmlab.training.results import hyper_parameters
@@ -26,6 +28,18 @@ def test_results_hold_protocol_sizes_sums_and_samples(train, tmp_path):
     assert stored["samples"] == []
     assert stored["training"]["steps"] == 4
     assert stored["training"]["tokens"] == 4 * 4 * 16
+
+
+def test_results_of_chinese_prose_are_json_and_read_back_as_they_were_measured(train, tmp_path):
+    """A line without white space is a word, whose perplexity at 900 bytes is past the largest float."""
+    line = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+    (tmp_path / "prose.txt").write_text("\n".join([line] * 30), encoding="utf-8")
+    words = [*TINY, "floors=true", f"corpus.path={tmp_path / 'prose.txt'}"]
+    told = train("run", *words)
+    assert told["splits"]["val"]["word_ppl"] == math.inf
+    stored = json.loads((tmp_path / "run/results.json").read_text(), parse_constant=pytest.fail)
+    assert stored["splits"]["val"]["word_ppl"] is None
+    assert train("run", *words) == told, "a finished run tells the same"
 
 
 def test_the_test_split_is_scored_only_when_it_is_asked_for(train):

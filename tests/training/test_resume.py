@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     for name in ("best.ckpt", "last.ckpt"):
         a, b = (read(path / "checkpoints" / name) for path in (ours, theirs))
         for checkpoint in (a, b):
-            checkpoint.get("lmlab", {}).pop("seconds", None)
+            for measured_by_the_clock in ("seconds", "since_logged"):
+                checkpoint.get("lmlab", {}).pop(measured_by_the_clock, None)
             # What our own records replace: Lightning's, which count otherwise after a resume.
             checkpoint.pop("loops", None)
         assert a.keys() == b.keys()
@@ -104,6 +106,26 @@ def test_killed_runs_end_as_runs_that_were_never_killed(kind, train, tmp_path, m
         results = json.loads((tmp_path / "whole/results.json").read_text())["training"]
         assert results["stopped_because"] == "early stopping"
         assert results["steps"] < 60
+
+
+def test_the_first_point_after_a_resume_has_the_seconds_of_all_its_steps(train, tmp_path, monkeypatch):
+    backward = LMModule._backward
+
+    def slow(self, *args):
+        time.sleep(0.05)
+        return backward(self, *args)
+
+    monkeypatch.setattr(LMModule, "_backward", slow)
+    # Saved at step 6 and logged at 4 and 8: of the four steps to 8 two are trained by each process.
+    steps = [*LSTM, "trainer.max_steps=8", "trainer.val_check_interval=6"]
+    with monkeypatch.context() as patch:
+        kill(patch, "training_step", 7)
+        with pytest.raises(Killed):
+            train("run", *steps)
+    train("run", *steps)
+    (point,) = (p for p in RunDirectory(tmp_path / "run").points() if p["step"] == "8" and p["train/loss"])
+    # A row of 16 tokens in each of 4 lanes, of which the text's last one may be shorter.
+    assert float(point["perf/tokens_per_s"]) <= 4 * 4 * 16 / (4 * 0.05)
 
 
 # Dies by SIGKILL, as a process without memory does, then goes on as `lmlab train`.

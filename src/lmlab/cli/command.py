@@ -3,7 +3,6 @@
 import gc
 import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -222,15 +221,9 @@ def read_lines(path: str | Path, key: str = "file") -> list[str]:
 
 def show_json(tree: Any) -> None:
     """JSON for programs: NaN and infinity, which JSON lacks, are null."""
-    print(json.dumps(_finite(tree), indent=2, ensure_ascii=not writes_utf8(sys.stdout)))
+    from lmlab.run_directory.plain_json import finite
 
-
-def _finite(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+    print(json.dumps(finite(tree), indent=2, ensure_ascii=not writes_utf8(sys.stdout)))
 
 
 def load_run(config: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from lmlab.config import conf_dir, plain
 from lmlab.evaluation.published import Published, read
 from lmlab.run_directory import RunDirectory
+from lmlab.run_directory.plain_json import numbers
 
 # In the run's directory, beside its results.json.
 RECORD = "reproduction.json"
@@ -32,7 +33,8 @@ def records(root: str | os.PathLike) -> list[dict[str, Any]]:
 def read_record(path: Path) -> dict[str, Any]:
     try:
         record = RunDirectory(path.parent).read_json(path.name)
-        record["recipe"], record["splits"], record["training"], record["machine"]
-    except (ValueError, KeyError, TypeError) as error:
+        record["recipe"], record["training"], record["machine"]
+        record["splits"] = {split: numbers(told, ("measured", "nll")) for split, told in record["splits"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); the command that made it makes it anew") from error
     return record

@@ -16,6 +16,7 @@ import xxhash
 import yaml
 
 from lmlab.config import BUDGETS, differences, flatten, identity, parse_count
+from lmlab.run_directory import plain_json
 from lmlab.run_directory.plain_yaml import read_yaml, write_yaml
 from lmlab.run_directory.train_log import failure
 from lmlab.seal import Broken, seal, unseal, unseal_lines
@@ -78,7 +79,7 @@ class RunDirectory:
         if not path.is_file():
             return None
         try:
-            return self.read_json(path.name)
+            return plain_json.results(self.read_json(path.name))
         except (ValueError, RecursionError) as error:
             remedy = f"lmlab train run_dir={self.path}, with all that was asked of this run, measures anew"
             if not self.last.exists():
@@ -145,8 +146,10 @@ class RunDirectory:
         self.write_text(name, seal(write_yaml(dict(tree))))
 
     def write_json(self, name: str, tree: Mapping[str, Any]) -> None:
+        """Whole or not at all. What is infinite or NaN, which JSON lacks, is null."""
         # A path of bytes that are no UTF-8 has no text: there are question marks in it then.
-        text = json.dumps(tree, indent=2, ensure_ascii=False).encode("utf-8", "replace").decode()
+        text = json.dumps(plain_json.finite(tree), indent=2, ensure_ascii=False, allow_nan=False)
+        text = text.encode("utf-8", "replace").decode()
         self.write_text(name, seal(text + "\n"))
 
     def read_json(self, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lmlab.config import differences
+from lmlab.config import differences, numbering
 from lmlab.data.cache import whole_file
 from lmlab.run_directory.plain_yaml import read_yaml
 from lmlab.seal import seal, unseal
@@ -113,7 +113,8 @@ class Asked:
         """Raises ValueError where the directory is another sweep's."""
         if (directory / "sweep.yaml").exists():
             before = load(directory)
-            if before.identity() != self.identity():
+            then, now = (asked.identity() | {"base": numbering(asked.base)} for asked in (before, self))
+            if then != now:
                 raise ValueError(
                     f"sweep_dir={directory} is another sweep ({_told(before, self)}); name another sweep_dir"
                 )

@@ -136,7 +136,8 @@ class Resume(Callback):
                     # Killed after it had stopped: there is nothing left to train.
                     trainer.should_stop = True
                 else:
-                    callback.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+                    # Patience starts anew, else the first validation would end the run again.
+                    callback.stopping_reason, callback.wait_count = EarlyStoppingReason.NOT_STOPPED, 0
         self._count_steps(trainer, pl_module.step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,6 +13,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer, WeightAveraging
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
 from lmlab.config import plain
@@ -78,10 +79,7 @@ def run(plan: Plan, directory: RunDirectory, checkpoint: dict[str, Any] | None) 
         # Of its own kind, by which train.log tells it from a full disk.
         raise NotFinite(f"{error}; {kept(directory)} (other settings are another run: name another run_dir)") from error
     except torch.OutOfMemoryError as error:
-        raise TrainingFailed(
-            f"out of memory at step {module.step}: halve training.micro_batch_size "
-            f"(now {plan.config.training.micro_batch_size or plan.batching.batch_size}); the gradients stay the same"
-        ) from error
+        raise TrainingFailed(out_of_memory(plan, module.step, meter.validating.running)) from error
     except (OSError, RuntimeError) as error:
         if (full := full_disk(error)) is None:
             raise
@@ -96,6 +94,20 @@ def run(plan: Plan, directory: RunDirectory, checkpoint: dict[str, Any] | None) 
             # What follows is rank 0's alone.
             torch.distributed.destroy_process_group()
     return summary(module, trainer, stop, meter)
+
+
+def out_of_memory(plan: Plan, step: int, validating: bool) -> str:
+    """What to do about it: of what is held at once training and validation each decide their own."""
+    if validating:
+        return (
+            f"out of memory while validating after step {step}: ask for a smaller validation.batch_size "
+            f"(now {plan.config.validation.batch_size or 'as many rows as suit the device'}); its numbers stay the "
+            "same, and the same run goes on"
+        )
+    return (
+        f"out of memory at step {step}: halve training.micro_batch_size "
+        f"(now {plan.config.training.micro_batch_size or plan.batching.batch_size}); the gradients stay the same"
+    )
 
 
 def kept(directory: RunDirectory) -> str:
@@ -176,6 +188,16 @@ def build_callbacks(plan: Plan, directory: RunDirectory) -> list[Callback]:
     return built
 
 
+class Launched(DDPStrategy):
+    """Data parallelism over the processes that `training.ranks` has started; in a notebook, too.
+
+    Lightning would refuse to start any from there, or fork this one.
+    """
+
+    def _configure_launcher(self) -> None:
+        self._launcher = None
+
+
 def build_trainer(plan: Plan, path: Path, callbacks: list[Callback], step: int) -> Trainer:
     """Steps, batches, checkpoints and validation are counted by us; Lightning runs the loop, devices and precision."""
     config = plan.config
@@ -194,11 +216,11 @@ def build_trainer(plan: Plan, path: Path, callbacks: list[Callback], step: int) 
         "use_distributed_sampler": False,
         "default_root_dir": str(path),
     }
-    several = {}
+    processes: dict[str, Any] = {"strategy": "auto"}
     if plan.decided["devices"] > 1:
         # Our own processes, whatever scheduler or launcher this shell runs under.
-        several = {"devices": plan.decided["devices"], "plugins": [LightningEnvironment()]}
-    trainer = instantiate(node, callbacks=callbacks, logger=build_logger(config, path, step), **several)
+        processes = {"strategy": Launched(), "devices": plan.decided["devices"], "plugins": [LightningEnvironment()]}
+    trainer = instantiate(node, callbacks=callbacks, logger=build_logger(config, path, step), **processes)
     trainer.fit_loop.epoch_loop = StepLoop(trainer, trainer.min_steps, trainer.max_steps)
     return trainer
 
@@ -248,9 +270,15 @@ def stopped_because(module: LMModule, trainer: Trainer | None, stop: GracefulSto
         return "pruned"
     if any(isinstance(c, EarlyStopping) and stopped_early(c) for c in trainer.callbacks):
         return "early stopping"
-    if any(isinstance(c, Timer) for c in trainer.callbacks):
+    if any(isinstance(c, Timer) and ran_out(c) for c in trainer.callbacks):
         return "max_time"
     return "callback"
+
+
+def ran_out(timer: Timer) -> bool:
+    """Whether training has used up its time; a limit may be asked for and never be reached."""
+    left = timer.time_remaining()
+    return left is not None and left <= 0
 
 
 def fit_counts(plan: Plan, directory: RunDirectory) -> dict[str, Any]:

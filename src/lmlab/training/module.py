@@ -306,7 +306,6 @@ class LMModule(LightningModule):
         self.masters = MasterWeights(self.model) if self.halved else None
         self.spikes = next((c for c in self.trainer.callbacks if isinstance(c, Spikes)), None)
         self.watch.start()
-        self._logged_at = self.watch.seconds
 
     def on_train_end(self) -> None:
         self.watch.stop()
@@ -317,6 +316,7 @@ class LMModule(LightningModule):
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.watch.seconds,
+            "since_logged": self.watch.seconds - self._logged_at,
             "total_steps": self.total_steps,
             "state": map_state(lambda t: self._gather(t).flatten(0, 1).cpu(), self.state),
             "schedule": self.schedule.state_dict(),
@@ -346,9 +346,14 @@ class LMModule(LightningModule):
         self.schedule.load_state_dict(ours["schedule"])
 
     def load_carried(self, checkpoint: dict[str, Any]) -> None:
-        """This rank's rows of the carried state, and the sums since training was last logged (rank 0 has them)."""
+        """This rank's rows of the carried state, and the sums and seconds since training was last logged.
+
+        Rank 0 has the sums of all.
+        """
         ours, rank, ranks = checkpoint["lmlab"], self.global_rank, self.trainer.world_size
         self.state = map_state(lambda t: t.chunk(ranks)[rank].to(self.device), ours["state"])
+        # A checkpoint of an older version has no seconds.
+        self._logged_at = self.watch.seconds - ours.get("since_logged", 0.0)
         if rank == 0:
             for name, value in ours["window"].items():
                 # Sums in float64 lie on the processor where the device has none.

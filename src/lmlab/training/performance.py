@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lmlab.config import cache_dir
 from lmlab.decisions import estimated_seconds
-from lmlab.hardware import Energy, Machine, peak_memory
+from lmlab.hardware import Energy, Machine, forget_peak, peak_memory
 from lmlab.sizes import flops_per_token
 from lmlab.training.plan import Plan
 from lmlab.training.progress import Stopwatch
@@ -53,7 +53,7 @@ class Performance(Callback):
     def take(self, tokens: int, spent: float, waited: float) -> dict[str, float]:
         """perf/* of what was trained since the last call: tokens in `spent` seconds, `waited` of them for data.
 
-        Memory is the most so far, and energy all that was used since training began in this process.
+        Memory is the most that was held, and energy all that was used, since training began in this process.
         """
         self._collect()
         window, self.phases = self.phases, Counter()
@@ -90,6 +90,8 @@ class Performance(Callback):
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # What came before was another run's, or measured the machine.
+        forget_peak(self.device)
         self.energy.read()
         self._handles = [o.register_step_post_hook(lambda *_: self._mark("optimizer")) for o in trainer.optimizers]
 

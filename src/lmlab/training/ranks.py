@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from lmlab.config import literal, plain
 from lmlab.errors import DONE, OUR_FAULT, TRAINING_FAILED, TrainingFailed
+from lmlab.hardware import threads
 from lmlab.training.plan import Plan
 
 log = logging.getLogger("lmlab")
@@ -39,7 +40,9 @@ def launched(plan: Plan, run_dir: Path) -> Iterator[None]:
     if world_size == 1:
         yield
         return
-    with tempfile.TemporaryDirectory() as folder, _environment(rank_environment(world_size)):
+    each = share_of_threads(plan.config.threads, world_size)
+    environment = rank_environment() | {"OMP_NUM_THREADS": str(each)}
+    with tempfile.TemporaryDirectory() as folder, _environment(environment), threads(each):
         config = Path(folder) / "config.yaml"
         # The width is solved already, precision and compilation are the same for all; the directory is ours, also
         # where it was named by the second.
@@ -69,13 +72,18 @@ def launched(plan: Plan, run_dir: Path) -> Iterator[None]:
                 process.stdin.close()
 
 
-def rank_environment(world_size: int) -> dict[str, str]:
+def share_of_threads(asked: int | None, world_size: int) -> int:
+    """Threads of each process: as asked, else as OMP_NUM_THREADS says, else an equal share of the cores."""
+    if asked is None and "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return asked or max(1, (os.cpu_count() or 1) // world_size)
+
+
+def rank_environment() -> dict[str, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    threads = max(1, (os.cpu_count() or 1) // world_size)
-    wanted = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0", "NODE_RANK": "0"}
-    return wanted | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0", "NODE_RANK": "0"}
 
 
 @contextmanager

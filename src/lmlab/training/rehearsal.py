@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from lmlab.evaluation.evaluate import evaluate
-from lmlab.hardware import peak_memory
+from lmlab.hardware import forget_peak, peak_memory
 from lmlab.training.fit import evaluation_batches
 from lmlab.training.plan import Plan
 from lmlab.training.progress import clock
@@ -20,6 +20,7 @@ def rehearse(plan: Plan) -> dict[str, Any]:
     """Speed, time in all and peak memory; without batches (a model that counts) there is nothing to measure."""
     if plan.batching is None:
         return {}
+    forget_peak(plan.decided["device"])
     # A mean: on a shared machine the best step promises too much.
     seconds = attempt(plan, STEPS, SECONDS, warm_up=1).mean
     training, scoring = seconds * plan.total_steps, scored_tokens(plan) * _token_seconds(plan)

@@ -70,9 +70,7 @@ def alone(plan: Plan, steps: int, changes: dict[str, Any]) -> Plan:
     config = copy.deepcopy(plan.config)
     with open_dict(config):
         config.logger = None
-        config.trainer.update(
-            {"devices": 1, "strategy": "auto", "max_time": None, "limit_val_batches": 0, "profiler": None}
-        )
+        config.trainer.update({"devices": 1, "max_time": None, "limit_val_batches": 0, "profiler": None})
         config.training.histograms = config.profile = False
     decided = plan.decided | changes | {"devices": 1, "val_check_interval": steps}
     return dataclasses.replace(plan, config=config, model=copy.deepcopy(plan.model), decided=decided, total_steps=steps)

@@ -182,10 +182,19 @@ def identity(asked_config: Mapping) -> str:
 def treatment(asked_config: Mapping) -> str:
     """Eight hex digits that name what was asked, the seed apart: runs that share them are replicates.
 
-    asked_config: as `asked` gives it, or that flattened.
+    asked_config: as `asked` gives it, or that flattened; with `lengthened` where there are results.
     """
     without = {k: v for k, v in flatten(asked_config).items() if k != "seed"}
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:8]
+
+
+def lengthened(results: Mapping | None) -> dict[str, str]:
+    """What tells a run that was trained longer than first asked from one asked for as long at once: nothing of others.
+
+    results: of its results.json. 400/400: after 400 steps a horizon of 400 became the one that was asked for last.
+    """
+    horizons = (results or {}).get("training", {}).get("horizons")
+    return {"lengthened": " ".join(f"{step}/{horizon}" for step, horizon in horizons)} if horizons else {}
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:

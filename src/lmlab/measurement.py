@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xxhash
 
-from lmlab.config import flatten, short_name, treatment
+from lmlab.config import flatten, lengthened, short_name, treatment
 from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
 from lmlab.evaluation import spelling
@@ -277,7 +277,7 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
     groups: dict[tuple[str, str], list[Run]] = {}
     asked: dict[tuple[str, str], dict[str, Any]] = {}
     for argument, run in runs:
-        told = flatten(run.directory.asked())
+        told = flatten(run.directory.asked()) | lengthened(run.directory.results())
         key = (argument, treatment(told))
         members = groups.setdefault(key, [])
         if (kept := _met(run, members)) is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lmlab.config import flatten, treatment
+from lmlab.config import flatten, lengthened, treatment
 from lmlab.data.cache import whole_file
 from lmlab.run_directory import MOST_YAML, RunDirectory
 from lmlab.run_directory.plain_yaml import read_yaml
@@ -34,7 +34,8 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     """One row a run: where, state, seed, sizes, numbers, and every key in which the runs differ.
 
     val/bpb is of the best checkpoint on all of val; val/bpb_best and val/bpb_last are of the validations in training.
-    treatment: the same for runs that differ in nothing but the seed. reason: why a run failed, or cannot be read.
+    treatment: the same for runs that differ in nothing but the seed; lengthened ones, which `lengthened` tells, are
+    apart. reason: why a run failed, or cannot be read.
     """
     import pandas as pd
 
@@ -94,6 +95,7 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
     try:
         flat, results = flat_asked(directory, known), directory.results()
         told |= {"model": class_name({"_target_": flat["model._target_"]}), "seed": flat["seed"]}
+        flat |= lengthened(results)
         told["treatment"] = treatment(flat)
         if results is not None:
             told |= numbers(results)

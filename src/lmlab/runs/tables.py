@@ -70,7 +70,8 @@ def flat_asked(directory: RunDirectory, known: Sections) -> dict[str, Any]:
             # Not as we write it: read as a whole, or refused.
             return flatten(directory.asked())
         flat |= part
-    return flat
+    # An older version wrote there what its source replaced.
+    return flatten(directory.asked()) if flat.get("init_from") else flat
 
 
 def text_of(path: Path) -> str:

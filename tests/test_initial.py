@@ -9,10 +9,13 @@ import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import tokenizers
-from lmlab.config import compose
+from lmlab.config import asked, compose, with_budget
 from lmlab.experiment import train
-from lmlab.initial import read_initial
+from lmlab.initial import read_initial, with_initial
+from lmlab.run_directory import RunDirectory
+from lmlab.runs import table
 from lmlab.seal import seal, unseal
+from lmlab.sweeps.composer import Composer
 from lmlab.training.checkpoints import read, weights
 
 
@@ -29,6 +32,86 @@ def test_a_run_starts_from_anothers_model_tokenizer_and_weights(small, trained, 
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["model"]["d_model"] == 16
+
+
+def test_a_run_is_listed_and_named_as_what_it_starts_from(small, trained, tmp_path):
+    results = started(small, trained, "null", f"runs_root={tmp_path}", "trainer.max_steps=1", "seed=7")
+    assert results["run_dir"].endswith("_files_pretrained_lstm_seed7")
+    (row,) = table(tmp_path).to_dict("records")
+    assert row["model"] == "LSTMLM"
+    run = RunDirectory(results["run_dir"])
+    assert run.written()["model"] == run.config()["model"]
+    assert run.written()["model"]["d_model"] == 16
+
+
+@pytest.mark.parametrize("make", [compose, Composer(None)], ids=["lmlab train", "a sweep's trial"])
+def test_dropout_typed_beside_the_weights_takes_effect(small, trained, make):
+    def model(*overrides: str):
+        return with_initial(make([f"init_from={trained['transformer']}", *overrides]))[0].model
+
+    have = RunDirectory(trained["transformer"]).config()["model"]
+    assert dict(model()) == have
+    # The option has them follow model.dropout, and 0 is its own value: that it was typed counts.
+    rates = {"dropout": 0.1, "dropout_embed": 0.1, "dropout_attention": 0.3}
+    assert dict(model("model.dropout=0.1", "model.dropout_attention=0.3")) == have | rates
+    assert dict(model("model=gpt2", "model.dropout=0.2"))["dropout_embed"] == 0.2
+    dropping = {"lstm": trained["lstm"]}
+    for rate, told in (("0", 0), ("0.5", 0.5)):
+        words = [f"init_from={dropping['lstm']}", "model=lstm", f"model.dropout_in={rate}"]
+        node = with_initial(make(words))[0].model
+        assert (node.dropout_in, node.dropout_out, node.d_model) == (told, 0.1, 16)
+
+
+def test_a_rate_that_was_typed_trains(small, trained, tmp_path):
+    plain = started(small, trained, tmp_path / "plain", "trainer.max_steps=2")
+    words = ["trainer.max_steps=2", "model=lstm", "model.dropout_in=0.9"]
+    dropping = started(small, trained, tmp_path / "dropping", *words)
+    assert dropping["training"]["first_loss"] != plain["training"]["first_loss"]
+    assert started(small, trained, tmp_path / "dropping", *words)["training"] == dropping["training"]
+    assert table(tmp_path)["treatment"].nunique() == 2
+    with pytest.raises(ValueError, match="is another run"):
+        started(small, trained, tmp_path / "dropping", *words[:2], "model.dropout_in=0.8")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model.d_model=32"], r"model\.d_model=32 with init_from=.*, whose weights have 16: leave model\.d_model out"),
+        (["model=lstm"], "model=lstm with init_from=.*, whose weights are of transformer: leave model out"),
+        (["model/head=mixture"], "model/head=mixture with init_from=.* are of linear: leave model/head out"),
+        (["model={n_layers: 2}"], r"model\.n_layers=2 with init_from=.* have 1"),
+        (["tokenizer=byte"], "tokenizer=byte with init_from=.* are of bpe"),
+        (["tokenizer.vocab_size=400"], r"tokenizer\.vocab_size=400 with init_from=.* have 300"),
+    ],
+)
+def test_what_else_was_typed_of_model_or_tokenizer_is_refused_where_it_differs(trained, tmp_path, words, told):
+    source = f"init_from={trained['transformer']}"
+    with pytest.raises(ValueError, match=told):
+        train(compose([source, f"run_dir={tmp_path / 'run'}", *words]))
+    with pytest.raises(ValueError, match=r"model\.dropout=0\.1 with init_from=.* have no such key: leave"):
+        train(compose([f"init_from={trained['lstm']}", f"run_dir={tmp_path / 'run'}", "model.dropout=0.1"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_typed_and_is_so_is_accepted_and_a_recipes_model_gives_way(trained):
+    have = RunDirectory(trained["transformer"]).config()["model"]
+    same = ["tokenizer=bpe", "tokenizer.vocab_size=300", "model.d_model=16", "model.max_context=16"]
+    for words in (same, ["experiment=tutorial_lstm"]):
+        assert dict(with_initial(compose([f"init_from={trained['transformer']}", *words]))[0].model) == have
+
+
+def test_a_run_of_an_older_version_goes_on_by_its_own_command(small, trained, tmp_path):
+    words = ["trainer.max_steps=2", "model=lstm", "model.d_model=99", "model.dropout_in=0.9"]
+    started(small, trained, tmp_path / "run", "trainer.max_steps=1")
+    run = RunDirectory(tmp_path / "run")
+    # It wrote down what it then passed over.
+    overrides = [o for o in small["lstm"] if not o.startswith(("tokenizer", "model"))]
+    before = compose([f"init_from={trained['lstm']}", *overrides, *words, "trainer.max_steps=1"])
+    run.write_yaml("asked.yaml", asked(with_budget(before)))
+    (row,) = table(tmp_path).to_dict("records")
+    assert (row["model"], run.asked()["model"]["d_model"]) == ("LSTMLM", 16)
+    assert started(small, trained, tmp_path / "run", *words)["training"]["steps"] == 2
+    assert run.config()["model"]["dropout_in"] == 0.1
 
 
 def test_a_run_that_has_begun_goes_on_without_its_source(small, trained, tmp_path):

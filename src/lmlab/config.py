@@ -124,11 +124,46 @@ def compose(
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="lmlab"):
-            return hydra_compose(config_name, overrides=[*extra, *overrides])
+            return mark_typed(hydra_compose(config_name, overrides=[*extra, *overrides]), overrides)
     finally:
         # A verb may be called from inside a job of Hydra's own.
         if before is not None:
             GlobalHydra.instance().initialize(before)
+
+
+def mark_typed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config, in which `typed` finds what of a model or tokenizer was typed beside init_from.
+
+    A flag of OmegaConf's, which copies keep: the values alone do not tell dropout=0 from the option's own 0.
+    """
+    if not OmegaConf.select(config, "init_from"):
+        return config
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.key_or_group.replace("/", "."), override.value()
+        for leaf in flatten({key: value}) if isinstance(value, dict) else [key]:
+            owner, _, name = leaf.rpartition(".")
+            node = OmegaConf.select(config, owner) if owner else config
+            if leaf.partition(".")[0] in ("model", "tokenizer") and isinstance(node, DictConfig) and name in node:
+                node._get_node(name)._set_flag("typed", True)
+    return config
+
+
+def typed(node: DictConfig) -> dict[str, Any]:
+    """What was typed below a node, by dotted key; of an option its `_target_`. `${.key}` is typed with its key."""
+    # Not inherited: what was typed is a leaf, or an option whose leaves were not.
+    found = {"_target_": node.get("_target_")} if node._get_node_flag("typed") else {}
+    for name in node:
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            found |= {f"{name}.{key}": value for key, value in typed(child).items()}
+            continue
+        followed = re.fullmatch(r"\$\{\.(\w+)\}", str(child._value()))
+        source = node._get_node(followed[1]) if followed else child
+        if child._get_node_flag("typed") or (source is not None and source._get_node_flag("typed")):
+            found[str(name)] = node[name]
+    return found
 
 
 def plain(config: DictConfig | Mapping) -> dict[str, Any]:
@@ -192,7 +227,8 @@ def identity(asked_config: Mapping) -> str:
 def treatment(asked_config: Mapping, decided: Mapping | None = None) -> str:
     """Eight hex digits that name what was asked, the seed apart, and what was read: replicates share them.
 
-    asked_config: as `asked` gives it, or that flattened. decided: as of `with_read`; None where nothing was read yet.
+    asked_config: as `asked` gives it, or that flattened; with `lengthened` where there are results. decided: as of
+    `with_read`; None where nothing was read yet.
     """
     without = {k: v for k, v in numbering(with_read(asked_config, decided or {})).items() if k != "seed"}
     return hashlib.sha256(json.dumps(without, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:8]
@@ -208,6 +244,15 @@ def with_read(asked_config: Mapping, decided: Mapping) -> dict[str, Any]:
     if flat.get("tokenizer._target_") == PRETRAINED:
         read[TOKENIZER] = decided.get("tokenizer")
     return flat | {key: str(value)[:8] for key, value in read.items() if value is not None}
+
+
+def lengthened(results: Mapping | None) -> dict[str, str]:
+    """What tells a run that was trained longer than first asked from one asked for as long at once: nothing of others.
+
+    results: of its results.json. 400/400: after 400 steps a horizon of 400 became the one that was asked for last.
+    """
+    horizons = (results or {}).get("training", {}).get("horizons")
+    return {"lengthened": " ".join(f"{step}/{horizon}" for step, horizon in horizons)} if horizons else {}
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:

@@ -41,7 +41,7 @@ from lmlab.errors import TrainingFailed
 from lmlab.evaluation import published
 from lmlab.evaluation.protocol import unknown
 from lmlab.hardware import threads
-from lmlab.initial import Initial, read_initial
+from lmlab.initial import Initial, read_initial, with_initial
 from lmlab.instantiate import find, instantiate
 from lmlab.models import kernels
 from lmlab.schema import check_keys, check_known, check_node, check_packages
@@ -111,15 +111,17 @@ def protocol_without_text(config: DictConfig) -> Any:
     return instantiate(config.evaluation)(model=model)
 
 
-def plan(config: DictConfig, whole: bool = False) -> Plan:
-    """Text, model, batches and schedule for a training config; no trainer yet. whole: as in `build_store`."""
+def plan(config: DictConfig, whole: bool = False, initial: Initial | None = None) -> Plan:
+    """Text, model, batches and schedule for a training config; no trainer yet. whole: as in `build_store`.
+
+    initial: what init_from names, where it was read before. The config's model is its, as `with_initial` makes it.
+    """
     config = with_budget(config)
     check_budget(config)
-    initial = None
     if config.init_from:
-        initial = read_initial(str(config.init_from), config.allow_targets, config.run_dir)
-        # Weights mean something under their own tokenizer only.
-        config.model, config.tokenizer = OmegaConf.create(initial.node), OmegaConf.create(initial.tokenizer)
+        initial = initial or read_initial(str(config.init_from), config.allow_targets, config.run_dir)
+        # Where it was may be gone by now.
+        config.tokenizer = OmegaConf.create(initial.tokenizer)
     store = build_store(config, whole=whole)
     rows = _rows(config, store, initial)
     model, missed = _sized_model(config, store, initial, rows)
@@ -236,6 +238,7 @@ def train(
     from lmlab.run_directory import RunDirectory
 
     check_config(config)
+    config, initial = with_initial(config)
     what = asked(with_budget(config))
     directory = RunDirectory(config.run_dir) if config.run_dir else None
     verdict = directory.check(what) if directory else "new"
@@ -243,11 +246,12 @@ def train(
         log.info("%s is finished; nothing to do (a larger budget continues it)", directory.path)
         return directory.results() | {"run_dir": str(directory.path)}
     with threads(config.threads), kernels.using(config.kernels):
-        return _planned(config, what, directory, verdict, swept or {}, watchers)
+        return _planned(config, initial, what, directory, verdict, swept or {}, watchers)
 
 
 def _planned(
     config: DictConfig,
+    initial: Initial | None,
     what: dict[str, Any],
     directory: Any,
     verdict: str,
@@ -257,7 +261,7 @@ def _planned(
     from lmlab.run_directory import RunDirectory, fresh
 
     # Other processes of the run, if any, read what this one has checked.
-    planned = plan(config, whole=not config.dry_run)
+    planned = plan(config, not config.dry_run, initial)
     planned.watchers = watchers
     if config.dry_run:
         return dry_run(planned)

@@ -1,14 +1,15 @@
 """Where the first weights come from when not from chance: another run, or Hugging Face. Both bring their tokenizer."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from lmlab.config import check_targets, literal
+from lmlab.config import asked, check_targets, flatten, identity, literal, plain, short_name, typed, with_budget
 from lmlab.run_directory import RunDirectory, check_tokenizer
 
 log = logging.getLogger("lmlab")
@@ -16,15 +17,79 @@ log = logging.getLogger("lmlab")
 
 @dataclass(frozen=True)
 class Initial:
-    """A model's config node, its weights, and the tokenizer's config node that they were made with.
+    """A model's config node, how its weights are read, and the config node that makes their tokenizer again.
 
     vocab_size: rows of its tables: at times more than the tokenizer has tokens, for the speed of round numbers.
+    made_by: the node that the tokenizer was once trained by; None where nobody knows any more.
     """
 
     node: dict[str, Any]
-    weights: Mapping[str, Tensor]
+    load: Callable[[], Mapping[str, Tensor]]
     tokenizer: dict[str, Any]
     vocab_size: int
+    made_by: dict[str, Any] | None = None
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.load()
+
+
+def with_initial(config: DictConfig) -> tuple[DictConfig, Initial | None]:
+    """The config with init_from's model and tokenizer in place of its own, and what init_from names; as it is without.
+
+    What was typed of the model's rates of dropout holds: no weight depends on it. Raises ValueError where anything else
+    that was typed is not the initial's, and what `read_initial` raises.
+    """
+    if not config.init_from:
+        return config, None
+    initial = read_initial(str(config.init_from), config.allow_targets, config.run_dir)
+    filled = with_budget(config)
+    own = None if config.run_dir is None else RunDirectory(config.run_dir)
+    if own is not None and own.exists() and own.decided() and identity(own.written()) == identity(asked(filled)):
+        # Begun by an older version, which passed over what was typed: the same command goes on with what it did.
+        model = literal(own.config()["model"])
+        check_targets(model, config.allow_targets)
+    else:
+        model = _adopted(config, initial)
+    # Weights mean something under their own tokenizer only.
+    filled.model, filled.tokenizer = OmegaConf.create(model), OmegaConf.create(initial.tokenizer)
+    return filled, initial
+
+
+def _adopted(config: DictConfig, initial: Initial) -> DictConfig:
+    """The initial's model node, with the rates of dropout that were typed."""
+    node = OmegaConf.create(initial.node)
+    theirs = flatten(plain(node))
+    for key, value in typed(config.model).items():
+        if _is_rate(key) and key in theirs:
+            OmegaConf.update(node, key, literal(value))
+        elif theirs.get(key, ...) != value:
+            raise _other(config, "model", key, value, theirs)
+    made_by = flatten(initial.made_by or {})
+    again = flatten(plain(OmegaConf.create(initial.tokenizer)))
+    for key, value in typed(config.tokenizer).items() if made_by else ():
+        if value not in (made_by.get(key, ...), again.get(key, ...)):
+            raise _other(config, "tokenizer", key, value, made_by)
+    return node
+
+
+def _is_rate(key: str) -> bool:
+    """Of what training drops: masks that no weight's shape depends on."""
+    leaf = key.rpartition(".")[2]
+    return leaf.startswith("dropout") or leaf in ("weight_drop", "locked")
+
+
+def _other(config: DictConfig, group: str, key: str, value: Any, theirs: Mapping[str, Any]) -> ValueError:
+    """That something was typed which the initial's weights do not have."""
+    name, leaf = f"{group}.{key}", key.rpartition(".")[2]
+    have = f"have {theirs[key]}" if key in theirs else "have no such key"
+    if leaf == "_target_":
+        name, value = name.removesuffix("._target_").replace(".", "/"), short_name({leaf: value})
+        have = f"are of {short_name({leaf: theirs[key]})}" if key in theirs else "have none"
+    return ValueError(
+        f"{name}={value} with init_from={config.init_from}, whose weights {have}: leave {name} out (of model and "
+        "tokenizer, only dropout may be asked for)"
+    )
 
 
 def read_initial(source: str, allow_targets: Iterable[str] = (), begun: str | None = None) -> Initial:
@@ -39,10 +104,10 @@ def read_initial(source: str, allow_targets: Iterable[str] = (), begun: str | No
         found = _read(source, allow_targets)
     except FileNotFoundError:
         own = None if begun is None else RunDirectory(begun)
-        if own is None or not own.last.exists():
+        if own is None or not (own.last.exists() or own.finished()):
             raise
         log.info("%s is gone: model and tokenizer as %s has them", source, own.path)
-        return _from_run(own, own.last, allow_targets)
+        return replace(_from_run(own, own.last, allow_targets), made_by=None)
     log.info("model and tokenizer as in %s", source)
     return found
 
@@ -50,8 +115,12 @@ def read_initial(source: str, allow_targets: Iterable[str] = (), begun: str | No
 def _read(source: str, allow_targets: Iterable[str]) -> Initial:
     if source.startswith("hf:"):
         return _from_hugging_face(source.removeprefix("hf:"))
+    from lmlab.training.checkpoints import require
+
     directory = RunDirectory(source)
-    return _from_run(directory, directory.best, allow_targets)
+    found = _from_run(directory, directory.best, allow_targets)
+    require(directory.best)
+    return found
 
 
 def _from_run(directory: RunDirectory, checkpoint: Path, allow_targets: Iterable[str]) -> Initial:
@@ -63,7 +132,8 @@ def _from_run(directory: RunDirectory, checkpoint: Path, allow_targets: Iterable
     if directory.tokenizer.is_file():
         check_tokenizer(directory.tokenizer, config["decided"])
     rows = config["decided"]["vocab_size"]
-    return Initial(literal(node), weights(read(checkpoint)), _pretrained(directory.tokenizer), rows)
+    again = _pretrained(directory.tokenizer)
+    return Initial(literal(node), lambda: weights(read(checkpoint)), again, rows, config["tokenizer"])
 
 
 def _from_hugging_face(name: str) -> Initial:
@@ -74,7 +144,8 @@ def _from_hugging_face(name: str) -> Initial:
         raise ValueError(
             f"hf:{name} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(...)"
         )
-    return Initial(loaded.node, loaded.weights, _pretrained(loaded.tokenizer), loaded.vocab_size)
+    again = _pretrained(loaded.tokenizer)
+    return Initial(loaded.node, lambda: loaded.weights, again, loaded.vocab_size, plain(OmegaConf.create(again)))
 
 
 def _pretrained(path: Path | str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xxhash
 
-from lmlab.config import short_name, treatment, with_read
+from lmlab.config import lengthened, short_name, treatment, with_read
 from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
 from lmlab.evaluation import spelling
@@ -280,7 +280,7 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
     groups: dict[tuple[str, str], list[Run]] = {}
     asked: dict[tuple[str, str], dict[str, Any]] = {}
     for argument, run in runs:
-        told, decided = run.directory.asked(), run.config["decided"]
+        told, decided = run.directory.asked() | lengthened(run.directory.results()), run.config["decided"]
         key = (argument, treatment(told, decided))
         members = groups.setdefault(key, [])
         if (kept := _met(run, members)) is not None:

@@ -15,6 +15,7 @@ from lmlab.config import as_yaml, cache_dir
 from lmlab.decisions import find_compiler
 from lmlab.experiment import Plan, plan
 from lmlab.hardware import Machine, multiplies_bf16, threads
+from lmlab.initial import with_initial
 from lmlab.sizes import flops_per_token
 from lmlab.speed import weights_may_be_held_twice
 from lmlab.training.trial import Trial, attempt
@@ -50,9 +51,9 @@ class Tuner:
     """Coordinate descent: one setting after the other, from where `lmlab train` would start, while the time lasts."""
 
     def __init__(self, config: DictConfig, seconds: float):
-        self.config, self.deadline = config, time.perf_counter() + seconds
+        self.config, self.deadline = with_initial(config)[0], time.perf_counter() + seconds
         self.plans: dict[int, Plan] = {}
-        asked = OmegaConf.merge(config, {"devices": 1})
+        asked = OmegaConf.merge(self.config, {"devices": 1})
         self.plan = plan(asked)
         if self.plan.batching is None:
             raise ValueError("this model is counted in one pass: there is nothing to tune")

@@ -11,13 +11,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lmlab import experiment
+from lmlab import experiment, measurement
 from lmlab.config import compose
 from lmlab.errors import TrainingFailed
 from lmlab.models import cross_entropy, kernels
 from lmlab.models.head import LinearHead
 from lmlab.run_directory import RunDirectory
-from lmlab.runs import prune
+from lmlab.runs import load, prune, table
 from lmlab.training.checkpoints import read, weights
 from lmlab.training.module import LMModule
 
@@ -78,6 +78,37 @@ def test_a_larger_budget_continues_and_states_the_new_horizon(train, tmp_path, c
     assert "cosine over 14 steps" in caplog.text
     assert "cosine over 14 steps" in (tmp_path / "run/train.log").read_text()
     assert RunDirectory(tmp_path / "run").asked()["trainer"]["max_steps"] == 14
+
+
+def test_a_lengthened_run_is_a_replicate_of_its_like_alone(train, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "lmlab")
+    longer, wsd = [*SHORT, "trainer.max_steps=20"], ["schedule=wsd", "schedule.warmup=2"]
+    for seed in (0, 1):
+        train(f"longer{seed}", *SHORT, *wsd, f"seed={seed}")
+        results = train(f"longer{seed}", *longer, *wsd, f"seed={seed}")
+        assert results["training"]["horizons"] == [[10, 10]]
+    # The decay is the last 8 steps of 10, and will be the last 16 of 20.
+    assert "the learning rate's factor, 0.125 at step 10, is 0.625 at the next" in caplog.text
+    train("at once", *longer, *wsd, "seed=2")
+    frame = table(tmp_path).set_index("run")
+    assert frame["treatment"]["longer0"] == frame["treatment"]["longer1"] != frame["treatment"]["at once"]
+    assert frame["lengthened"].dropna().to_dict() == {"longer0": "10/10", "longer1": "10/10"}
+    sides = measurement.sides([("runs", load(tmp_path / name)) for name in ("longer0", "longer1", "at once")])
+    assert [[run.path.name for run in runs] for _, _, runs in sides] == [["longer0", "longer1"], ["at once"]]
+
+
+def test_a_lengthened_run_whose_steps_were_those_of_the_longer_is_its_replicate(train, tmp_path, monkeypatch):
+    train("constant", *SHORT, "schedule=constant")
+    assert "horizons" not in train("constant", *SHORT, "schedule=constant", "trainer.max_steps=14")["training"]
+    # Stopped before the decay, which takes the last half.
+    wsd = [*SHORT, "schedule=wsd", "schedule.warmup=2", "schedule.decay=0.5"]
+    with monkeypatch.context() as patch:
+        signalled_at(patch, 3, signal.SIGINT)
+        assert train("wsd", *wsd)["training"]["steps"] == 4
+    assert "horizons" not in train("wsd", *wsd, "trainer.max_steps=14")["training"]
+    train("at once", *wsd, "trainer.max_steps=14")
+    ours, theirs = (weights(read(tmp_path / name / "checkpoints/last.ckpt")) for name in ("wsd", "at once"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_larger_budget_without_the_last_checkpoint_is_refused_and_nothing_changes(train, tmp_path):

@@ -4,7 +4,7 @@ import sys
 
 from lmlab.cli import tell
 from lmlab.cli.command import CommandLine, look_for_garbage, parse, show_help, show_log
-from lmlab.config import BUILT_FROM, compose, conf_dir, unlisted
+from lmlab.config import BUILT_FROM, compose, conf_dir, mark_typed, unlisted
 from lmlab.errors import DONE, INTERRUPTED
 
 
@@ -44,7 +44,7 @@ def under_hydra(line: CommandLine) -> int:
         varied = swept(line.overrides, list(hydra_config.overrides.task)) if multirun else None
         # Kept for the dispatcher: Hydra would print a report of its own, and end a multirun at the first failure.
         try:
-            results = run(config, varied)
+            results = run(mark_typed(config, list(hydra_config.overrides.task)), varied)
         except Exception as error:
             told = " ".join(f"{key}={value}" for key, value in (varied or {}).items())
             where = f"job {hydra_config.job.num} ({told}): " if multirun else ""

@@ -64,7 +64,22 @@ class RunDirectory:
     def exists(self) -> bool:
         return (self.path / "asked.yaml").is_file()
 
+    def decided(self) -> bool:
+        """Whether it was not killed before config.yaml was written."""
+        return (self.path / "config.yaml").is_file()
+
     def asked(self) -> dict[str, Any]:
+        """asked.yaml; with init_from, model and tokenizer are its source's, also where an older version wrote them
+        into config.yaml alone."""
+        tree = self.written()
+        if not tree.get("init_from") or not self.decided():
+            return tree
+        config = self.config()
+        tokenizer = {key: value for key, value in config["tokenizer"].items() if key != "source"}
+        return tree | {"model": config["model"], "tokenizer": tokenizer}
+
+    def written(self) -> dict[str, Any]:
+        """asked.yaml as it was written."""
         return self._read_yaml("asked.yaml")
 
     def config(self) -> dict[str, Any]:

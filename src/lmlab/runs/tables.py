@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lmlab.config import READ, flatten, treatment, with_read
+from lmlab.config import READ, flatten, lengthened, treatment, with_read
 from lmlab.data.cache import whole_file
 from lmlab.run_directory import MOST_YAML, RunDirectory
 from lmlab.run_directory.plain_yaml import read_yaml
@@ -34,8 +34,9 @@ def table(root: str | os.PathLike = "outputs") -> "pd.DataFrame":
     """One row a run: where, state, seed, sizes, numbers, and every key in which the runs differ.
 
     val/bpb is of the best checkpoint on all of val; val/bpb_best and val/bpb_last are of the validations in training.
-    treatment: the same for runs that differ in nothing but the seed. corpus.fingerprint, tokenizer.hash: digits that
-    tell texts and foreign tokenizers apart where there are several. reason: why a run failed, or cannot be read.
+    treatment: the same for runs that differ in nothing but the seed. lengthened: of runs that were, for they are apart.
+    corpus.fingerprint, tokenizer.hash: digits that tell texts and foreign tokenizers apart where there are several.
+    reason: why a run failed, or cannot be read.
     """
     import pandas as pd
 
@@ -72,7 +73,8 @@ def flat_asked(directory: RunDirectory, known: Sections) -> dict[str, Any]:
             # Not as we write it: read as a whole, or refused.
             return flatten(directory.asked())
         flat |= part
-    return flat
+    # An older version wrote there what its source replaced.
+    return flatten(directory.asked()) if flat.get("init_from") else flat
 
 
 def text_of(path: Path) -> str:
@@ -99,6 +101,7 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
         decided = flat_decided(directory, known)
         read = {key: decided.get(f"decided.{key}") for key in ("fingerprint", "tokenizer")}
         told |= {"model": class_name({"_target_": flat["model._target_"]}), "seed": flat["seed"]}
+        flat |= lengthened(results)
         told["treatment"] = treatment(flat, read)
         if results is not None:
             told |= numbers(results)

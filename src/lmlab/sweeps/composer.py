@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from lmlab.config import compose, conf_dir
+from lmlab.config import compose, conf_dir, mark_typed
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -39,7 +39,7 @@ class Composer:
         choices = tuple(one.input_line for one in parsed if self.chooses(one))
         config = copy.deepcopy(self._chosen(choices))
         ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self.chooses(one)], config)
-        return config
+        return mark_typed(config, overrides)
 
     def _compose(self, choices: tuple[str, ...]) -> DictConfig:
         return compose(choices, config_dir=self.config_dir)

@@ -56,6 +56,7 @@ def run(plan: Plan, directory: RunDirectory, checkpoint: dict[str, Any] | None) 
     announce(plan)
     if checkpoint is not None:
         restore(module, checkpoint, directory.last)
+        note_horizon(plan, module, checkpoint["lmlab"]["total_steps"])
         if plan.total_steps <= module.step:
             log.info("all %d steps are done", module.step)
             return summary(module, None, None, None)
@@ -244,6 +245,30 @@ def restore(module: LMModule, checkpoint: dict[str, Any], path: Path) -> None:
     log.info("continuing after step %d of %s", module.step, path)
 
 
+def note_horizon(plan: Plan, module: LMModule, before: int) -> None:
+    """Record that the steps so far were of a shorter horizon, where one of another rate was among them.
+
+    before: that horizon. Steps that the longer one would have begun with, too (a constant rate, wsd until its decay),
+    make it no other run.
+    """
+    if before == plan.total_steps:
+        return
+    was = instantiate(plan.config.schedule)(total_steps=before, steps_per_epoch=plan.batching.steps_per_epoch)
+    observed = plan.schedule.state_dict()
+    was.load_state_dict(observed)
+    # What observes saw validations at other steps, where these are a tenth of the run apart.
+    apart = bool(observed) and plan.config.trainer.val_check_interval is None
+    if not apart and all(was.factor(step) == plan.schedule.factor(step) for step in range(module.step)):
+        return
+    module.horizons.append([module.step, before])
+    log.info(
+        "the schedule's horizon moves from %s steps to %s: the learning rate's factor, %.4g at step %s, is %.4g at the "
+        "next; no replicate of a run of as many steps at once",
+        *(f"{before:,}", f"{plan.total_steps:,}"),
+        *(was.factor(module.step - 1), f"{module.step:,}", plan.schedule.factor(module.step)),
+    )
+
+
 def summary(
     module: LMModule, trainer: Trainer | None, stop: GracefulStop | None, meter: performance.Performance | None
 ) -> dict[str, Any]:
@@ -258,6 +283,7 @@ def summary(
         "performance": None if meter is None else meter.summary(),
         "history": module.history,
         **({"spikes": module.spikes_met} if module.spikes_met else {}),
+        **({"horizons": module.horizons} if module.horizons else {}),
     }
 
 

@@ -84,6 +84,8 @@ class LMModule(LightningModule):
         # What judges steps, where the run has that, and what it has found: step, why and what was done, of each.
         self.spikes: Spikes | None = None
         self.spikes_met: list[dict[str, Any]] = []
+        # Where the run was lengthened: the step, and the steps that its schedule was over until then.
+        self.horizons: list[list[int]] = []
         self._swap = nullcontext()
         self._logged_at = 0.0
         # The first step (counted from 1) whose loss or gradient was not finite; 0: none. On the device.
@@ -326,6 +328,7 @@ class LMModule(LightningModule):
             "in_passing": False,
             "first_loss": self.first_loss,
             "spikes": list(self.spikes_met),
+            "horizons": list(self.horizons),
         }
 
     def _gather(self, value: Tensor) -> Tensor:
@@ -342,7 +345,7 @@ class LMModule(LightningModule):
         self.step, self.tokens, self.watch.seconds = ours["step"], ours["tokens"], ours["seconds"]
         self.history, self.first_loss = list(ours["history"]), ours["first_loss"]
         # A checkpoint of an older version has none.
-        self.spikes_met = list(ours.get("spikes", ()))
+        self.spikes_met, self.horizons = list(ours.get("spikes", ())), list(ours.get("horizons", ()))
         self.schedule.load_state_dict(ours["schedule"])
 
     def load_carried(self, checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from lmlab.config import asked, flatten, plain, short_name, treatment
+from lmlab.config import asked, flatten, lengthened, plain, short_name, treatment
 from lmlab.evaluation import audit, published
 from lmlab.evaluation.curve import Facts
 from lmlab.evaluation.diagnosis import Diagnosis, diagnose
@@ -48,8 +48,8 @@ def summarise(plan: Plan, directory: RunDirectory, training: dict[str, Any]) -> 
     if plan.config.get("logger") and short_name(plan.config.logger) == "tensorboard":
         from lmlab.training.loggers import write_hparams
 
-        shown, step = hyper_parameters(plan), training["steps"]
-        group = group_name(directory.asked(), plan.decided)
+        shown, step = hyper_parameters(plan) | lengthened(results), training["steps"]
+        group = group_name(directory.asked() | lengthened(results), plan.decided)
         write_hparams(directory.path, shown, final_metrics(results), step, group)
     # Last: a run that has it counts as finished, and the same command writes nothing more.
     directory.write_json("results.json", results)

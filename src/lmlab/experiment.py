@@ -48,7 +48,7 @@ from lmlab.schema import check_keys, check_known, check_node, check_packages
 from lmlab.sizes import count_parameters, missed_size, solve_width
 from lmlab.speed import choose_speed
 from lmlab.training import optim
-from lmlab.training.continuation import check_continuation
+from lmlab.training.continuation import check_continuation, check_read
 from lmlab.training.plan import Plan, train_part
 from lmlab.training.ranks import count as count_ranks
 
@@ -79,6 +79,11 @@ def tokenizer_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     if "source" not in recipe:
         return recipe
     return {"pretrained": xxhash.xxh3_128_hexdigest(instantiate(config["tokenizer"])(documents=()).to_json().encode())}
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Of all that it does."""
+    return xxhash.xxh3_64_hexdigest(tokenizer.to_json().encode())
 
 
 def build_schedule(node: Mapping[str, Any], total_steps: int, steps_per_epoch: int) -> Any:
@@ -129,7 +134,7 @@ def plan(config: DictConfig, whole: bool = False, initial: Initial | None = None
         "vocab_size": rows,
         "start_id": store.tokenizer.start_id,
         "store": store.path.name,
-        "tokenizer": xxhash.xxh3_64_hexdigest(store.tokenizer.to_json().encode()),
+        "tokenizer": tokenizer_hash(store.tokenizer),
         "fingerprint": store.fingerprint,
         "texts": store.texts,
         "n_params": count_parameters(model),
@@ -243,10 +248,23 @@ def train(
     directory = RunDirectory(config.run_dir) if config.run_dir else None
     verdict = directory.check(what) if directory else "new"
     if verdict == "finished":
+        check_read(directory, _lies_there(config))
         log.info("%s is finished; nothing to do (a larger budget continues it)", directory.path)
         return directory.results() | {"run_dir": str(directory.path)}
     with threads(config.threads), kernels.using(config.kernels):
         return _planned(config, initial, what, directory, verdict, swept or {}, watchers)
+
+
+def _lies_there(config: DictConfig) -> dict[str, str]:
+    """Which text is at its place now, and which tokenizer of somebody else's, as far as they are still there."""
+    found = {}
+    try:
+        found["fingerprint"] = build_text(config)[0].fingerprint()
+        if "source" in config.tokenizer and not config.init_from:
+            found["tokenizer"] = tokenizer_hash(instantiate(config.tokenizer)(documents=()))
+    except (OSError, ImportError) as error:
+        log.debug("the finished run is not held against its text: %s", error)
+    return found
 
 
 def _planned(

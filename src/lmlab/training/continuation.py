@@ -30,6 +30,18 @@ def check_continuation(planned: Plan, directory: RunDirectory, verdict: str) -> 
     keep_decisions(planned, before)
 
 
+def check_read(directory: RunDirectory, found: Mapping[str, str]) -> None:
+    """Refuse to take a finished run for one on what now lies at the place of its text or its tokenizer.
+
+    found: `fingerprint` and `tokenizer` of what lies there. What lies there no more tells nothing: a run may be looked
+    at without its text.
+    """
+    before = directory.config()["decided"]
+    for key, what in (("fingerprint", "on another text"), ("tokenizer", "with another tokenizer")):
+        if key in found and found[key] != before.get(key, found[key]):
+            raise ValueError(f"{directory.path} was trained {what} than lies there now; name another run_dir")
+
+
 def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:
     """What `auto` became when the run began holds to its end, on another machine too: else it were another run.
 

@@ -57,6 +57,7 @@ def test_free_text_reaches_the_verb_exactly(text: str):
         ("run_dir=null", None),
         ("corpus.train=[第一.txt, a b.txt]", ["第一.txt", "a b.txt"]),
         ("corpus.train=a,b.txt", "a,b.txt"),
+        ("corpus.meta_fields=[作者, 2020]", ["作者", "2020"]),
         (r"stop=\n\n", "\n\n"),
         (r'stop=["\n","a, b"]', ["\n", "a, b"]),
         (r"stop=[the, \n,\t]", ["the", "\n", "\t"]),

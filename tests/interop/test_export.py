@@ -42,6 +42,7 @@ LAYOUTS = {
     "qwen3": {},
     "qwen3 untied": {"tie_embeddings": False, "d_ff": None},
     "llama": LLAMA,
+    "llama of another base": LLAMA | {"rope_base": 500_000.0},
     "llama with biases": LLAMA | {"bias": True},
     "gpt2": GPT2,
     "gpt2 untied": GPT2 | {"tie_embeddings": False, "d_ff": None},
@@ -198,6 +199,30 @@ def test_an_export_is_replaced_and_nothing_else_is(tmp_path):
     (tmp_path / "theirs" / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="is no export"):
         exported(tmp_path / "theirs", node())
+
+
+def test_what_transformers_has_saved_from_an_export_is_no_export(tmp_path):
+    """A model that was trained on there: all files have our names, and config.json all that ours had."""
+    exported(tmp_path / "out", node())
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "tuned")
+    AutoTokenizer.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "tuned")
+    before = (tmp_path / "tuned/model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="is no export of lmlab's"):
+        exported(tmp_path / "tuned", node())
+    assert (tmp_path / "tuned/model.safetensors").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_replaced_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "/proc"):
+        with pytest.raises(ValueError, match="cannot be replaced as a whole; name a directory in it"):
+            exported(out, node())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_base_of_rotary_positions_is_told_in_the_words_of_transformers_4_too(tmp_path):
+    exported(tmp_path / "out", node(rope_base=500_000.0))
+    assert json.loads((tmp_path / "out/config.json").read_text())["rope_theta"] == 500_000.0
 
 
 def test_a_disk_that_takes_no_more_leaves_what_was_there(tmp_path):

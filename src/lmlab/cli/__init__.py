@@ -77,7 +77,7 @@ PATH_KEYS = frozenset(
 # The same, and a value in brackets is a list of them.
 LIST_KEYS = frozenset(
     [
-        *("stop", "by", "fractions", "callbacks.samples.prompts"),
+        *("stop", "by", "fractions", "callbacks.samples.prompts", "corpus.meta_fields"),
         *("corpus.path", "corpus.train", "corpus.val", "corpus.test"),
     ]
 )

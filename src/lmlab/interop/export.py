@@ -20,8 +20,11 @@ from lmlab.tokenizers import Tokenizer
 log = logging.getLogger("lmlab")
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-# A key of config.json: a folder that has it is an export, which the next one may replace.
+# Tells an export, which the next one may replace, by its weights' metadata: what transformers saves does not have it,
+# where of config.json it keeps every key.
 MADE_BY = "lmlab_version"
+# Bytes that a header of safetensors may have.
+MOST_HEADER = 100_000_000
 
 
 def export(
@@ -36,7 +39,7 @@ def export(
     _check_free(folder)
     config, weights = _theirs(node, state)
     ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id}
-    config |= {"dtype": "float32", MADE_BY: __version__, **ids}
+    config |= {"dtype": "float32", **ids}
     if config["tie_word_embeddings"]:
         # Held once: safetensors refuses two names of one memory.
         del weights["lm_head.weight"]
@@ -100,7 +103,7 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(weights, path, {"format": "pt"})
+        save_file(weights, path, {"format": "pt", MADE_BY: __version__})
     except SafetensorError as error:
         # What the system said is in the words alone: "... (os error 28)".
         if (number := re.search(r"os error (\d+)", str(error))) is None:
@@ -112,17 +115,22 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 def _check_free(folder: Path) -> None:
     """Raises ValueError where something lies there that is no export of ours."""
+    if folder == Path.cwd() or folder.is_mount():
+        raise ValueError(f"out={folder} cannot be replaced as a whole; name a directory in it")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={folder} is a file; name a directory")
     found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if found and (not found <= set(FILES) or not _is_export(folder / "config.json")):
+    if found and (not found <= set(FILES) or not _is_export(folder / "model.safetensors")):
         raise ValueError(f"out={folder} is not empty and is no export of lmlab's; name another directory")
 
 
-def _is_export(config: Path) -> bool:
+def _is_export(weights: Path) -> bool:
+    """By the header of the file: its length in eight bytes, then as much JSON."""
     try:
-        return MADE_BY in json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        with weights.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return length < MOST_HEADER and MADE_BY in json.loads(file.read(length))["__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -47,6 +47,7 @@ def to_gpt2(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict[str,
         "n_head": config["n_heads"],
         "n_inner": config["d_ff"],
         "n_positions": config["max_context"],
+        "n_ctx": config["max_context"],  # llama.cpp's converter reads the older name
         "activation_function": _GELU[0],
         "layer_norm_epsilon": config["norm_eps"],
         "tie_word_embeddings": config["tie_embeddings"],

@@ -81,6 +81,8 @@ def to_llama(config: dict, state: dict[str, Tensor]) -> tuple[dict, dict[str, Te
         "intermediate_size": len(state["blocks.0.mlp.up.weight"]),
         "max_position_embeddings": config["max_context"],
         "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_base"]},
+        # What transformers 4 reads, and what stands on it.
+        "rope_theta": config["rope_base"],
         "rms_norm_eps": config["norm_eps"],
         "hidden_act": "silu",
         "attention_bias": config["bias"],

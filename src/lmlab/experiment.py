@@ -262,7 +262,7 @@ def _lies_there(config: DictConfig) -> dict[str, str]:
         found["fingerprint"] = build_text(config)[0].fingerprint()
         if "source" in config.tokenizer and not config.init_from:
             found["tokenizer"] = tokenizer_hash(instantiate(config.tokenizer)(documents=()))
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, ValueError) as error:
         log.debug("the finished run is not held against its text: %s", error)
     return found
 

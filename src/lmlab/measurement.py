@@ -21,7 +21,7 @@ from lmlab.evaluation.adaptation import check as check_adaptation
 from lmlab.evaluation.comparison import Side, check, compare
 from lmlab.evaluation.evaluate import evaluate, score_batch
 from lmlab.evaluation.mixture import best_weight, interpolate
-from lmlab.evaluation.protocol import ROWS, Protocol, at_once, batches, unknown
+from lmlab.evaluation.protocol import ROWS, Protocol, at_once, batches, check_lanes, unknown
 from lmlab.evaluation.scores import Keeper, Scores
 from lmlab.metrics import Likelihood
 from lmlab.models import kernels
@@ -348,6 +348,7 @@ def compared(
             others += [run] if first is None else []
             replicates.append(str((first or run).path))
         found.append(Side(name, configuration, measured, replicates))
+    check_lanes(evaluation or {}, [Protocol(**run.about["protocol"]) for side in found for run in side.runs])
     check(found, own_protocols)
     report = compare(found, **how)
     # By all that they say: a name leaves out how far back a model sees that carries its state.

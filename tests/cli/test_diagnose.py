@@ -66,8 +66,12 @@ def test_runs_that_differ_in_more_than_their_share_of_the_text_are_no_fractions(
     protocol = config["decided"]["protocol"] | {"version": 0}
     directory.write_yaml("config.yaml", config | {"decided": config["decided"] | {"protocol": protocol}})
     assert " in version: 1 against 0;" in refused(tmp_path / "half")
-    # Another seed is no other recipe.
     directory.write_yaml("config.yaml", config)
+    results = directory.results()
+    directory.write_json("results.json", results | {"training": results["training"] | {"horizons": [[10, 10]]}})
+    assert " in lengthened;" in refused(tmp_path / "half")
+    directory.write_json("results.json", results)
+    # Another seed is no other recipe.
     directory.write_yaml("asked.yaml", directory.asked() | {"seed": 7})
     assert cli.main(["diagnose", f"run_dir={curved / 'whole'}", f"fractions=[{tmp_path / 'half'}]"]) == 0
 

@@ -74,9 +74,10 @@ def test_lanes_are_for_whichever_run_of_a_mixture_has_them(trained, capsys):
     more = ["mix_weight=1", "floors=false", "format=json"]
     one, four = (json.loads(call(capsys, "evaluate", sliding, carried, f"evaluation.lanes={n}", *more)) for n in (1, 4))
     assert one["test"]["nll"] != four["test"]["nll"]
-    assert "evaluation.lanes=1 does nothing under sliding-16/8" in refused(
-        capsys, "evaluate", sliding, "evaluation.lanes=1"
-    )
+    alone, mixed = ["evaluate", sliding], ["evaluate", sliding, f"mix={trained['transformer']}"]
+    for words in (alone, mixed):
+        told = refused(capsys, *words, "evaluation.lanes=1")
+        assert "evaluation.lanes=1 does nothing under sliding-16/8: add evaluation=carried" in told
 
 
 def test_evaluate_tells_the_loss_by_what_documents_of_ones_own_say_of_themselves(trained, tmp_path, capsys):

@@ -139,6 +139,8 @@ def test_the_variance_between_seeds_is_each_configurations_own_by_hand():
     assert (found.difference, found.text) == pytest.approx((-2.0, 0.0))
     # 2 / 2 + 9 / 3 = 4, and Satterthwaite's 4^2 / (1^2 / 1 + 3^2 / 2).
     assert (found.seeds, found.seeds_df) == pytest.approx((4.0, 16 / 5.5))
+    # What more seeds of each would divide.
+    assert found.each == pytest.approx((2 + 9) / 2)
     # One of a single run is taken to spread as the other; of one configuration, both have its variance.
     found = estimate(ours[:1], theirs, sizes, [ours[:1], theirs], RESAMPLES, 0, False)
     assert (found.seeds, found.seeds_df) == pytest.approx((9 * (1 + 1 / 3), 2))

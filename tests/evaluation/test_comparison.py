@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lmlab.evaluation.comparison import Side, block_edges, check, compare, one_protocol
+from lmlab.evaluation.bootstrap import Estimate
+from lmlab.evaluation.comparison import Side, block_edges, check, compare, needs, one_protocol
 from lmlab.evaluation.protocol import Protocol
 from lmlab.evaluation.scores import Scores
 
@@ -81,6 +82,13 @@ def test_replicates_make_it_about_configurations():
     assert (found["verdict"], found["level"]) == ("not distinguishable", "configurations")
     assert found["seed_share"] > 0.5
     assert "seeds of each" in found["words"] or "repetition" in found["words"]
+
+
+def test_how_many_seeds_would_tell_by_hand():
+    # Five runs that differ by 0.1 and two by 0.01. To tell 0.1 takes a variance of (0.1 / (1.96 + 0.8416))^2, 0.001274;
+    # seeds of each would divide 0.01 + 0.0001.
+    e = Estimate(0.1, 0.0, 99, seeds=0.01 / 5 + 0.0001 / 2, seeds_df=4, each=(0.01 + 0.0001) / 2, blocks=100)
+    assert needs(e, 0.95) == "To tell 0.1000, if it is the true difference, takes 8 seeds of each."
 
 
 def test_a_run_on_two_sides_is_one_replicate():

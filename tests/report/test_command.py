@@ -45,12 +45,17 @@ def test_the_default_needs_no_words(tmp_path):
     assert repeat(stored(tmp_path, ["trainer.max_steps=7"]))["line"] == "lmlab train trainer.max_steps=7"
 
 
-def test_a_run_of_another_version_or_of_own_classes_is_not_called_exact(tmp_path):
+def test_a_lengthened_run_or_one_of_another_version_or_of_own_classes_is_not_called_exact(tmp_path):
     directory = stored(tmp_path, ["model=lstm"])
     directory.write_yaml("asked.yaml", directory.asked() | {"code": 0})
     told = repeat(directory)
     assert told["line"].startswith("lmlab train model=lstm")
     assert not told["exact"]
+    directory = stored(tmp_path, ["model=lstm", "trainer.max_steps=9"])
+    assert repeat(directory)["exact"]
+    # Its first steps were of a schedule over four.
+    directory.write_json("results.json", {"training": {"horizons": [[4, 4]]}})
+    assert not repeat(directory)["exact"]
     directory.write_yaml("asked.yaml", directory.asked() | {"mine": {"_target_": "mine.Own", "size": 3}})
     directory.write_json("environment.json", {"command": ["lmlab", "train", "+mine=own", "text=it's"]})
     told = repeat(directory)

@@ -77,6 +77,14 @@ def test_texts_of_as_many_bytes_stand_apart_by_what_they_hold():
     check(five.assign(val_text=["1" * 16] * 4 + [None], val_bytes=900.0), "val/bpb")
 
 
+def test_a_run_that_has_not_come_to_its_end_stands_with_those_of_before_on_what_may_be_their_text():
+    frame = FRAME[:2].assign(protocol="carried-16", val_bytes=[5000.0, None], val_text=[None, "a" * 16])
+    assert list(apart(frame)) == ["carried-16"]
+    # Two such texts cannot both be the older one.
+    frame = FRAME[:3].assign(protocol="carried-16", val_bytes=[5000.0, None, None], val_text=[None, "a" * 16, "b" * 16])
+    assert len(apart(frame)) == 3
+
+
 def test_two_texts_of_which_the_first_tokens_are_scored_stand_apart(small, tmp_path):
     for run, line in (("a", "the cat sat on the mat.\n"), ("b", "a dog, a bone; a bone, a dog!\n")):
         (tmp_path / f"{run}.txt").write_text(line * 200)

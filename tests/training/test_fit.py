@@ -194,7 +194,7 @@ def test_other_text_under_the_same_path_is_refused(train, tmp_path, text):
     with pytest.raises(ValueError, match="was trained on other text"):
         train("run", *SHORT, f"corpus.path={mine}", "trainer.max_steps=12")
     # Nor are its numbers shown as those of the other text.
-    with pytest.raises(ValueError, match="was trained on another text than lies there now"):
+    with pytest.raises(ValueError, match="was trained on another text than is read from there now"):
         train("run", *SHORT, f"corpus.path={mine}")
     mine.write_text(text.read_text())
     known = train("run", *SHORT, f"corpus.path={mine}")

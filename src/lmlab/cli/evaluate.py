@@ -73,8 +73,13 @@ def partner(config: dict[str, Any], protocol: Any) -> Any:
         return None
     if config["mix"] == "":
         raise ValueError("mix= is empty: name another run's directory, or leave it out")
+    from lmlab.evaluation.protocol import check_lanes
+
     other = load_run(config | {"run_dir": config["mix"]})
-    theirs = other.protocol if config.get("evaluation") is None else other.resolve(config["evaluation"], others=True)
+    theirs, evaluation = other.protocol, config.get("evaluation")
+    if evaluation is not None:
+        theirs = other.resolve(evaluation, others=True)
+        check_lanes(evaluation, [protocol, theirs])
     return other, theirs.now(limit_tokens=protocol.limit_tokens, unknown=protocol.unknown)
 
 

@@ -24,7 +24,8 @@ class Estimate:
 
     text, seeds: the two variances that add up, one of which more text would shrink, the other more seeds. seeds is None
     where neither configuration has two runs: the interval is then of these models, not of their configurations.
-    text_df, seeds_df: degrees of freedom of Student's t for each. blocks: of text, after neighbours were joined.
+    text_df, seeds_df: degrees of freedom of Student's t for each. each: the variance between seeds, the mean of both
+    configurations'. blocks: of text, after neighbours were joined.
     """
 
     difference: float
@@ -32,6 +33,7 @@ class Estimate:
     text_df: int
     seeds: float | None
     seeds_df: float
+    each: float
     blocks: int
 
     def half_width(self, confidence: float) -> float:
@@ -114,9 +116,9 @@ def estimates(
         spreads = {key: _spread(runs, joined, variances, stream) for key, runs in zip(sets, left, strict=True)}
         for i, bits, text in zip(members, paired, texts, strict=True):
             alike = _alike(bits[None], joined) if stream else 1.0
-            seeds, df = _seeds(*map(len, pairs[i]), [spreads.get(id(runs)) for runs in replicates[i]])
+            seeds, df, each = _seeds(*map(len, pairs[i]), [spreads.get(id(runs)) for runs in replicates[i]])
             told = float(bits.sum() / joined.sum()), text * alike, round(n_blocks / alike) - 1
-            found[i] = Estimate(*told, seeds, df, n_blocks)
+            found[i] = Estimate(*told, seeds, df, each, n_blocks)
     return [found[i] for i in range(len(pairs))]
 
 
@@ -172,20 +174,22 @@ def _spread(runs: np.ndarray, sizes: np.ndarray, variances: Iterator[float], str
     return _Spread(squares / df, alike * sum(next(variances) for _ in runs) / df, df)
 
 
-def _seeds(n_ours: int, n_theirs: int, spreads: Sequence[_Spread | None]) -> tuple[float | None, float]:
-    """The variance of a difference of means of so many runs, and its degrees of freedom; None without replicates.
+def _seeds(n_ours: int, n_theirs: int, spreads: Sequence[_Spread | None]) -> tuple[float | None, float, float]:
+    """The variance of a difference of means of so many runs, its degrees of freedom, and that of one run of either;
+    None without replicates.
 
     spreads: of our configuration and of theirs, or of the one that both are; None: it has a single run.
     """
     known = [spread for spread in spreads if spread is not None]
     if not known:
-        return None, 0
+        return None, 0, 0.0
     ours, theirs = known * 2 if len(known) == 1 else known
     parts = ours.variance / n_ours, theirs.variance / n_theirs
     of_seeds = max(sum(parts) - ours.noise / n_ours - theirs.noise / n_theirs, 0.0)
+    each = max((ours.variance + theirs.variance - ours.noise - theirs.noise) / 2, 0.0)
     if len(known) == 1 or not any(parts):
-        return of_seeds, sum(spread.df for spread in known)
-    return of_seeds, sum(parts) ** 2 / (parts[0] ** 2 / ours.df + parts[1] ** 2 / theirs.df)
+        return of_seeds, sum(spread.df for spread in known), each
+    return of_seeds, sum(parts) ** 2 / (parts[0] ** 2 / ours.df + parts[1] ** 2 / theirs.df), each
 
 
 def _width(bits: np.ndarray, sizes: np.ndarray) -> int:

@@ -279,11 +279,11 @@ def _words(verdict: str, ours: Side, theirs: Side, e: Estimate, n_compared: int,
             "One seed each: this is about these two models; of their configurations three seeds each would tell."
         )
     if verdict == "not distinguishable":
-        said.append(needs(e, ours, theirs, level))
+        said.append(needs(e, level))
     return " ".join(said)
 
 
-def needs(e: Estimate, ours: Side, theirs: Side, level: float) -> str:
+def needs(e: Estimate, level: float) -> str:
     """How many seeds, or how much text, would tell a true difference of the size that was seen, at that level."""
     # Large samples: what is asked for has more degrees of freedom than what there is.
     wanted = (abs(e.difference) / (t_quantile(0.5 + level / 2, 1e6) + t_quantile(POWER, 1e6))) ** 2
@@ -292,15 +292,13 @@ def needs(e: Estimate, ours: Side, theirs: Side, level: float) -> str:
     seeds = e.seeds or 0.0
     if e.text + seeds <= wanted:
         return f"If {abs(e.difference):.4f} is the true difference, a repetition would tell it more often than not."
-    # The variance of a mean over seeds; both sides are given as many.
-    each = seeds / (1 / len(ours.runs) + 1 / len(theirs.runs))
     ways = []
     if seeds < wanted:
         ways.append((e.text / (wanted - seeds), "{:.1f} times as much text"))
     if seeds and e.text < wanted:
-        ways.append((math.ceil(2 * each / (wanted - e.text)), "{:.0f} seeds of each"))
+        ways.append((math.ceil(2 * e.each / (wanted - e.text)), "{:.0f} seeds of each"))
     if not ways:
-        seeds_needed, text_needed = math.ceil(4 * each / wanted), 2 * e.text / wanted
+        seeds_needed, text_needed = math.ceil(4 * e.each / wanted), 2 * e.text / wanted
         if max(seeds_needed, text_needed) <= MOST:
             both = f"{max(2, seeds_needed)} seeds of each and {max(1.0, text_needed):.1f} times as much text"
             return f"To tell {abs(e.difference):.4f}, if it is the true difference, takes {both}."

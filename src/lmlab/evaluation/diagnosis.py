@@ -321,7 +321,9 @@ def improving(curve: Curve, facts: Facts, ahead: Forecast | None) -> Finding | N
     if ahead.gain < IMPROVES * curve.val[-1]:
         return None
     told = f"twice the training: {ahead.final:.3f} nats ({ahead.lowest:.3f} to {ahead.highest:.3f})"
-    return Finding("improving", f"{told}, now {curve.val[-1]:.3f}")
+    # The last validation may have been a lucky one; the forecast goes on from where the curve is.
+    fitted = ahead.final + ahead.gain
+    return Finding("improving", f"{told}, now {curve.val[-1]:.3f} (by the fitted curve {fitted:.3f})")
 
 
 def converged(curve: Curve, ahead: Forecast | None) -> Finding:

@@ -1,6 +1,6 @@
 """The evaluation protocol: which tokens count, from which context, and how. No number without it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -154,6 +154,15 @@ def resolve(
     if policy == "carried" or (policy == "documents" and model.recurrent):
         return Protocol(**fixed, **_carried(policy, model, lanes, stride, max_context))
     return Protocol(**fixed, **_windowed(policy, model, stride, max_context))
+
+
+def check_lanes(evaluation: Mapping[str, Any], protocols: Iterable[Protocol]) -> None:
+    """Raise ValueError where lanes are asked for beside a run's own context, and none of the protocols has any."""
+    asked = None if "_target_" in evaluation else evaluation.get("lanes")
+    protocols = list(protocols)
+    if asked is not None and all(protocol.lanes is None for protocol in protocols):
+        names = ", ".join(dict.fromkeys(protocol.name for protocol in protocols))
+        raise ValueError(f"evaluation.lanes={asked} does nothing under {names}: add evaluation=carried")
 
 
 def _carried(policy: str, model: nn.Module, lanes: int | None, stride: int | None, max_context: int | None) -> dict:

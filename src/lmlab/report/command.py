@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lmlab.config import asked, compose, conf_dir, flatten, with_budget
+from lmlab.config import asked, compose, conf_dir, flatten, lengthened, with_budget
 from lmlab.run_directory import RunDirectory
 
 log = logging.getLogger("lmlab")
@@ -40,7 +40,9 @@ def repeat(directory: RunDirectory) -> dict[str, Any]:
         same_code = now.pop("code") == code
         if flatten(now) == flatten(wanted):
             words = (f"{key}={_typed(key, value)}" for key, value in pairs)
-            return {"line": " ".join(["lmlab train", *map(shlex.quote, words)]), "exact": same_code}
+            # A lengthened run had another schedule at first.
+            exact = same_code and not lengthened(directory.results())
+            return {"line": " ".join(["lmlab train", *map(shlex.quote, words)]), "exact": exact}
     except Exception as error:
         # Options of the user's own, or of another version: the report is worth having without.
         log.debug("no command for %s: %s", directory.path, error)

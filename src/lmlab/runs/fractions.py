@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lmlab.config import differences
+from lmlab.config import differences, lengthened
 from lmlab.evaluation.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def sizes_and_losses(run: "Run", parts: "Sequence[Run]") -> tuple[list[int], lis
 
 def check(run: "Run", part: "Run") -> None:
     """Raises ValueError where `part` differs in more than train_share and the seed."""
-    asked = differences(run.directory.asked(), part.directory.asked())
+    asked = differences(*(one.directory.asked() | lengthened(one.directory.results()) for one in (run, part)))
     differing = [key for key in asked if key not in ("train_share", "seed")]
     ours, theirs = run.config["decided"], part.config["decided"]
     # Where a text lies is no part of what was asked: at another place may be another text, and other tokens of it.

@@ -65,7 +65,8 @@ def apart(frame: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
 def texts_of(frame: "pd.DataFrame") -> list[str | None]:
     """What each run's val is called: by its bytes, and by its hash where these do not tell it; None: it tells neither.
 
-    A run of before, which has no hash, is of the first text that has as many bytes.
+    A run of before, which has no hash, is of the first text that has as many bytes; where that is none, it may be of
+    the one text whose length nobody tells, which then has no name.
     """
     none = [None] * len(frame)
     hashes, sizes = (
@@ -78,10 +79,15 @@ def texts_of(frame: "pd.DataFrame") -> list[str | None]:
     for text, size in known.items():
         alike.setdefault(size, []).append(text)
 
+    older = any(text is None and size not in (None, *known.values()) for text, size in zip(hashes, sizes, strict=True))
+    nameless = older and list(known.values()).count(None) == 1
+
     def called(text: str | None, size: float | None) -> str | None:
         if text is None and size is None:
             return None
         size = size if text is None else known[text]
+        if size is None and nameless:
+            return None
         told = "val" if size is None else f"{size:,.0f} bytes of val"
         several = alike.get(size, [])
         if size is not None and len(several) < 2:

@@ -165,9 +165,9 @@ class Run:
         """The protocol that a node as in conf/evaluation means for this run's model.
 
         One without a `_target_` says what differs from the run's own. Raises ValueError for lanes where there are none.
-        others: other runs are asked the same, each in its own context: lanes are for those of them that have some.
+        others: other runs are asked the same, each in its own context; who asks them calls `check_lanes` on all.
         """
-        from lmlab.evaluation.protocol import resolve
+        from lmlab.evaluation.protocol import check_lanes, resolve
 
         if "_target_" in evaluation:
             return instantiate(evaluation)(model=self.model)
@@ -176,9 +176,9 @@ class Run:
         # A model that carries its state sees as far as it can, and a window's stride goes with its length.
         if own.stride is not None and evaluation.get("max_context") is None:
             kept |= {"stride": own.stride, "max_context": own.max_context}
-        found, lanes = resolve(model=self.model, **kept | dict(evaluation)), evaluation.get("lanes")
-        if lanes is not None and found.lanes is None and not others:
-            raise ValueError(f"evaluation.lanes={lanes} does nothing under {found.name}: add evaluation=carried")
+        found = resolve(model=self.model, **kept | dict(evaluation))
+        if not others:
+            check_lanes(evaluation, [found])
         return found
 
     def store(self, corpus: Mapping[str, Any] | None = None, whole: bool = False) -> Any:
@@ -278,8 +278,8 @@ class Run:
         own = self.corpus()
         if own.fingerprint() != self.config["decided"]["fingerprint"]:
             raise ValueError(
-                f"the text that {self.path} was trained on has changed; put it back, "
-                "or measure another: lmlab evaluate corpus=files corpus.test=PATH"
+                f"the text that {self.path} was trained on has changed, or this version reads or divides it in another "
+                "way; put it back, or measure another: lmlab evaluate corpus=files corpus.test=PATH"
             )
         return own
 

@@ -39,7 +39,10 @@ def check_read(directory: RunDirectory, found: Mapping[str, str]) -> None:
     before = directory.config()["decided"]
     for key, what in (("fingerprint", "on another text"), ("tokenizer", "with another tokenizer")):
         if key in found and found[key] != before.get(key, found[key]):
-            raise ValueError(f"{directory.path} was trained {what} than lies there now; name another run_dir")
+            raise ValueError(
+                f"{directory.path} was trained {what} than is read from there now: it was changed, or this version "
+                "reads or divides it in another way; name another run_dir"
+            )
 
 
 def keep_decisions(planned: Plan, before: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ function winner() {
   if (line) {
     const copy = make("button", { onclick: () => navigator.clipboard.writeText(line).then(() => (copy.textContent = "copied")) }, "copy");
     const note = D.command.exact ? "Repeats it: this composes to exactly what the run was asked." :
-      "What was typed then; that it asks for the same today could not be shown (options of your own, or another version of lmlab).";
+      "It asks for the same, or was typed then; that it trains the same today could not be shown (options of your own, another version of lmlab, or a run that was trained longer than first asked).";
     place.append(make("p", {}, note, " ", copy), make("pre", {}, line));
   }
   if (D.samples.length) place.append(make("p", {}, "What it writes:"));

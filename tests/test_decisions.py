@@ -229,6 +229,8 @@ def test_steps_between_validations_are_as_asked_or_a_share_of_an_epoch():
         assert check_interval(asked, steps=100, steps_per_epoch=40) == interval
     # An epoch may be longer than the training.
     assert check_interval(1.0, steps=10, steps_per_epoch=40) == 10
+    # So may the interval be longer than the training.
+    assert check_interval(1.5, steps=10, steps_per_epoch=40) == 10
     for asked, told in ((0, "at least one step"), (0.0, "more than no part"), (-0.5, "more than no part")):
         with pytest.raises(ValueError, match=told):
             check_interval(asked, steps=100, steps_per_epoch=40)

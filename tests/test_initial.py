@@ -81,6 +81,8 @@ def test_a_rate_that_was_typed_trains(small, trained, tmp_path):
         (["model/head=mixture"], "model/head=mixture with init_from=.* are of linear: leave model/head out"),
         (["model={n_layers: 2}"], r"model\.n_layers=2 with init_from=.* have 1"),
         (["tokenizer=byte"], "tokenizer=byte with init_from=.* are of bpe"),
+        # Of an option below the model all that it says was typed.
+        (["model/head=linear"], r"model\.head\.bias=True with init_from=.* have False"),
         (["tokenizer.vocab_size=400"], r"tokenizer\.vocab_size=400 with init_from=.* have 300"),
     ],
 )

@@ -58,7 +58,12 @@ TEXT, TOKENIZER = READ = ("corpus.fingerprint", "tokenizer.hash")
 PRETRAINED = "lmlab.tokenizers.pretrained.train"
 
 # Asked for and kept in asked.yaml, but speed alone: a run may go on with others, as where memory ran out.
-_SPEED = ("validation.batch_size", "callbacks.checkpoints.every_minutes", "callbacks.checkpoints.every_n_steps")
+# With what options say of them.
+_SPEED = {
+    "validation.batch_size": None,
+    "callbacks.checkpoints.every_minutes": 5.0,
+    "callbacks.checkpoints.every_n_steps": None,
+}
 
 # The parts of a stored run's config from which objects are built.
 BUILT_FROM = ("model", "corpus", "tokenizer", "decided")
@@ -146,7 +151,11 @@ def mark_typed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             owner, _, name = leaf.rpartition(".")
             node = OmegaConf.select(config, owner) if owner else config
             if leaf.partition(".")[0] in ("model", "tokenizer") and isinstance(node, DictConfig) and name in node:
-                node._get_node(name)._set_flag("typed", True)
+                chosen = node._get_node(name)
+                # An option below the model has no size of its own to give way: all that it says was typed.
+                whole = isinstance(chosen, DictConfig) and owner
+                for one in [chosen._get_node(key) for key in chosen] if whole else [chosen]:
+                    one._set_flag("typed", True)
     return config
 
 
@@ -270,6 +279,19 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 def numbering(asked_config: Mapping) -> dict[str, Any]:
     """What was asked and decides a number, by dotted key."""
     return {k: v for k, v in flatten(asked_config).items() if k not in _SPEED}
+
+
+def as_fast(asked_config: Mapping) -> dict[str, Any]:
+    """What was asked, with the options' own values of what is speed alone, for names by hash that stay with them."""
+    kept = copy.deepcopy(dict(asked_config))
+    for key, value in _SPEED.items():
+        *groups, leaf = key.split(".")
+        node: Any = kept
+        for group in groups:
+            node = node.get(group) if isinstance(node, dict) else None
+        if isinstance(node, dict) and leaf in node:
+            node[leaf] = value
+    return kept
 
 
 def differences(ours: Mapping, theirs: Mapping) -> dict[str, tuple[Any, Any]]:

@@ -22,6 +22,8 @@ EMULATED = "{}, as asked: this machine has no units for bf16 and emulates it, up
 COMPILE_FROM = {"cpu": 600.0, "cuda": 120.0}
 # A text that takes no more than this of a GPU's free memory is kept there: model and batches need the rest.
 RESIDENT_SHARE = 0.1
+# A float of so many epochs between validations is a number of steps that Hydra read as one (1e3).
+MANY_EPOCHS = 10
 # Share of the measured peak that a step reaches, for an estimate of a run's time: between a quarter and a half here.
 USUAL_MFU = 0.3
 
@@ -216,7 +218,7 @@ def check_interval(asked_interval: float | int | None, steps: int, steps_per_epo
         if not asked_interval > 0:
             raise ValueError(f"trainer.val_check_interval={asked_interval} must be more than no part of an epoch")
         interval = max(1, round(asked_interval * steps_per_epoch))
-        if asked_interval > 1 and interval > steps:
+        if asked_interval >= MANY_EPOCHS and interval > steps:
             raise ValueError(
                 f"trainer.val_check_interval={asked_interval} is that many epochs, more than this training has; "
                 f"{asked_interval:.0f}, without a point, are steps"

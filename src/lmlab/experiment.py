@@ -257,13 +257,14 @@ def train(
 
 def _lies_there(config: DictConfig) -> dict[str, str]:
     """Which text is at its place now, and which tokenizer of somebody else's, as far as they are still there."""
-    found = {}
-    try:
-        found["fingerprint"] = build_text(config)[0].fingerprint()
-        if "source" in config.tokenizer and not config.init_from:
-            found["tokenizer"] = tokenizer_hash(instantiate(config.tokenizer)(documents=()))
-    except (OSError, ImportError, ValueError) as error:
-        log.debug("the finished run is not held against its text: %s", error)
+    reads, found = {"fingerprint": lambda: build_text(config)[0].fingerprint()}, {}
+    if "source" in config.tokenizer and not config.init_from:
+        reads["tokenizer"] = lambda: tokenizer_hash(instantiate(config.tokenizer)(documents=()))
+    for key, read in reads.items():
+        try:
+            found[key] = read()
+        except (OSError, ImportError, ValueError) as error:
+            log.debug("the finished run's %s is not held against what lies there: %s", key, error)
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xxhash
 
-from lmlab.config import lengthened, short_name, treatment, with_read
+from lmlab.config import lengthened, numbering, short_name, treatment, with_read
 from lmlab.data.cache import file_hash
 from lmlab.evaluation import scores as kept_scores
 from lmlab.evaluation import spelling
@@ -287,7 +287,7 @@ def sides(runs: Sequence[tuple[str, "Run"]]) -> list[tuple[str, str, list["Run"]
             log.info("%s: passed over, it is %s again (seed=%s)", run.path, kept.path, _seed(run))
             continue
         members.append(run)
-        asked[key] = {k: v for k, v in with_read(told, decided).items() if k != "seed"}
+        asked[key] = {k: v for k, v in numbering(with_read(told, decided)).items() if k != "seed"}
     found = []
     for (argument, configuration), members in groups.items():
         others = [asked[key] for key in groups if key[0] == argument and key[1] != configuration]

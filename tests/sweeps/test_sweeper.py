@@ -369,6 +369,8 @@ def test_what_is_speed_alone_makes_no_other_sweep(tmp_path):
     then = replace(ASKED, base={"seed": 0, "validation": {"batch_size": None}})
     then.save(tmp_path)
     replace(then, base={"seed": 0, "validation": {"batch_size": 4}}).check(tmp_path)
+    assert replace(then, base={"seed": 0, "validation": {"batch_size": 4}}).digest() == then.digest()
+    assert replace(then, base={"seed": 1, "validation": {"batch_size": None}}).digest() != then.digest()
     with pytest.raises(ValueError, match=r"another sweep \(seed: 0 there, 1 now\)"):
         replace(then, base={"seed": 1, "validation": {"batch_size": 4}}).check(tmp_path)
 

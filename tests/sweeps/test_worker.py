@@ -280,6 +280,14 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_recorded(here, warm):
     assert "1 of the 3 trials failed" in told
 
 
+def test_a_trial_keeps_its_name_under_other_settings_of_speed(here: Path):
+    faster = ["validation.batch_size=4", "callbacks.checkpoints.every_minutes=1"]
+    one, same, other = (
+        trials.name_of(compose([*TINY, *more]), ["seed=0"]) for more in ([], faster, ["optimizer.lr=0.5"])
+    )
+    assert one == same != other
+
+
 def test_tokenizers_of_two_files_are_trials_of_two_names(here: Path):
     from tokenizers.models import WordLevel
 

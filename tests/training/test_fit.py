@@ -255,6 +255,13 @@ def test_a_run_out_of_memory_while_validating_goes_on_with_fewer_rows_at_once(tr
     def full(*_, **__):
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
+    def full_cpu(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LMModule, "training_step", full_cpu)
+        with pytest.raises(TrainingFailed, match=r"out of memory at step 0: halve training.micro_batch_size"):
+            train("step", *SHORT)
     with monkeypatch.context() as patch:
         patch.setattr(LMModule, "validation_step", full)
         with pytest.raises(TrainingFailed, match=r"while validating after step 4: .*smaller validation.batch_size"):

@@ -44,8 +44,10 @@ VERBS = {
 
 # What of a verb's keys takes memory while something is measured or written.
 LESS_MEMORY = {
-    **dict.fromkeys(("evaluate", "compare", "generate"), "a smaller batch_size="),
-    **dict.fromkeys(("train", "reproduce"), "the same command with a small validation.batch_size="),
+    **dict.fromkeys(("evaluate", "compare", "generate"), "a smaller batch_size= needs less and changes no number"),
+    **dict.fromkeys(
+        ("train", "reproduce"), "a smaller model or, where it was measured, validation.batch_size= needs less"
+    ),
 }
 
 # Keys whose value is a person's text: taken as it stands after the first `=`, whatever is in it.
@@ -207,7 +209,7 @@ def classify(error: BaseException, verb: str) -> tuple[int, str]:
         where = getattr(full, "filename", None) or full
         return TRAINING_FAILED, f"the disk is full ({where}); free some space and run the same again"
     if ran_out_of_memory(error):
-        remedy = f": {LESS_MEMORY[verb]} needs less and changes no number" if verb in LESS_MEMORY else ""
+        remedy = f": {LESS_MEMORY[verb]}" if verb in LESS_MEMORY else ""
         return TRAINING_FAILED, f"out of memory{remedy} ({_plain(error).partition(chr(10))[0]})"
     if isinstance(
         error, PermissionError | FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lmlab.config import READ, flatten, lengthened, treatment, with_read
+from lmlab.config import READ, flatten, lengthened, numbering, treatment, with_read
 from lmlab.data.cache import whole_file
 from lmlab.run_directory import MOST_YAML, RunDirectory
 from lmlab.run_directory.plain_yaml import read_yaml
@@ -117,7 +117,7 @@ def row(directory: RunDirectory, root: str | os.PathLike, known: Sections) -> di
         return told | {"state": f"damaged: {error}"}
     except (KeyError, TypeError, AttributeError) as error:
         return told | {"state": f"damaged: {directory.path} lacks {error}"}
-    return told | {"asked": differing_keys(with_read(flat, read))}
+    return told | {"asked": differing_keys(numbering(with_read(flat, read)))}
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:

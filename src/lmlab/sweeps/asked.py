@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lmlab.config import differences, numbering
+from lmlab.config import as_fast, differences, numbering
 from lmlab.data.cache import whole_file
 from lmlab.run_directory.plain_yaml import read_yaml
 from lmlab.seal import seal, unseal
@@ -106,7 +106,8 @@ class Asked:
         return told | ({"elsewhere": elsewhere} if elsewhere else {})
 
     def digest(self) -> str:
-        text = json.dumps(self.identity(), sort_keys=True, ensure_ascii=False, default=str)
+        told = self.identity() | {"base": as_fast(self.base)}
+        text = json.dumps(told, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def check(self, directory: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def sampled(asked: Asked, composer: Composer) -> Iterator[DictConfig]:
 
     points = asked.points or [[]]
     if asked.parameters:
-        points = [asked.overrides_of(p) for last in (False, True) for p in samples(asked.parameters, last)]
+        ends = ([asked.overrides_of(p) for p in samples(asked.parameters, last)] for last in (False, True))
+        points = [point for pair in zip_longest(*ends) for point in pair if point is not None]
     for point in points[:8]:
         try:
             yield config_of([*asked.overrides, *point], asked.seeds[0], composer)

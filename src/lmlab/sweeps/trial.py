@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from lmlab.config import as_fast, directory_name, literal, plain, short_setting, with_budget
 from lmlab.config import asked as asked_config
-from lmlab.config import directory_name, literal, plain, short_setting, with_budget
 from lmlab.experiment import build_text, check_config, protocol_without_text, tokenizer_recipe, train
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import numbers
@@ -63,7 +63,7 @@ def name_of(config: DictConfig, varied: Sequence[str]) -> str:
     readable = directory_name([*words, f"seed{config.seed}"])
     while len(readable.encode()) > READABLE:
         readable = readable[:-1]
-    what = {"asked": asked_config(with_budget(config)), "text": fingerprint(config)}
+    what = {"asked": as_fast(asked_config(with_budget(config))), "text": fingerprint(config)}
     if "source" in config.tokenizer:
         # What is asked of a tokenizer of somebody else's does not say which it is.
         what["tokenizer"] = tokenizer_recipe(config)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from lmlab.config import plain
 from lmlab.data.datamodule import TextDataModule
-from lmlab.errors import NotFinite, TrainingFailed, full_disk
+from lmlab.errors import NotFinite, TrainingFailed, full_disk, ran_out_of_memory
 from lmlab.evaluation.protocol import at_once, batches
 from lmlab.instantiate import instantiate
 from lmlab.models import kernels, workspace
@@ -79,9 +79,9 @@ def run(plan: Plan, directory: RunDirectory, checkpoint: dict[str, Any] | None) 
     except NotFinite as error:
         # Of its own kind, by which train.log tells it from a full disk.
         raise NotFinite(f"{error}; {kept(directory)} (other settings are another run: name another run_dir)") from error
-    except torch.OutOfMemoryError as error:
-        raise TrainingFailed(out_of_memory(plan, module.step, meter.validating.running)) from error
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
+        if ran_out_of_memory(error):
+            raise TrainingFailed(out_of_memory(plan, module.step, meter.validating.running)) from error
         if (full := full_disk(error)) is None:
             raise
         raise TrainingFailed(

@@ -91,6 +91,15 @@ def test_what_an_options_file_says_of_threads_and_devices_is_heeded(tmp_path, mo
     assert (its.n, its.threads, its.gpus) == (2, 4, [])
 
 
+def test_a_config_is_found_where_only_the_last_values_of_a_space_can_run(monkeypatch):
+    ends = {False: [["no.such.key=1"]] * 9, True: [["seed=1"]]}
+    monkeypatch.setattr(crew, "samples", lambda parameters, last: ends[last])
+    monkeypatch.setattr(Asked, "overrides_of", lambda self, values: values)
+    monkeypatch.setattr(Asked, "parameters", ["a space"])
+    some = replace(ASKED, points=[], overrides=["trainer.max_steps=9"])
+    assert [config.trainer.max_steps for config in crew.sampled(some, Composer(None))] == [9]
+
+
 @pytest.mark.parametrize("said", ["trainer=cpu", "trainer.accelerator=cpu"])
 def test_a_sweep_on_the_cpu_pins_nothing(tmp_path, monkeypatch, said):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")

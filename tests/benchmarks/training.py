@@ -30,8 +30,10 @@ def write_work(overrides: list[str], steps: int, path: str) -> dict[str, Any]:
     """The run's first weights and batches, for a peer to read."""
     import lmlab
     from lmlab.experiment import plan
+    from lmlab.initial import with_initial
 
-    planned = plan(lmlab.compose(overrides))
+    config, initial = with_initial(lmlab.compose(overrides))
+    planned = plan(config, initial=initial)
     batches = [planned.batching.batch(step) for step in range(steps)]
     torch.save(
         {

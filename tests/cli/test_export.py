@@ -1,6 +1,7 @@
 """lmlab export as a person calls it."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -38,11 +39,11 @@ def test_a_verb_that_is_near_is_named(capsys):
     assert "did you mean 'export'?" in refused(capsys, "exprt")
 
 
-def test_exporting_imports_no_transformers(trained, tmp_path, warm):
+def test_exporting_imports_no_transformers(trained, tmp_path):
     code = (
         "import sys; from lmlab.cli import main; "
         f"status = main(['export', 'run_dir={trained['transformer']}', 'out={tmp_path}/hf']); "
         "print(status, 'transformers' in sys.modules)"
     )
-    done = warm.run([sys.executable, "-c", code], tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr

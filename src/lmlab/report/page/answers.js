@@ -9,6 +9,7 @@ function equal() {
   if (!D.equal.length) return drop("equal");
   const place = body("equal"), names = [...new Set(D.equal.flatMap((row) => Object.keys(row.families)))].sort();
   const half = (one) => (one.low == null ? "" : ` ± ${shown((one.high - one.low) / 2, 2)}`);
+  const from = (one) => (one.chosen_from > 1 ? `, best of ${one.chosen_from}` : "");
   for (const held of Object.keys(HELD)) {
     const rows = D.equal.filter((row) => row.held === held);
     if (!rows.length) continue;
@@ -16,7 +17,7 @@ function equal() {
     const columns = [{ name: held, get: (row) => row.at, cell: (row) => short(row.at) }];
     for (const name of names) {
       const one = (row) => row.families[name];
-      columns.push({ name: `${name}: ${M}`, get: (row) => one(row)?.mean, cell: (row) => (one(row) ? `${shown(one(row).mean, 5)}${half(one(row))}, best of ${one(row).chosen_from}` : "") });
+      columns.push({ name: `${name}: ${M}`, get: (row) => one(row)?.mean, cell: (row) => (one(row) ? `${shown(one(row).mean, 5)}${half(one(row))}${from(one(row))}` : "") });
       for (const size of ["parameters", "tokens"]) if (size !== held)
         columns.push({ name: size, get: (row) => one(row)?.[size], cell: (row) => (one(row) ? short(one(row)[size]) : "") });
     }
@@ -27,7 +28,8 @@ function equal() {
   }
   const single = D.equal.some((row) => row.half == null);
   place.append(make("p", { class: "soft" }, "Seconds: between a shorter and a longer run of the same kind, each trained with its own schedule to its end. ± is half of the 95 % interval; of a difference, Welch's; p is of his test, for all comparisons of this section together (Holm 1979), and decides below 0.05." + (single ? " Single runs have none: replicates would." : "")));
-  place.append(make("p", { class: "soft" }, "Best of so many configurations of the family: chosen by the same numbers that are compared here, which flatters most whoever was chosen from most. The chosen on text that chose none of them settle it: lmlab compare A B split=test."));
+  const chosen = D.equal.some((row) => Object.values(row.families).some((one) => one.chosen_from > 1));
+  if (chosen) place.append(make("p", { class: "soft" }, "Best of so many configurations of the family: chosen by the same numbers that are compared here, which flatters most whoever was chosen from most. The chosen on text that chose none of them settle it: lmlab compare A B split=test."));
 }
 
 function scaling() {

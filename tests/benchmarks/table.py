@@ -92,7 +92,9 @@ def _table(results: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _rows(name: str, result: Mapping[str, Any], sign: str) -> Iterator[str]:
+    """A case that was measured otherwise than it would be today has a `note` of it in its record."""
     for case in result["cases"]:
+        told = f"{case['case']} ({case['note']})" if "note" in case else case["case"]
         for m in case["measures"]:
             ratio = ""
             if m["peer"]:
@@ -103,7 +105,7 @@ def _rows(name: str, result: Mapping[str, Any], sign: str) -> Iterator[str]:
             ours = shown(m["median"]["ours"], m["unit"])
             peer = f"{shown(m['median']['peer'], m['unit'])}, {case['peer_is']}" if m["peer"] else ""
             yield (
-                f"| `{name}` ({sign}) {case['case']}: {m['name']} | {ours} | {peer} | {ratio} | {m['target']} | "
+                f"| `{name}` ({sign}) {told}: {m['name']} | {ours} | {peer} | {ratio} | {m['target']} | "
                 f"{verdict(m)} | {result['machine']['load'][0]:.1f} |"
             )
 

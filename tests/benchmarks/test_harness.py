@@ -158,6 +158,11 @@ def test_the_table_shows_ours_the_peer_the_ratio_and_the_verdict(tmp_path, monke
     made = table.render(["row", "other"]).splitlines()
     assert "| `row` (a) case: speed | 1.50 s | 3.50 s, peer | 2.50 times (2.00-3.00, 2) | 2 times | met | 1.6 |" in made
     assert made[-1] == "Not measured on this machine: `other`."
+    (path,) = (tmp_path / "recorded").rglob("row.json")
+    noted = json.loads(path.read_text())
+    noted["cases"][0]["note"] = "on one core"
+    path.write_text(json.dumps(noted))
+    assert "| `row` (a) case (on one core): speed |" in table.render(["row"])
     with pytest.raises(ValueError, match="the README has no lines"):
         table.replaced("nothing", "")
 

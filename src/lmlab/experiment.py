@@ -47,6 +47,7 @@ from lmlab.models import kernels
 from lmlab.schema import check_keys, check_known, check_node, check_packages
 from lmlab.sizes import count_parameters, missed_size, solve_width
 from lmlab.speed import choose_speed
+from lmlab.tokenizers import content_hash
 from lmlab.training import optim
 from lmlab.training.continuation import check_continuation, check_read
 from lmlab.training.plan import Plan, train_part
@@ -79,11 +80,6 @@ def tokenizer_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     if "source" not in recipe:
         return recipe
     return {"pretrained": xxhash.xxh3_128_hexdigest(instantiate(config["tokenizer"])(documents=()).to_json().encode())}
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Of all that it does."""
-    return xxhash.xxh3_64_hexdigest(tokenizer.to_json().encode())
 
 
 def build_schedule(node: Mapping[str, Any], total_steps: int, steps_per_epoch: int) -> Any:
@@ -134,7 +130,7 @@ def plan(config: DictConfig, whole: bool = False, initial: Initial | None = None
         "vocab_size": rows,
         "start_id": store.tokenizer.start_id,
         "store": store.path.name,
-        "tokenizer": tokenizer_hash(store.tokenizer),
+        "tokenizer": content_hash(store.tokenizer),
         "fingerprint": store.fingerprint,
         "texts": store.texts,
         "n_params": count_parameters(model),
@@ -259,7 +255,7 @@ def _lies_there(config: DictConfig) -> dict[str, str]:
     """Which text is at its place now, and which tokenizer of somebody else's, as far as they are still there."""
     reads, found = {"fingerprint": lambda: build_text(config)[0].fingerprint()}, {}
     if "source" in config.tokenizer and not config.init_from:
-        reads["tokenizer"] = lambda: tokenizer_hash(instantiate(config.tokenizer)(documents=()))
+        reads["tokenizer"] = lambda: content_hash(instantiate(config.tokenizer)(documents=()))
     for key, read in reads.items():
         try:
             found[key] = read()

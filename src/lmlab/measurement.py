@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import xxhash
 
 from lmlab.config import lengthened, numbering, short_name, treatment, with_read
 from lmlab.data.cache import file_hash
@@ -25,6 +25,7 @@ from lmlab.evaluation.protocol import ROWS, Protocol, at_once, batches, check_la
 from lmlab.evaluation.scores import Keeper, Scores
 from lmlab.metrics import Likelihood
 from lmlab.models import kernels
+from lmlab.tokenizers import content_hash
 from lmlab.training.checkpoints import require
 from lmlab.training.plan import train_part
 
@@ -247,7 +248,7 @@ def identity(run: "Run", place: Place, protocol: Protocol) -> dict[str, Any]:
         "protocol": protocol.as_dict(),
         "split": place.split,
         "text": fingerprint if place.corpus is None else run.corpus(place.corpus).fingerprint(),
-        "tokenizer": xxhash.xxh3_64_hexdigest(run.tokenizer.to_json().encode()),
+        "tokenizer": content_hash(run.tokenizer),
         "weights": weights_hash(run),
     } | ({"spelling": spelling.IDENTITY} if protocol.unknown == "spelled" else {})
 
@@ -337,10 +338,14 @@ def compared(
 ) -> dict[str, Any]:
     """`comparison.compare` on runs, measured where their scores are not kept; with the floors beside them."""
     found, met = [], {}
-    for name, configuration, runs in groups:
+    protocols_of = [
+        [run.protocol if evaluation is None else run.resolve(evaluation, others=own_protocols) for run in runs]
+        for *_, runs in groups
+    ]
+    check_lanes(evaluation or {}, chain.from_iterable(protocols_of))
+    for (name, configuration, runs), resolved in zip(groups, protocols_of, strict=True):
         measured, replicates, others = [], [], met.setdefault(configuration, [])
-        for run in runs:
-            protocol = run.protocol if evaluation is None else run.resolve(evaluation, others=own_protocols)
+        for run, protocol in zip(runs, resolved, strict=True):
             log.debug("%s, %s", run.path, protocol.name)
             measured.append(scored(run, place, protocol).scores)
             # It may also stand on another side, as a member of a directory that is compared with it.
@@ -348,7 +353,6 @@ def compared(
             others += [run] if first is None else []
             replicates.append(str((first or run).path))
         found.append(Side(name, configuration, measured, replicates))
-    check_lanes(evaluation or {}, [Protocol(**run.about["protocol"]) for side in found for run in side.runs])
     check(found, own_protocols)
     report = compare(found, **how)
     # By all that they say: a name leaves out how far back a model sees that carries its state.

@@ -69,9 +69,8 @@ def test_a_part_shows_where_it_leads():
     assert "| +10.00 | not whole; at the end 81.87 (67.03 to 90.48) | 100 of 1,000 |" in row
 
 
-def test_a_part_that_was_better_before_says_when_and_leads_nowhere():
-    part = PART | {"training": PART["training"] | {"best_step": 60}}
-    assert at_end(part, TARGET, "val") is None
+def test_a_part_that_was_better_before_says_when():
+    part = PART | {"training": PART["training"] | {"best_step": 60}, "forecast": None}
     assert "| +10.00 | not whole | 100 of 1,000, measured at 60 |" in markdown([part], {"one": TARGET})
     same = PART | {"training": PART["training"] | {"best_step": 100}}
     assert markdown([same], {"one": TARGET}) == markdown([PART], {"one": TARGET})

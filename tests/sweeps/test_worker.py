@@ -141,30 +141,23 @@ def test_a_trial_that_raises_and_one_that_gives_nan_are_told_and_the_others_fini
     assert [row["attempts"] for row in rows(here)] == [2, 2, 0]
 
 
-def test_what_lacked_a_file_can_be_tried_again_and_that_is_said(sweep, here, capsys, untrained, monkeypatch):
-    train = trials.run
-
+@pytest.mark.parametrize(
+    ("number", "status", "more"),
+    [(errno.ENOENT, 2, ["retries=1"]), (errno.ENOSPC, 3, [])],
+    ids=["a file that was missing", "a full disk, which was no attempt"],
+)
+def test_what_was_lacking_can_be_tried_again_and_that_is_said(
+    number, status, more, sweep, here, capsys, untrained, monkeypatch
+):
     def refused(config, *rest):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "weights")
+        raise OSError(number, os.strerror(number), "last.ckpt")
 
-    monkeypatch.setattr(trials, "run", refused)
-    assert sweep("optimizer.lr=1e-2,1e-3", "test=false") == 2
-    assert "the same command with retries=1 tries them again" in capsys.readouterr().err
-    monkeypatch.setattr(trials, "run", train)
-    assert sweep("optimizer.lr=1e-2,1e-3", "test=false", "retries=1") == 0
-
-
-def test_a_full_disk_was_no_attempt(sweep, here, capsys, untrained, monkeypatch):
-    train = trials.run
-
-    def full(config, *rest):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.ckpt")
-
-    monkeypatch.setattr(trials, "run", full)
-    assert sweep("optimizer.lr=1e-2,1e-3", "test=false") == 3
-    assert "; the same command tries them again" in capsys.readouterr().err
-    monkeypatch.setattr(trials, "run", train)
-    assert sweep("optimizer.lr=1e-2,1e-3", "test=false") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "run", refused)
+        assert sweep("optimizer.lr=1e-2,1e-3", "test=false") == status
+    told = " ".join(["; the same command", *(f"with {word}" for word in more), "tries them again"])
+    assert told in capsys.readouterr().err
+    assert sweep("optimizer.lr=1e-2,1e-3", "test=false", *more) == 0
 
 
 @pytest.mark.parametrize("heard", ["before training", "and caught", "and broke an import", "after training"])

@@ -1,6 +1,7 @@
 """Runs of seconds: a page of text, tiny models, nothing shown."""
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from lmlab.config import compose
+from lmlab.training.module import LMModule
 
 WORDS = [
     "the",
@@ -72,6 +74,17 @@ def train(text: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return train(compose([*QUIET, f"corpus.path={text}", *overrides, f"run_dir={tmp_path / name}"]))
 
     return run
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """slow(seconds): each backward pass takes as much longer."""
+    backward = LMModule._backward
+
+    def longer(seconds: float) -> None:
+        monkeypatch.setattr(LMModule, "_backward", lambda self, *args: time.sleep(seconds) or backward(self, *args))
+
+    return longer
 
 
 @pytest.fixture

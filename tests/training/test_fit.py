@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -234,14 +233,8 @@ def test_a_second_interrupt_leaves_at_once(train, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_max_time_stops_and_counts_what_was_used_before(train, tmp_path, monkeypatch):
-    backward = LMModule._backward
-
-    def slow(self, *args):
-        time.sleep(0.15)
-        return backward(self, *args)
-
-    monkeypatch.setattr(LMModule, "_backward", slow)
+def test_max_time_stops_and_counts_what_was_used_before(train, tmp_path, slow):
+    slow(0.15)
     timed = [*LSTM, "trainer.max_steps=1000", "trainer.val_check_interval=100", "validation.limit_tokens=50"]
     results = train("run", *timed, "trainer.max_time=00:00:00:01")["training"]
     assert results["stopped_because"] == "max_time"

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +107,8 @@ def test_killed_runs_end_as_runs_that_were_never_killed(kind, train, tmp_path, m
         assert results["steps"] < 60
 
 
-def test_the_first_point_after_a_resume_has_the_seconds_of_all_its_steps(train, tmp_path, monkeypatch):
-    backward = LMModule._backward
-
-    def slow(self, *args):
-        time.sleep(0.05)
-        return backward(self, *args)
-
-    monkeypatch.setattr(LMModule, "_backward", slow)
+def test_the_first_point_after_a_resume_has_the_seconds_of_all_its_steps(train, tmp_path, slow, monkeypatch):
+    slow(0.05)
     # Saved at step 6 and logged at 4 and 8: of the four steps to 8 two are trained by each process.
     steps = [*LSTM, "trainer.max_steps=8", "trainer.val_check_interval=6"]
     with monkeypatch.context() as patch:

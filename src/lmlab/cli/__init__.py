@@ -46,7 +46,7 @@ VERBS = {
 LESS_MEMORY = {
     **dict.fromkeys(("evaluate", "compare", "generate"), "a smaller batch_size= needs less and changes no number"),
     **dict.fromkeys(
-        ("train", "reproduce"), "a smaller model or, where it was measured, validation.batch_size= needs less"
+        ("train", "reproduce"), "a smaller model needs less or, while it is measured, a smaller validation.batch_size="
     ),
 }
 

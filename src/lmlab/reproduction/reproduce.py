@@ -16,6 +16,7 @@ from lmlab.experiment import train
 from lmlab.hardware import Machine
 from lmlab.reproduction import RECORD, read_record
 from lmlab.reproduction.ahead import ahead
+from lmlab.reproduction.table import past_its_best
 from lmlab.run_directory import RunDirectory
 from lmlab.runs import Run, load
 
@@ -79,7 +80,7 @@ def reproduce(name: str, recipe: DictConfig, config: DictConfig) -> dict[str, An
         "forecast": None,
         "run_dir": str(run.path),
     }
-    if reason:
+    if reason and not past_its_best(record):
         record["forecast"] = ahead(run.directory.points(), decided, recipe, config, training["steps"], of)
     record["machine"] = machine(run, record)
     run.directory.write_json(RECORD, record)

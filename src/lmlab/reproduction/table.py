@@ -50,12 +50,9 @@ def _row(record: Mapping[str, Any], target: Published, split: str, machines: dic
 
 
 def at_end(record: Mapping[str, Any], target: Published, split: str) -> str | None:
-    """The measured number where the curve leads by the recipe's end, with its interval, in words.
-
-    None where nothing was extrapolated, and of a run whose best was earlier: it leads on from another place.
-    """
+    """The measured number where the curve leads by the recipe's end, with its interval, in words."""
     found = record["forecast"]
-    if found is None or past_its_best(record):
+    if found is None:
         return None
     sums = record["splits"][split]
 
@@ -67,7 +64,7 @@ def at_end(record: Mapping[str, Any], target: Published, split: str) -> str | No
 
 
 def past_its_best(record: Mapping[str, Any]) -> bool:
-    """Whether it is a part that went on after the step that it was measured at, its best."""
+    """Whether it is a part that went on after its best, at which it was measured: its curve leads on from elsewhere."""
     best = record["training"].get("best_step")
     return bool(record["not_whole"]) and best not in (None, record["training"]["steps"])
 

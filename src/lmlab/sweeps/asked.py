@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lmlab.config import as_fast, differences, numbering
+from lmlab.config import as_fast, differences
 from lmlab.data.cache import whole_file
 from lmlab.run_directory.plain_yaml import read_yaml
 from lmlab.seal import seal, unseal
@@ -103,19 +103,17 @@ class Asked:
         told = {k: v for k, v in asdict(self).items() if k not in (*_NOT_IDENTITY, "overrides")}
         others = {*self.when, *(o.partition("=")[0].lstrip("+~") for point in self.points for o in point)}
         elsewhere = {key: self.fixed[key] for key in sorted(others & self.fixed.keys())}
-        return told | ({"elsewhere": elsewhere} if elsewhere else {})
+        return told | {"base": as_fast(self.base)} | ({"elsewhere": elsewhere} if elsewhere else {})
 
     def digest(self) -> str:
-        told = self.identity() | {"base": as_fast(self.base)}
-        text = json.dumps(told, sort_keys=True, ensure_ascii=False, default=str)
+        text = json.dumps(self.identity(), sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def check(self, directory: Path) -> None:
         """Raises ValueError where the directory is another sweep's."""
         if (directory / "sweep.yaml").exists():
             before = load(directory)
-            then, now = (asked.identity() | {"base": numbering(asked.base)} for asked in (before, self))
-            if then != now:
+            if before.identity() != self.identity():
                 raise ValueError(
                     f"sweep_dir={directory} is another sweep ({_told(before, self)}); name another sweep_dir"
                 )

@@ -3,11 +3,13 @@
 import importlib
 from pathlib import Path
 
+import xxhash
+
 from lmlab.tokenizers import document
 from lmlab.tokenizers.protocol import Encoding, Tokenizer
 from lmlab.tokenizers.streaming import StreamDecoder
 
-__all__ = ["Encoding", "StreamDecoder", "Tokenizer", "load"]
+__all__ = ["Encoding", "StreamDecoder", "Tokenizer", "content_hash", "load"]
 
 # Imported when met: Rust's library and its neighbours are not needed to read bytes.
 KINDS = {
@@ -18,6 +20,11 @@ KINDS = {
     "unigram": "UnigramTokenizer",
     "pretrained": "PretrainedTokenizer",
 }
+
+
+def content_hash(tokenizer: Tokenizer) -> str:
+    """Sixteen hex digits of all that it does."""
+    return xxhash.xxh3_64_hexdigest(tokenizer.to_json().encode())
 
 
 def load(path: str | Path) -> Tokenizer:

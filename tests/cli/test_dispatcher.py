@@ -192,7 +192,7 @@ def test_the_exit_status_tells_whose_fault_it_is(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("verb", "remedy"),
-    [("evaluate", "a smaller batch_size= needs less"), ("train", "a smaller model or"), ("score", None)],
+    [("evaluate", "a smaller batch_size= needs less"), ("train", "a smaller model needs less"), ("score", None)],
 )
 def test_memory_that_runs_out_is_no_fault_of_ours(verb: str, remedy: str | None):
     error = ValueError("could not be measured")

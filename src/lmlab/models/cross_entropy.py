@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lmlab import native
 from lmlab.models import kernels
 from lmlab.models.tied import announce
 from lmlab.models.workspace import room
@@ -64,6 +65,11 @@ class _BlockNLL(torch.autograd.Function):
             w = _matrix(weight, bias, start, stop, parts, dtype, None if rows is None else rows[start:stop])
             into = None if whole is None else whole[n * start : n * stop].view(len(w), n, -1)
             z = cap(torch.bmm(h.expand(len(w), -1, -1), w.mT, out=into), softcap)
+            if kernels.are_compiled(z):
+                top, mass = native.softmax_block_(z, targets, start, peak, total, picked), None
+                if keep:
+                    kept += [top, mass, z, w if cast else None]
+                continue
             inside, at = _local(targets, start, z)
             its = z[at]
             picked = torch.where(inside, its.to(full), picked)
@@ -106,22 +112,32 @@ class _BlockNLL(torch.autograd.Function):
             top, mass, p, w = kept[4 * i : 4 * i + 4] or (None,) * 4
             w = _matrix(weight, bias, start, stop, ctx.parts, ctx.dtype, None) if w is None else w
             if kept:
-                scale = share * mass * (top - peak).exp()
+                # Probabilities are within their block, or of its largest alone, where there is no mass.
+                scale = (share if mass is None else share * mass) * (top - peak).exp()
             else:
                 z = cap(torch.bmm(h.expand(len(w), -1, -1), w.mT), ctx.softcap).to(nll.dtype)
                 p = (z - peak[:, None]).exp_()
                 if ctx.softcap is not None:
                     p = p * (1 - (z / ctx.softcap) ** 2)
                 p, scale = _without_target(p, *_local(targets, start, p)).to(ctx.dtype), share.expand(len(w), -1)
-            for part, factor in zip(torch.bmm(p, w), scale, strict=True):
-                d_hidden.addcmul_(part.to(nll.dtype), factor[:, None])
+            compiled = kernels.are_compiled(p)
+            if compiled:
+                native.add_scaled_rows_(d_hidden, torch.bmm(p, w), scale.contiguous())
+            else:
+                for part, factor in zip(torch.bmm(p, w), scale, strict=True):
+                    d_hidden.addcmul_(part.to(nll.dtype), factor[:, None])
             if d_weight is None and d_bias is None:
                 continue
-            if ctx.parts > 1:
+            if ctx.parts > 1 and compiled:
+                d_w = _transposed_product(p, native.scale_columns(turned, scale.contiguous(), ctx.dtype))
+            elif ctx.parts > 1:
                 d_w = _transposed_product(p, (turned * scale[:, None]).to(ctx.dtype))
             else:
                 d_w = torch.bmm(p.mT, (h * scale[..., None]).to(ctx.dtype))
-            if d_weight is not None:
+            if d_weight is not None and ctx.parts > 1 and compiled:
+                for part, to in zip(d_w, d_weight[start:stop].chunk(len(d_w)), strict=True):
+                    native.transpose_into(part.mT, to)
+            elif d_weight is not None:
                 d_weight[start:stop].unflatten(0, d_w.shape[:2]).copy_(d_w[..., :width])
             if d_bias is not None:
                 # Of the column of ones.

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+from lmlab import native
 
 KERNELS = ("auto", "plain")
 
@@ -41,6 +44,11 @@ def are_plain() -> bool:
 def may_be_ours(device: torch.device) -> bool:
     """Whether a path that was written for a processor may be taken: not on a GPU, nor where a compiler fuses."""
     return not _plain and device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def are_compiled(*tensors: Tensor) -> bool:
+    """Whether the kernels of C may be taken for tensors like these."""
+    return may_be_ours(tensors[0].device) and native.serves(*tensors)
 
 
 def have_tiles(device: torch.device) -> bool:

@@ -6,6 +6,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lmlab import native
 from lmlab.models import kernels
 from lmlab.models.tied import embed_tied
 from lmlab.types import Hidden, Tokens
@@ -18,19 +19,49 @@ def one_of(name: str, value: str, options: tuple[str, ...]) -> str:
     return value
 
 
+class _Norm(torch.autograd.Function):
+    """A norm of each row in one pass over memory, and two back, where PyTorch makes up to eight."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, centred):
+        y, means, inverse = native.norm(x, weight, bias, eps, centred)
+        ctx.save_for_backward(x, weight, means, inverse)
+        ctx.has_bias = bias is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, means, inverse = ctx.saved_tensors
+        return *native.norm_backward(grad.contiguous(), x, weight, ctx.has_bias, means, inverse), None, None
+
+
 class RMSNorm(nn.RMSNorm):
     """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019, eq. 4)."""
 
     def forward(self, x: Tensor) -> Tensor:
         # torch's fused kernel wants one dtype, and warns otherwise; under autocast x may be bf16.
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        weight = self.weight.to(x.dtype)
+        if kernels.are_compiled(x, weight):
+            return _Norm.apply(x, weight, None, self.eps, False)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean(x)) / deviation(x) * weight + bias over the last dimension (Ba, Kiros and Hinton 2016, eq. 4)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)
+        if kernels.are_compiled(*known):
+            return _Norm.apply(x, self.weight, self.bias, self.eps, True)
+        return super().forward(x)
 
 
 def make_norm(norm: str, width: int, eps: float, bias: bool) -> nn.Module:
     """`rms` (which has no bias, whatever `bias` says) or `layer`."""
     if one_of("norm", norm, ("rms", "layer")) == "rms":
         return RMSNorm(width, eps=eps)
-    return nn.LayerNorm(width, eps=eps, bias=bias)
+    return LayerNorm(width, eps=eps, bias=bias)
 
 
 class SwiGLU(nn.Module):
@@ -44,14 +75,50 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Hidden) -> Hidden:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(silu_times(self.gate(x), self.up(x)))
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return native.swiglu(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return native.swiglu_backward(*ctx.saved_tensors, grad.contiguous())
+
+
+def silu_times(gate: Tensor, up: Tensor) -> Tensor:
+    return _SwiGLU.apply(gate, up) if kernels.are_compiled(gate, up) else F.silu(gate) * up
+
+
+class _GELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return native.gelu(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return native.gelu_backward(*ctx.saved_tensors, grad.contiguous())
+
+
+def gelu(x: Tensor) -> Tensor:
+    return _GELU.apply(x) if kernels.are_compiled(x) else F.gelu(x, approximate="tanh")
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """relu(x)^2 with two passes each way; autograd's own takes three and four, and they are a tenth of a small step."""
+    """relu(x)^2 in one pass each way, or two: autograd's own takes three and four, a tenth of a small step."""
 
     @staticmethod
     def forward(ctx, x):
+        ctx.compiled = kernels.are_compiled(x)
+        if ctx.compiled:
+            ctx.save_for_backward(x)
+            return native.squared_relu(x)
         y = F.relu(x)
         ctx.save_for_backward(y)
         return y * y
@@ -60,7 +127,7 @@ class _SquaredReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         (y,) = ctx.saved_tensors
-        return (grad * y).mul_(2)
+        return native.squared_relu_backward(y, grad.contiguous()) if ctx.compiled else (grad * y).mul_(2)
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -78,7 +145,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Hidden) -> Hidden:
         x = self.up(x)
-        return self.down(F.gelu(x, approximate="tanh") if self.activation == "gelu" else squared_relu(x))
+        return self.down(gelu(x) if self.activation == "gelu" else squared_relu(x))
 
 
 def make_mlp(mlp: str, d_model: int, d_ff: int | None, bias: bool) -> nn.Module:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lmlab import native
 from lmlab.models import kernels
 
 _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
@@ -102,8 +103,17 @@ class _LSTMLayer(torch.autograd.Function):
         inputs = torch.addmm(bias, x.reshape(T * B, -1), w_ih.t()).view(T, B, 4 * H)
         hidden, cells = x.new_empty(T + 1, B, H), x.new_empty(T + 1, B, H, dtype=full)
         hidden[0], cells[0] = h, c
-        gates, bent = x.new_empty(T, B, 4 * H, dtype=full), x.new_empty(T, B, H, dtype=full)
+        gates = x.new_empty(T, B, 4 * H, dtype=full)
         product = _product(w_hh, T, B)
+        ctx.types = h.dtype, c.dtype
+        ctx.compiled = kernels.are_compiled(inputs)
+        if ctx.compiled:
+            rows = zip(*(t.unbind(0) for t in (inputs, hidden, cells, gates, cells[1:], hidden[1:])), strict=False)
+            for a, h_before, c_before, gate, c_after, h_after in rows:
+                native.lstm_step(product(h_before, a), c_before, gate, c_after, h_after)
+            ctx.save_for_backward(x, w_ih, w_hh, hidden, cells, gates, None)
+            return hidden[1:], cells[-1].clone()
+        bent = x.new_empty(T, B, H, dtype=full)
         # Views are made beforehand, all at once: they would cost as much as the arithmetic.
         steps = zip(
             inputs.unbind(0), hidden[:-1].unbind(0), hidden[1:].unbind(0), cells[:-1].unbind(0), cells[1:].unbind(0),
@@ -119,37 +129,17 @@ class _LSTMLayer(torch.autograd.Function):
             torch.tanh(c_after, out=tanh_c)
             torch.mul(o, tanh_c, out=h_after)
         ctx.save_for_backward(x, w_ih, w_hh, hidden, cells, gates, bent)
-        ctx.types = h.dtype, c.dtype
         return hidden[1:], cells[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_hidden, d_last):
         x, w_ih, w_hh, hidden, cells, gates, bent = ctx.saved_tensors
-        T, B, H = bent.shape
+        (T, B, _), H = gates.shape, w_hh.shape[1]
         d_inputs = x.new_empty(T, B, 4 * H)
-        dh, dc = d_hidden[-1].to(gates.dtype, copy=True), d_last.to(gates.dtype, copy=True)
-        d_gates, d_bent = torch.empty_like(gates[0]), torch.empty_like(dc)
-        product = _product(w_hh.t(), T, B)
-        d_if, d_i, d_f, d_g, d_o = _parts(d_gates)
-        steps = zip(
-            d_hidden.unbind(0), d_inputs.unbind(0), cells[:-1].unbind(0),
-            *(gate.unbind(0) for gate in _parts(gates)), bent.unbind(0), strict=True,
-        )  # fmt: skip
-        after = None
-        for d_h, d_input, c_before, i_f, i, f, g, o, tanh_c in reversed(list(steps)):
-            if after is not None:
-                torch.add(d_h, product(after), out=dh)
-            dc.add_(_tanh_backward(torch.mul(dh, o, out=d_bent), tanh_c, grad_input=d_bent))
-            torch.mul(dc, g, out=d_i)
-            torch.mul(dc, c_before, out=d_f)
-            torch.mul(dc, i, out=d_g)
-            torch.mul(dh, tanh_c, out=d_o)
-            _sigmoid_backward(d_if, i_f, grad_input=d_if)
-            _tanh_backward(d_g, g, grad_input=d_g)
-            _sigmoid_backward(d_o, o, grad_input=d_o)
-            after = d_input.copy_(d_gates)
-            dc.mul_(f)
+        dc = d_last.to(gates.dtype, copy=True)
+        steps = _backward_compiled if ctx.compiled else _backward
+        steps(d_hidden, dc, cells, gates, bent, _product(w_hh.t(), T, B), d_inputs)
         flat = d_inputs.view(T * B, 4 * H)
         need = ctx.needs_input_grad
         return (
@@ -160,6 +150,39 @@ class _LSTMLayer(torch.autograd.Function):
             flat.t() @ hidden[:-1].view(T * B, H) if need[4] else None,
             flat.sum(0) if need[5] else None,
         )
+
+
+def _backward(d_hidden, dc, cells, gates, bent, product, d_inputs) -> None:
+    """From the last position to the first: d_inputs is written, dc becomes the gradient of the first c."""
+    dh = d_hidden[-1].to(gates.dtype, copy=True)
+    d_gates, d_bent = torch.empty_like(gates[0]), torch.empty_like(dc)
+    d_if, d_i, d_f, d_g, d_o = _parts(d_gates)
+    steps = zip(
+        d_hidden.unbind(0), d_inputs.unbind(0), cells[:-1].unbind(0),
+        *(gate.unbind(0) for gate in _parts(gates)), bent.unbind(0), strict=True,
+    )  # fmt: skip
+    after = None
+    for d_h, d_input, c_before, i_f, i, f, g, o, tanh_c in reversed(list(steps)):
+        if after is not None:
+            torch.add(d_h, product(after), out=dh)
+        dc.add_(_tanh_backward(torch.mul(dh, o, out=d_bent), tanh_c, grad_input=d_bent))
+        torch.mul(dc, g, out=d_i)
+        torch.mul(dc, c_before, out=d_f)
+        torch.mul(dc, i, out=d_g)
+        torch.mul(dh, tanh_c, out=d_o)
+        _sigmoid_backward(d_if, i_f, grad_input=d_if)
+        _tanh_backward(d_g, g, grad_input=d_g)
+        _sigmoid_backward(d_o, o, grad_input=d_o)
+        after = d_input.copy_(d_gates)
+        dc.mul_(f)
+
+
+def _backward_compiled(d_hidden, dc, cells, gates, _, product, d_inputs) -> None:
+    rows = zip(*(t.unbind(0) for t in (d_hidden.contiguous(), gates, cells, cells[1:], d_inputs)), strict=False)
+    after = None
+    for d_h, gate, c_before, c_after, d_input in reversed(list(rows)):
+        native.lstm_step_backward(d_h, None if after is None else product(after), dc, gate, c_before, c_after, d_input)
+        after = d_input
 
 
 def _product(weight: Float[Tensor, "N K"], steps: int, rows: int) -> Callable[..., Float[Tensor, "B N"]]:

@@ -5,6 +5,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lmlab import native
+from lmlab.models import kernels
+
 
 def attend(
     q: Float[Tensor, "B H T d"],
@@ -16,11 +19,49 @@ def attend(
 
     mask: as of scaled_dot_product_attention, broadcast to (B, H, T, K); None: query t sees the keys up to t.
     """
+    # Products lie contiguously, wherever the queries come from.
+    compiled = kernels.are_compiled(q.new_empty(0)) and k.shape[2] <= native.MOST_KEYS
+    if compiled and (mask is None or _is_one_for_all_rows(mask, q, k)):
+        return _CompiledProducts.apply(q, k, v, None if mask is None else _as_numbers(mask, q, k))
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril_()
     if mask.dtype == torch.bool:
         mask = q.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
     return _Products.apply(q, k, v, mask.to(q.dtype))
+
+
+def _is_one_for_all_rows(mask: Tensor, q: Tensor, k: Tensor) -> bool:
+    shape = (1,) * (4 - mask.ndim) + tuple(mask.shape)
+    return shape[0] == 1 and shape[1] in (1, q.shape[1]) and shape[2:] == (q.shape[2], k.shape[2])
+
+
+def _as_numbers(mask: Tensor, q: Tensor, k: Tensor) -> Float[Tensor, "M T K"]:
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+    return mask.float().reshape(-1, q.shape[2], k.shape[2])
+
+
+class _CompiledProducts(torch.autograd.Function):
+    """As `_Products`; what lies between the products is one pass over memory, over the keys that are seen."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask):
+        B, H, T, d = q.shape
+        q, k, v = (t.reshape(B * H, -1, d) for t in (q, k, v))
+        ctx.scale, ctx.causal = d**-0.5, mask is None
+        p = native.attention_softmax_(torch.bmm(q, k.mT).view(B, H, T, -1), ctx.scale, mask).view(B * H, T, -1)
+        ctx.save_for_backward(q, k, v, p)
+        return torch.bmm(p, v).view(B, H, T, d)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        q, k, v, p = ctx.saved_tensors
+        B, H, _, d = grad.shape
+        grad = grad.reshape(B * H, -1, d)
+        d_scores = native.attention_softmax_backward_(p, torch.bmm(grad, v.mT), ctx.scale, ctx.causal)
+        d_q, d_k = torch.bmm(d_scores, k), torch.bmm(d_scores.mT, q)
+        return *(t.view(B, H, -1, d) for t in (d_q, d_k, torch.bmm(p.mT, grad))), None
 
 
 class _Products(torch.autograd.Function):

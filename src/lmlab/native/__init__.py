@@ -1,0 +1,206 @@
+"""Kernels of C: passes over memory that PyTorch makes one operator at a time, joined. Each states what it equals.
+
+Tensors lie on a processor, contiguous, and hold bf16 or fp32; arithmetic is fp32. `serves` says whether there are
+kernels; without, callers take PyTorch's operations.
+"""
+
+import ctypes
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lmlab.native.build import library
+
+SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+# Rows whose part of a norm's gradient is added at once, and keys of a row of attention: kernels.c's.
+STRETCH_ROWS, MOST_KEYS = 64, 4096
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether kernels are there for tensors like these."""
+    first = tensors[0]
+    alike = all(t.device.type == "cpu" and t.dtype is first.dtype and t.is_contiguous() for t in tensors)
+    return alike and first.dtype in SUFFIXES and library() is not None
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+    function = getattr(library(), f"{name}_{SUFFIXES[dtype]}")
+    function(*(_argument(argument) for argument in arguments))
+
+
+def _argument(value: Tensor | int | float | None) -> ctypes._SimpleCData | None:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return None if value is None else ctypes.c_int64(value)
+
+
+def gelu(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """F.gelu(x, approximate="tanh")."""
+    y = torch.empty_like(x)
+    _call("gelu", x.dtype, x, y, x.numel())
+    return y
+
+
+def gelu_backward(x: Float[Tensor, "*N"], dy: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    dx = torch.empty_like(x)
+    _call("gelu_backward", x.dtype, x, dy, dx, x.numel())
+    return dx
+
+
+def squared_relu(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """F.relu(x).square()."""
+    y = torch.empty_like(x)
+    _call("squared_relu", x.dtype, x, y, x.numel())
+    return y
+
+
+def squared_relu_backward(x: Float[Tensor, "*N"], dy: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    dx = torch.empty_like(x)
+    _call("squared_relu_backward", x.dtype, x, dy, dx, x.numel())
+    return dx
+
+
+def swiglu(gate: Float[Tensor, "*N"], up: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """F.silu(gate) * up."""
+    y = torch.empty_like(gate)
+    _call("swiglu", gate.dtype, gate, up, y, gate.numel())
+    return y
+
+
+def swiglu_backward(
+    gate: Float[Tensor, "*N"], up: Float[Tensor, "*N"], dy: Float[Tensor, "*N"]
+) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
+    """The gradients of gate and up."""
+    d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+    _call("swiglu_backward", gate.dtype, gate, up, dy, d_gate, d_up, gate.numel())
+    return d_gate, d_up
+
+
+def attention_softmax_(
+    scores: Float[Tensor, "B H Q K"], scale: float, mask: Float[Tensor, "M Q K"] | None
+) -> Float[Tensor, "B H Q K"]:
+    """In place, torch.softmax(scores * scale + mask, -1). mask: fp32, M 1 or H; None: query t sees the keys up to
+    t + K - Q."""
+    B, H, Q, K = scores.shape
+    if mask is not None and (mask.dtype is not torch.float32 or mask.shape not in ((1, Q, K), (H, Q, K))):
+        raise ValueError(f"mask {tuple(mask.shape)} {mask.dtype} must be fp32 of (1 or {H}, {Q}, {K})")
+    mask = None if mask is None else mask.contiguous()
+    heads = 1 if mask is None else len(mask)
+    _call("attention_softmax", scores.dtype, scores, mask, B, H, Q, K, heads, float(scale))
+    return scores
+
+
+def attention_softmax_backward_(
+    p: Float[Tensor, "N Q K"], d: Float[Tensor, "N Q K"], scale: float, causal: bool
+) -> Float[Tensor, "N Q K"]:
+    """In place of d, the gradient of p: that of the scores. causal: there was no mask."""
+    N, Q, K = p.shape
+    _call("attention_softmax_backward", p.dtype, p, d, N * Q, Q, K, int(causal), float(scale))
+    return d
+
+
+def lstm_step(
+    z: Float[Tensor, "B G"],
+    before: Float[Tensor, "B H"],
+    gates: Float[Tensor, "B G"],
+    after: Float[Tensor, "B H"],
+    h: Float[Tensor, "B H"],
+) -> None:
+    """One position: from z, what goes into the gates, and c before it to the gates, c and h. All but z and h fp32."""
+    _call("lstm_step", z.dtype, z, before, gates, after, h, len(h), h.shape[1])
+
+
+def lstm_step_backward(
+    dy: Float[Tensor, "B H"],
+    dh: Float[Tensor, "B H"] | None,
+    dc: Float[Tensor, "B H"],
+    gates: Float[Tensor, "B G"],
+    before: Float[Tensor, "B H"],
+    after: Float[Tensor, "B H"],
+    dz: Float[Tensor, "B G"],
+) -> None:
+    """From h's gradient, dy + dh, and c's, dc, to z's; dc becomes that of c before."""
+    _call("lstm_step_backward", dy.dtype, dy, dh, dc, gates, before, after, dz, len(dy), dy.shape[1])
+
+
+def softmax_block_(
+    z: Float[Tensor, "K N V"],
+    targets: Int[Tensor, " N"],
+    first: int,
+    peak: Float[Tensor, " N"],
+    total: Float[Tensor, " N"],
+    picked: Float[Tensor, " N"],
+) -> Float[Tensor, "K N"]:
+    """Logits of the ids from `first` on become e^(z - top), but zero for a row's target; returns top, (K, N).
+
+    What was known of earlier blocks goes on: peak, the largest logit but for the target's; total, the sum of e^(logit -
+    peak) of the same; picked, the target's.
+    """
+    K, N, V = z.shape
+    top = peak.new_empty(K, N)
+    _call("softmax_block", z.dtype, z, targets, top, peak, total, picked, K, N, V, first)
+    return top
+
+
+def add_scaled_rows_(
+    sums: Float[Tensor, "N D"], parts: Float[Tensor, "K N D"], factors: Float[Tensor, "K N"]
+) -> Float[Tensor, "N D"]:
+    """sums += (parts * factors[..., None]).sum(0)."""
+    _call("add_scaled_rows", parts.dtype, sums, parts, factors, *parts.shape)
+    return sums
+
+
+def scale_columns(
+    turned: Float[Tensor, "D N"], factors: Float[Tensor, "K N"], dtype: torch.dtype
+) -> Float[Tensor, "K D N"]:
+    """turned * factors[:, None], in `dtype`."""
+    scaled = turned.new_empty(len(factors), *turned.shape, dtype=dtype)
+    _call("scale_columns", dtype, turned, factors, scaled, *scaled.shape)
+    return scaled
+
+
+def transpose_into(x: Float[Tensor, "D V"], to: Float[Tensor, "V W"]) -> None:
+    """to.copy_(x[:W].t()). Rows of x and of `to`, which is fp32, may lie apart."""
+    _call("transpose", x.dtype, x, to, to.shape[1], to.shape[0], x.stride(0), to.stride(0))
+
+
+def norm(
+    x: Float[Tensor, "*N D"], weight: Float[Tensor, " D"], bias: Float[Tensor, " D"] | None, eps: float, centred: bool
+) -> tuple[Float[Tensor, "*N D"], Float[Tensor, " R"] | None, Float[Tensor, " R"]]:
+    """F.layer_norm, or F.rms_norm where not centred; and means and inverse deviations of rows, for the way back."""
+    rows, width = x.numel() // x.shape[-1], x.shape[-1]
+    y, inverse = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
+    means = torch.empty_like(inverse) if centred else None
+    _call("norm", x.dtype, x, weight, bias, y, means, inverse, rows, width, float(eps))
+    return y, means, inverse
+
+
+def norm_backward(
+    dy: Float[Tensor, "*N D"],
+    x: Float[Tensor, "*N D"],
+    weight: Float[Tensor, " D"],
+    has_bias: bool,
+    means: Float[Tensor, " R"] | None,
+    inverse: Float[Tensor, " R"],
+) -> tuple[Float[Tensor, "*N D"], Float[Tensor, " D"], Float[Tensor, " D"] | None]:
+    """The gradients of x, weight and bias."""
+    rows, width = len(inverse), x.shape[-1]
+    dx = torch.empty_like(x)
+    d_weight = inverse.new_zeros(math.ceil(rows / STRETCH_ROWS), width)
+    d_bias = torch.zeros_like(d_weight) if has_bias else None
+    _call("norm_backward", x.dtype, dy, x, weight, means, inverse, dx, d_weight, d_bias, rows, width)
+    return dx, d_weight.sum(0).to(x.dtype), None if d_bias is None else d_bias.sum(0).to(x.dtype)
+
+
+def dropout(x: Float[Tensor, "*N"], p: float, seed: int) -> Float[Tensor, "*N"]:
+    """x with each number zero with probability p, the others by 1 / (1 - p): the same ones for the same seed.
+
+    p rounded to a multiple of 2^-32. seed: of 63 bits.
+    """
+    y = torch.empty_like(x)
+    _call("dropout", x.dtype, x, y, x.numel(), seed, min(round(p * 2**32), 2**32 - 1), 1 / (1 - p))
+    return y

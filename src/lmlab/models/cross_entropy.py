@@ -98,7 +98,7 @@ class _BlockNLL(torch.autograd.Function):
         h, width = _padded(hidden, 1.0, ctx.dtype), hidden.shape[1]
         # 1 - p of the target, and what makes exp(logit - peak) of another word its p: both times grad.
         hot = -torch.expm1(-nll) * grad
-        share = hot / total
+        share = _share(hot, total)
         d_hidden = torch.zeros_like(h, dtype=nll.dtype)
         # Rounded to half precision at the end only: a frequent word's row is a sum over all its places.
         d_weight = None
@@ -145,14 +145,56 @@ class _BlockNLL(torch.autograd.Function):
         d_hidden = d_hidden[:, :width]
         if ctx.softcap is not None:
             hot = hot * (1 - (picked / ctx.softcap) ** 2)
-        d_hidden.addcmul_(weight[targets], hot[:, None], value=-1)
-        if d_weight is not None:
-            d_weight.index_add_(0, targets, hidden * -hot[:, None])
-            d_weight = d_weight.to(weight.dtype)
-            announce(weight, d_weight)
-        if d_bias is not None:
-            d_bias = d_bias.index_add_(0, targets, -hot).to(bias.dtype)
-        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None, None
+        d_all = _with_targets(hidden, weight, bias, targets, hot, d_hidden, d_weight, d_bias)
+        return *d_all, None, None, None, None
+
+
+class _TilesNLL(torch.autograd.Function):
+    """As `_BlockNLL` where probabilities are kept, in kernels for AMX: each strip of the vocabulary is multiplied, made
+    a softmax and, on the way back, the gradient of both factors while it is in the cache."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets):
+        h, w = hidden.to(torch.bfloat16).contiguous(), weight.float().contiguous()
+        p = room("probabilities", (native.head_tiles_size(len(h), len(w)),), h.dtype, h.device)
+        tops, sums, picked = native.head_tiles(h, w, None if bias is None else bias.float(), targets, p)
+        peak = tops.amax(0)
+        total = (tops - peak).exp_().mul_(sums).sum(0)
+        peak, total = peak[: len(h)].clone(), total[: len(h)].clone()
+        nll = F.softplus(peak - picked + total.log(), threshold=60)
+        ctx.save_for_backward(hidden, weight, bias, targets, nll, peak, total, p, tops)
+        return nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hidden, weight, bias, targets, nll, peak, total, p, tops = ctx.saved_tensors
+        h, w = hidden.to(torch.bfloat16).contiguous(), weight.float().contiguous()
+        hot = -torch.expm1(-nll) * grad
+        d_weight = d_bias = None
+        if ctx.needs_input_grad[1]:
+            d_weight = room("gradient of the output matrix", tuple(weight.shape), nll.dtype, weight.device)
+        if ctx.needs_input_grad[2]:
+            d_bias = torch.empty_like(bias, dtype=nll.dtype)
+        d_hidden = native.head_tiles_backward(h, w, p, tops, peak, _share(hot, total), d_weight, d_bias)
+        return *_with_targets(hidden, weight, bias, targets, hot, d_hidden, d_weight, d_bias), None
+
+
+def _share(hot: Tensor, total: Tensor) -> Tensor:
+    """hot / total; nothing where nobody but the target has any probability."""
+    return torch.where(total == 0, 0.0, hot / total)
+
+
+def _with_targets(hidden, weight, bias, targets, hot, d_hidden, d_weight, d_bias):
+    """The gradients, when those of the targets' own logits, -hot, are added, in the types of what they belong to."""
+    d_hidden.addcmul_(weight[targets], hot[:, None], value=-1)
+    if d_weight is not None:
+        d_weight.index_add_(0, targets, hidden * -hot[:, None])
+        d_weight = d_weight.to(weight.dtype)
+        announce(weight, d_weight)
+    if d_bias is not None:
+        d_bias = d_bias.index_add_(0, targets, -hot).to(bias.dtype)
+    return d_hidden.to(hidden.dtype), d_weight, d_bias
 
 
 def _row_max(x: Tensor) -> Tensor:
@@ -257,6 +299,8 @@ def linear_nll(
         return F.cross_entropy(cap(logits, softcap).float(), targets, reduction="none")
     keep = torch.is_grad_enabled() and softcap is None
     keep = keep and len(hidden) * len(weight) * dtype.itemsize <= KEPT_BYTES
+    if keep and dtype is torch.bfloat16 and kernels.may_be_ours(hidden.device) and native.has_tiles():
+        return _TilesNLL.apply(hidden, weight, bias, targets)
     parts = [
         _BlockNLL.apply(h, weight, bias, t, softcap, dtype, keep)
         for h, t in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)

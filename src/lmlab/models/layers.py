@@ -42,7 +42,7 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         # torch's fused kernel wants one dtype, and warns otherwise; under autocast x may be bf16.
         weight = self.weight.to(x.dtype)
-        if kernels.are_compiled(x, weight):
+        if self.eps is not None and weight.ndim == 1 and kernels.are_compiled(x, weight):
             return _Norm.apply(x, weight, None, self.eps, False)
         return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
@@ -51,8 +51,8 @@ class LayerNorm(nn.LayerNorm):
     """(x - mean(x)) / deviation(x) * weight + bias over the last dimension (Ba, Kiros and Hinton 2016, eq. 4)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        known = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)
-        if kernels.are_compiled(*known):
+        given = [t for t in (self.weight, self.bias) if t is not None]
+        if given and given[0] is self.weight and self.weight.ndim == 1 and kernels.are_compiled(x, *given):
             return _Norm.apply(x, self.weight, self.bias, self.eps, True)
         return super().forward(x)
 

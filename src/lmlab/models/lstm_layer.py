@@ -104,16 +104,20 @@ class _LSTMLayer(torch.autograd.Function):
         hidden, cells = x.new_empty(T + 1, B, H), x.new_empty(T + 1, B, H, dtype=full)
         hidden[0], cells[0] = h, c
         gates = x.new_empty(T, B, 4 * H, dtype=full)
-        product = _product(w_hh, T, B)
         ctx.types = h.dtype, c.dtype
         ctx.compiled = kernels.are_compiled(inputs)
-        if ctx.compiled:
+        ctx.tiles = ctx.compiled and x.dtype is torch.bfloat16 and native.has_tiles()
+        if ctx.tiles:
+            native.lstm_tiles(inputs, w_hh, hidden, cells, gates)
+        elif ctx.compiled:
+            product = _product(w_hh, T, B)
             rows = zip(*(t.unbind(0) for t in (inputs, hidden, cells, gates, cells[1:], hidden[1:])), strict=False)
             for a, h_before, c_before, gate, c_after, h_after in rows:
                 native.lstm_step(product(h_before, a), c_before, gate, c_after, h_after)
+        if ctx.compiled:
             ctx.save_for_backward(x, w_ih, w_hh, hidden, cells, gates, None)
             return hidden[1:], cells[-1].clone()
-        bent = x.new_empty(T, B, H, dtype=full)
+        product, bent = _product(w_hh, T, B), x.new_empty(T, B, H, dtype=full)
         # Views are made beforehand, all at once: they would cost as much as the arithmetic.
         steps = zip(
             inputs.unbind(0), hidden[:-1].unbind(0), hidden[1:].unbind(0), cells[:-1].unbind(0), cells[1:].unbind(0),
@@ -138,18 +142,23 @@ class _LSTMLayer(torch.autograd.Function):
         (T, B, _), H = gates.shape, w_hh.shape[1]
         d_inputs = x.new_empty(T, B, 4 * H)
         dc = d_last.to(gates.dtype, copy=True)
-        steps = _backward_compiled if ctx.compiled else _backward
-        steps(d_hidden, dc, cells, gates, bent, _product(w_hh.t(), T, B), d_inputs)
-        flat = d_inputs.view(T * B, 4 * H)
+        if ctx.tiles:
+            native.lstm_tiles_backward(d_hidden.contiguous(), w_hh, cells, gates, dc, d_inputs)
+        elif ctx.compiled:
+            _backward_compiled(d_hidden.contiguous(), dc, cells, gates, _product(w_hh.t(), T, B), d_inputs)
+        else:
+            _backward(d_hidden, dc, cells, gates, bent, _product(w_hh.t(), T, B), d_inputs)
+        flat, inputs, before = d_inputs.view(T * B, 4 * H), x.reshape(T * B, -1), hidden[:-1].view(T * B, H)
         need = ctx.needs_input_grad
-        return (
-            (flat @ w_ih).view_as(x) if need[0] else None,
-            (d_inputs[0] @ w_hh).to(ctx.types[0]) if need[1] else None,
-            dc.to(ctx.types[1]) if need[2] else None,
-            flat.t() @ x.reshape(T * B, -1) if need[3] else None,
-            flat.t() @ hidden[:-1].view(T * B, H) if need[4] else None,
-            flat.sum(0) if need[5] else None,
-        )
+        d_x = (flat @ w_ih).view_as(x) if need[0] else None
+        d_h = (d_inputs[0] @ w_hh).to(ctx.types[0]) if need[1] else None
+        d_c = dc.to(ctx.types[1]) if need[2] else None
+        if ctx.tiles:
+            d_w_ih, d_bias = native.weight_gradient_tiles(flat, inputs.contiguous())
+            return d_x, d_h, d_c, d_w_ih, native.weight_gradient_tiles(flat, before)[0], d_bias
+        d_w_ih = flat.t() @ inputs if need[3] else None
+        d_w_hh = flat.t() @ before if need[4] else None
+        return d_x, d_h, d_c, d_w_ih, d_w_hh, flat.sum(0) if need[5] else None
 
 
 def _backward(d_hidden, dc, cells, gates, bent, product, d_inputs) -> None:
@@ -177,8 +186,8 @@ def _backward(d_hidden, dc, cells, gates, bent, product, d_inputs) -> None:
         dc.mul_(f)
 
 
-def _backward_compiled(d_hidden, dc, cells, gates, _, product, d_inputs) -> None:
-    rows = zip(*(t.unbind(0) for t in (d_hidden.contiguous(), gates, cells, cells[1:], d_inputs)), strict=False)
+def _backward_compiled(d_hidden, dc, cells, gates, product, d_inputs) -> None:
+    rows = zip(*(t.unbind(0) for t in (d_hidden, gates, cells, cells[1:], d_inputs)), strict=False)
     after = None
     for d_h, gate, c_before, c_after, d_input in reversed(list(rows)):
         native.lstm_step_backward(d_h, None if after is None else product(after), dc, gate, c_before, c_after, d_input)

@@ -21,7 +21,7 @@ def attend(
     """
     # Products lie contiguously, wherever the queries come from.
     compiled = kernels.are_compiled(q.new_empty(0)) and k.shape[2] <= native.MOST_KEYS
-    if compiled and (mask is None or _is_one_for_all_rows(mask, q, k)):
+    if compiled and (q.shape[2] == k.shape[2] if mask is None else _is_one_for_all_rows(mask, q, k)):
         return _CompiledProducts.apply(q, k, v, None if mask is None else _as_numbers(mask, q, k))
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril_()

@@ -6,6 +6,7 @@ kernels; without, callers take PyTorch's operations.
 
 import ctypes
 import math
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -25,9 +26,18 @@ def serves(*tensors: Tensor) -> bool:
     return alike and first.dtype in SUFFIXES and library() is not None
 
 
+@cache
+def has_tiles() -> bool:
+    """Whether there are kernels for AMX: the processor has it, the compiler knew it, and the system lets us use it."""
+    return library() is not None and library().tiles_are_there() != 0
+
+
 def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
-    function = getattr(library(), f"{name}_{SUFFIXES[dtype]}")
-    function(*(_argument(argument) for argument in arguments))
+    _run(f"{name}_{SUFFIXES[dtype]}", *arguments)
+
+
+def _run(name: str, *arguments: Tensor | int | float | None) -> None:
+    getattr(library(), name)(*(_argument(argument) for argument in arguments))
 
 
 def _argument(value: Tensor | int | float | None) -> ctypes._SimpleCData | None:
@@ -86,6 +96,10 @@ def attention_softmax_(
     """In place, torch.softmax(scores * scale + mask, -1). mask: fp32, M 1 or H; None: query t sees the keys up to
     t + K - Q."""
     B, H, Q, K = scores.shape
+    if K > MOST_KEYS or (mask is None and K < Q):
+        raise ValueError(
+            f"{Q} queries and {K} keys: there must be at most {MOST_KEYS} keys, and without a mask Q or more"
+        )
     if mask is not None and (mask.dtype is not torch.float32 or mask.shape not in ((1, Q, K), (H, Q, K))):
         raise ValueError(f"mask {tuple(mask.shape)} {mask.dtype} must be fp32 of (1 or {H}, {Q}, {K})")
     mask = None if mask is None else mask.contiguous()
@@ -127,6 +141,40 @@ def lstm_step_backward(
     _call("lstm_step_backward", dy.dtype, dy, dh, dc, gates, before, after, dz, len(dy), dy.shape[1])
 
 
+def lstm_tiles(
+    z: Float[Tensor, "T B G"],
+    w: Float[Tensor, "G H"],
+    h: Float[Tensor, "N B H"],
+    c: Float[Tensor, "N B H"],
+    gates: Float[Tensor, "T B G"],
+) -> None:
+    """`lstm_step` over all positions, with their recurrent products. z, w and h bf16, c and gates fp32; h and c have one
+    position more, the first, which is given. Needs `has_tiles`."""
+    _run("lstm_tiles", z, w, h, c, gates, len(z), z.shape[1], w.shape[1])
+
+
+def lstm_tiles_backward(
+    dy: Float[Tensor, "T B H"],
+    w: Float[Tensor, "G H"],
+    c: Float[Tensor, "N B H"],
+    gates: Float[Tensor, "T B G"],
+    dc: Float[Tensor, "B H"],
+    dz: Float[Tensor, "T B G"],
+) -> None:
+    """From h's gradient from above, dy, and the last c's, dc, to z's, which is written; dc becomes the first c's."""
+    _run("lstm_backward_tiles", dy, w, c, gates, dc, dz, len(dy), dy.shape[1], w.shape[1])
+
+
+def weight_gradient_tiles(
+    dy: Float[Tensor, "N O"], x: Float[Tensor, "N I"]
+) -> tuple[Float[Tensor, "O I"], Float[Tensor, " O"]]:
+    """dy.t() @ x and dy.sum(0), in bf16: a linear layer's gradients. Needs `has_tiles`."""
+    (N, O), I = dy.shape, x.shape[1]  # noqa: E741
+    dw, db = dy.new_empty(O, I), dy.new_empty(O)
+    _run("weight_gradient_tiles", dy, x, dw, db, N, O, I)
+    return dw, db
+
+
 def softmax_block_(
     z: Float[Tensor, "K N V"],
     targets: Int[Tensor, " N"],
@@ -142,7 +190,7 @@ def softmax_block_(
     """
     K, N, V = z.shape
     top = peak.new_empty(K, N)
-    _call("softmax_block", z.dtype, z, targets, top, peak, total, picked, K, N, V, first)
+    _call("softmax_block", z.dtype, z, targets.long().contiguous(), top, peak, total, picked, K, N, V, first)
     return top
 
 
@@ -204,3 +252,47 @@ def dropout(x: Float[Tensor, "*N"], p: float, seed: int) -> Float[Tensor, "*N"]:
     y = torch.empty_like(x)
     _call("dropout", x.dtype, x, y, x.numel(), seed, min(round(p * 2**32), 2**32 - 1), 1 / (1 - p))
     return y
+
+
+def _up(n: int) -> int:
+    """To whole tiles."""
+    return math.ceil(n / 32) * 32
+
+
+def head_tiles(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    bias: Float[Tensor, " V"] | None,
+    targets: Int[Tensor, " N"],
+    p: Float[Tensor, " P"],
+) -> tuple[Float[Tensor, "S M"], Float[Tensor, "S M"], Float[Tensor, " N"]]:
+    """The logits of hidden (bf16) weight' + bias (fp32), S strips of 32 words at a time: p becomes their e^(logit - top),
+    in the kernels' own order and zero for a row's target; returns top and sum of each strip and row, where M is N in
+    whole tiles, and the targets' logits. Needs `has_tiles`. p: bf16, of `head_tiles_size` numbers."""
+    (N, D), V = hidden.shape, len(weight)
+    tops = weight.new_empty(_up(V) // 32, _up(N))
+    sums, picked = torch.empty_like(tops), weight.new_zeros(N)
+    _run("head_tiles", hidden, weight, bias, targets.long().contiguous(), p, tops, sums, picked, N, V, D)
+    return tops, sums, picked
+
+
+def head_tiles_size(n: int, vocab_size: int) -> int:
+    return _up(n) * _up(vocab_size)
+
+
+def head_tiles_backward(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    p: Float[Tensor, " P"],
+    tops: Float[Tensor, "S M"],
+    peak: Float[Tensor, " N"],
+    share: Float[Tensor, " N"],
+    d_weight: Float[Tensor, "V D"] | None,
+    d_bias: Float[Tensor, " V"] | None,
+) -> Float[Tensor, "N D"]:
+    """hidden's gradient where a logit's is share * e^(logit - peak), but zero for the targets; d_weight and d_bias are
+    written. p is spoilt."""
+    (N, D), V = hidden.shape, len(weight)
+    turned = weight.new_zeros(_up(D), _up(N))
+    _run("head_backward_tiles", hidden, weight, p, tops, peak, share, turned, d_weight, d_bias, N, V, D)
+    return turned[:D, :N].t()

@@ -4,9 +4,11 @@ import ctypes
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from lmlab.data.cache import cache_root, whole_file
 
 log = logging.getLogger("lmlab")
 
-SOURCES = ("kernels.c", "passes.h")
+SOURCES = ("kernels.c", "passes.h", "tiles.h")
 # Not -ffast-math: it drops NaN, and a library linked with it changes how the whole process treats tiny numbers.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 # Compilers narrow vectors by themselves for fear of a lower clock, which processors with AVX-512 of today do not need.
@@ -33,42 +35,60 @@ def library() -> ctypes.CDLL | None:
     """
     if sys.platform != "linux" or os.environ.get("LMLAB_NATIVE") == "0":
         return None
-    compiler = shutil.which(os.environ.get("CC") or "gcc")
-    if compiler is None:
-        log.debug("no gcc: PyTorch's own operations take the place of compiled kernels")
+    command = shlex.split(os.environ.get("CC") or "gcc")
+    if shutil.which(command[0]) is None:
+        log.debug("no %s: PyTorch's own operations take the place of compiled kernels", command[0])
         return None
     try:
-        file = cache_root() / "native" / f"{_key(compiler)}.so"
-        if not file.is_file():
-            with whole_file(file) as unfinished:
-                _compile(compiler, unfinished)
-        return ctypes.CDLL(str(file))
+        file = cache_root() / "native" / f"{_key(command)}.so"
+        return _loaded(file) or _loaded(_compiled(command, file)) or _none(f"{file} cannot be loaded")
+    except subprocess.CalledProcessError as error:
+        lines = [line.strip() for line in error.stderr.splitlines() if line.strip()]
+        # The last one is often only that compilation was terminated.
+        return _none(next((line for line in lines if "error" in line), lines[-1] if lines else str(error)))
     except (OSError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or str(error)
-        log.warning("no compiled kernels, and so less speed: %s", told.strip().splitlines()[-1] if told else error)
+        return _none(str(error))
+
+
+def _none(why: str) -> None:
+    log.warning("no compiled kernels, and so less speed: %s", why)
+
+
+def _loaded(file: Path) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError:
         return None
 
 
-def _compile(compiler: str, into: Path) -> None:
-    source, made = Path(__file__).with_name(SOURCES[0]), into.with_suffix(".o")
+def _compiled(compiler: list[str], file: Path) -> Path:
+    """`file`, made whole or not at all."""
+    source = Path(__file__).with_name(SOURCES[0])
     flags = FLAGS + (FLAGS_X86 if platform.machine() == "x86_64" else ())
-    try:
-        _run(compiler, *flags, "-c", str(source), "-o", str(made))
+    with whole_file(file) as unfinished, tempfile.TemporaryDirectory() as folder:
+        made = f"{folder}/kernels.o"
+        _run(*compiler, *flags, "-c", str(source), "-o", made)
         # Linked without OpenMP's library, so that it is the one that PyTorch has loaded: two would each have threads.
-        _run(compiler, "-shared", str(made), "-o", str(into), "-lm")
-    finally:
-        made.unlink(missing_ok=True)
+        _run(*compiler, "-shared", made, "-o", str(unfinished), "-lm")
+    return file
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_S)
+    subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE_S)
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: list[str]) -> str:
     """Of all that the compiled code depends on: a home may be shared by machines of several kinds."""
-    info = Path(compiler).stat()
+    info = Path(shutil.which(compiler[0])).stat()
     parts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES]
-    parts += [*FLAGS, *FLAGS_X86, platform.machine(), torch.__version__, compiler, f"{info.st_size} {info.st_mtime_ns}"]
+    parts += [
+        *FLAGS,
+        *FLAGS_X86,
+        platform.machine(),
+        torch.__version__,
+        *compiler,
+        f"{info.st_size} {info.st_mtime_ns}",
+    ]
     return xxhash.xxh3_128_hexdigest("\0".join([*parts, _features()]).encode())
 
 

@@ -30,7 +30,7 @@ static inline float fp32_store(float x) { return x; }
 
 /* e^x to 2 ulp: 2^n e^r with |r| <= ln 2 / 2, and a polynomial for e^r (Cephes, expf.c). Zero below e^-87; NaN stays. */
 static inline float fast_exp(float x) {
-  float y = x > 88.0f ? 88.0f : x;
+  float y = x > 89.0f ? 89.0f : x; /* infinite from 88.4 on */
   y = y < -87.0f ? -87.0f : y;
   /* Adding 1.5 2^23 rounds to a whole number, n + 127, which then stands in the last bits: an exponent as fp32 has it. */
   float shifted = y * 1.44269504f + 12583039.0f;
@@ -64,6 +64,8 @@ static inline float fast_tanh(float x) {
 #define STRETCH 16384
 /* Keys of a row of attention, which stand in fp32 on the stack. */
 #define MOST_KEYS 4096
+/* Below any logit but minus infinity. */
+#define LOWEST -1e30f
 
 /* Rows whose gradients of a norm's weights are added by one thread. */
 #define STRETCH_ROWS 64
@@ -94,3 +96,9 @@ static inline uint32_t mixed(uint32_t x) {
 #undef T
 #define T fp32
 #include "passes.h"
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include "tiles.h"
+#else
+int64_t tiles_are_there(void) { return 0; }
+#endif

@@ -160,8 +160,8 @@ void NAME(lstm_step)(const T *z, const float *before, float *gates, float *after
   }
 }
 
-/* The way back: dy (batch, width), rows so far apart, is h's gradient from above, dh from the position after it (or none); dc, that of c after
-   it, becomes that of c before it; dz (batch, 4 width) is written. */
+/* The way back: dy (batch, width) is h's gradient from above, dh that from the position after it (or none); dc, that of c
+   after it, becomes that of c before it; dz (batch, 4 width) is written. */
 void NAME(lstm_step_backward)(const T *dy, const T *dh, float *dc, const float *gates, const float *before,
                               const float *after, T *dz, int64_t batch, int64_t width) {
 #pragma omp parallel for
@@ -207,7 +207,7 @@ void NAME(softmax_block)(T *z, const int64_t *targets, float *top, float *peak, 
         most = v > most ? v : most;
       }
       /* A part may hold the target alone. */
-      float base = most == -INFINITY ? 0 : most;
+      float base = most < LOWEST ? LOWEST : most;
 #pragma omp simd reduction(+ : sum)
       for (int64_t i = 0; i < width; i++) {
         float e = fast_exp(LOAD(s[i]) - base);
@@ -222,7 +222,7 @@ void NAME(softmax_block)(T *z, const int64_t *targets, float *top, float *peak, 
   }
 }
 
-/* sum (rows, width), fp32, += factor_r part_r, over parts (parts, rows, distance) with factors (parts, rows). */
+/* sum (rows, width), fp32, += factor_r part_r, over parts (parts, rows, width) with factors (parts, rows). */
 void NAME(add_scaled_rows)(float *sum, const T *part, const float *factor, int64_t parts, int64_t rows, int64_t width) {
 #pragma omp parallel for
   for (int64_t row = 0; row < rows; row++)
@@ -336,13 +336,13 @@ void NAME(norm_backward)(const T *dy, const T *x, const T *weight, const float *
 
 /* y = scale x where a hash of the seed and of x's place is at least `dropped` (of 2^32), else 0. */
 void NAME(dropout)(const T *x, T *y, int64_t n, uint64_t seed, uint64_t dropped, float scale) {
-  uint32_t low = seed, high = seed >> 32, below = dropped;
+  uint32_t first = mixed((uint32_t)seed), second = mixed((uint32_t)(seed >> 32) + first), below = dropped;
 #pragma omp parallel for
   for (int64_t from = 0; from < n; from += STRETCH) {
     int64_t to = from + STRETCH < n ? from + STRETCH : n;
 #pragma omp simd
     for (int64_t i = from; i < to; i++) {
-      uint32_t word = mixed(mixed((uint32_t)i + low) ^ high);
+      uint32_t word = mixed(mixed((uint32_t)i ^ first) + second);
       y[i] = STORE(word >= below ? scale * LOAD(x[i]) : 0);
     }
   }

@@ -120,24 +120,18 @@ class _BlockNLL(torch.autograd.Function):
                 if ctx.softcap is not None:
                     p = p * (1 - (z / ctx.softcap) ** 2)
                 p, scale = _without_target(p, *_local(targets, start, p)).to(ctx.dtype), share.expand(len(w), -1)
-            compiled = kernels.are_compiled(p)
-            if compiled:
+            if kernels.are_compiled(p):
                 native.add_scaled_rows_(d_hidden, torch.bmm(p, w), scale.contiguous())
             else:
                 for part, factor in zip(torch.bmm(p, w), scale, strict=True):
                     d_hidden.addcmul_(part.to(nll.dtype), factor[:, None])
             if d_weight is None and d_bias is None:
                 continue
-            if ctx.parts > 1 and compiled:
-                d_w = _transposed_product(p, native.scale_columns(turned, scale.contiguous(), ctx.dtype))
-            elif ctx.parts > 1:
+            if ctx.parts > 1:
                 d_w = _transposed_product(p, (turned * scale[:, None]).to(ctx.dtype))
             else:
                 d_w = torch.bmm(p.mT, (h * scale[..., None]).to(ctx.dtype))
-            if d_weight is not None and ctx.parts > 1 and compiled:
-                for part, to in zip(d_w, d_weight[start:stop].chunk(len(d_w)), strict=True):
-                    native.transpose_into(part.mT, to)
-            elif d_weight is not None:
+            if d_weight is not None:
                 d_weight[start:stop].unflatten(0, d_w.shape[:2]).copy_(d_w[..., :width])
             if d_bias is not None:
                 # Of the column of ones.

@@ -24,6 +24,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps, centred):
+        x = x.contiguous()
         y, means, inverse = native.norm(x, weight, bias, eps, centred)
         ctx.save_for_backward(x, weight, means, inverse)
         ctx.has_bias = bias is not None
@@ -81,6 +82,7 @@ class SwiGLU(nn.Module):
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):
+        gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
         return native.swiglu(gate, up)
 
@@ -97,6 +99,7 @@ def silu_times(gate: Tensor, up: Tensor) -> Tensor:
 class _GELU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
+        x = x.contiguous()
         ctx.save_for_backward(x)
         return native.gelu(x)
 
@@ -117,6 +120,7 @@ class _SquaredReLU(torch.autograd.Function):
     def forward(ctx, x):
         ctx.compiled = kernels.are_compiled(x)
         if ctx.compiled:
+            x = x.contiguous()
             ctx.save_for_backward(x)
             return native.squared_relu(x)
         y = F.relu(x)

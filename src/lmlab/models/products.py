@@ -19,8 +19,7 @@ def attend(
 
     mask: as of scaled_dot_product_attention, broadcast to (B, H, T, K); None: query t sees the keys up to t.
     """
-    # Products lie contiguously, wherever the queries come from.
-    compiled = kernels.are_compiled(q.new_empty(0)) and k.shape[2] <= native.MOST_KEYS
+    compiled = kernels.are_compiled(q, k, v) and k.shape[2] <= native.MOST_KEYS
     if compiled and (q.shape[2] == k.shape[2] if mask is None else _is_one_for_all_rows(mask, q, k)):
         return _CompiledProducts.apply(q, k, v, None if mask is None else _as_numbers(mask, q, k))
     if mask is None:

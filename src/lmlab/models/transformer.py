@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lmlab.models.attention import KV, Attention, Placement, alibi_slopes, rotary_angles
+from lmlab.models.dropout import Dropout
 from lmlab.models.layers import TokenEmbedding, init_linears, make_mlp, make_norm, one_of
 from lmlab.models.mask_pool import PooledDropout
 from lmlab.types import Hidden, State, Tokens
@@ -105,7 +106,7 @@ class TransformerLM(nn.Module):
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         self._check(n_heads, n_kv_heads, d_head)
         sublayers = _order(sublayers, n_layers)
-        dropping = {"fresh": nn.Dropout, "pool": PooledDropout}[one_of("dropout_masks", dropout_masks, DROPOUT_MASKS)]
+        dropping = {"fresh": Dropout, "pool": PooledDropout}[one_of("dropout_masks", dropout_masks, DROPOUT_MASKS)]
         self.embed = TokenEmbedding(vocab_size, d_model, embed_ngram, tie_embeddings)
         self.position_embed = nn.Embedding(max_context, d_model) if positions == "learned" else None
         self.dropout = dropping(dropout_embed)

@@ -18,11 +18,13 @@ SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 # Rows whose part of a norm's gradient is added at once, and keys of a row of attention: kernels.c's.
 STRETCH_ROWS, MOST_KEYS = 64, 4096
 
+Argument = Tensor | int | float | None
+
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether kernels are there for tensors like these."""
+    """Whether kernels are there for tensors like these, once they are contiguous."""
     first = tensors[0]
-    alike = all(t.device.type == "cpu" and t.dtype is first.dtype and t.is_contiguous() for t in tensors)
+    alike = all(t.device.type == "cpu" and t.dtype is first.dtype for t in tensors)
     return alike and first.dtype in SUFFIXES and library() is not None
 
 
@@ -32,16 +34,18 @@ def has_tiles() -> bool:
     return library() is not None and library().tiles_are_there() != 0
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+def _call(name: str, dtype: torch.dtype, *arguments: Argument) -> None:
     _run(f"{name}_{SUFFIXES[dtype]}", *arguments)
 
 
-def _run(name: str, *arguments: Tensor | int | float | None) -> None:
+def _run(name: str, *arguments: Argument) -> None:
     getattr(library(), name)(*(_argument(argument) for argument in arguments))
 
 
-def _argument(value: Tensor | int | float | None) -> ctypes._SimpleCData | None:
+def _argument(value: Argument) -> ctypes._SimpleCData | None:
     if isinstance(value, Tensor):
+        if not value.is_contiguous():
+            raise ValueError(f"a kernel was given {tuple(value.shape)} with strides {value.stride()}")
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, float):
         return ctypes.c_float(value)
@@ -200,20 +204,6 @@ def add_scaled_rows_(
     """sums += (parts * factors[..., None]).sum(0)."""
     _call("add_scaled_rows", parts.dtype, sums, parts, factors, *parts.shape)
     return sums
-
-
-def scale_columns(
-    turned: Float[Tensor, "D N"], factors: Float[Tensor, "K N"], dtype: torch.dtype
-) -> Float[Tensor, "K D N"]:
-    """turned * factors[:, None], in `dtype`."""
-    scaled = turned.new_empty(len(factors), *turned.shape, dtype=dtype)
-    _call("scale_columns", dtype, turned, factors, scaled, *scaled.shape)
-    return scaled
-
-
-def transpose_into(x: Float[Tensor, "D V"], to: Float[Tensor, "V W"]) -> None:
-    """to.copy_(x[:W].t()). Rows of x and of `to`, which is fp32, may lie apart."""
-    _call("transpose", x.dtype, x, to, to.shape[1], to.shape[0], x.stride(0), to.stride(0))
 
 
 def norm(

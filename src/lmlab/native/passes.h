@@ -234,44 +234,6 @@ void NAME(add_scaled_rows)(float *sum, const T *part, const float *factor, int64
     }
 }
 
-/* scaled (parts, width, rows) = turned (width, rows) factors (parts, rows). */
-void NAME(scale_columns)(const float *turned, const float *factor, T *scaled, int64_t parts, int64_t width,
-                         int64_t rows) {
-#pragma omp parallel for
-  for (int64_t line = 0; line < parts * width; line++) {
-    const float *x = turned + line % width * rows, *by = factor + line / width * rows;
-    T *y = scaled + line * rows;
-#pragma omp simd
-    for (int64_t i = 0; i < rows; i++) y[i] = STORE(x[i] * by[i]);
-  }
-}
-
-/* to (columns, to_width), fp32, the first `rows` of each line = from' where from is (rows, from_width). */
-#define TILE 16
-void NAME(transpose)(const T *from, float *to, int64_t rows, int64_t columns, int64_t from_width, int64_t to_width) {
-#pragma omp parallel for
-  for (int64_t c = 0; c < columns; c += TILE) {
-    int64_t c_end = c + TILE < columns ? c + TILE : columns;
-    for (int64_t r = 0; r < rows; r += TILE) {
-      int64_t r_end = r + TILE < rows ? r + TILE : rows;
-      if (c_end - c == TILE && r_end - r == TILE) {
-        /* Rows of the tile lie a line of the cache and a bit apart, for the columns' sake. */
-        float tile[TILE][TILE + 1];
-        for (int i = 0; i < TILE; i++)
-#pragma omp simd
-          for (int j = 0; j < TILE; j++) tile[i][j] = LOAD(from[(r + i) * from_width + c + j]);
-        for (int j = 0; j < TILE; j++)
-#pragma omp simd
-          for (int i = 0; i < TILE; i++) to[(c + j) * to_width + r + i] = tile[i][j];
-      } else {
-        for (int64_t j = c; j < c_end; j++)
-          for (int64_t i = r; i < r_end; i++) to[j * to_width + i] = LOAD(from[i * from_width + j]);
-      }
-    }
-  }
-}
-#undef TILE
-
 /* Each row of x (rows, width): (x - mean) / deviation * weight + bias, LayerNorm; without mean and bias, and with the
    root mean square for a deviation, RMSNorm, where `means` is none. bias may be none. inverse (rows,): 1 / deviation. */
 void NAME(norm)(const T *x, const T *weight, const T *bias, T *y, float *means, float *inverse, int64_t rows,

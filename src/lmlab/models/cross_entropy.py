@@ -151,7 +151,7 @@ class _TilesNLL(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets):
         h, w = hidden.to(torch.bfloat16).contiguous(), weight.float().contiguous()
         p = room("probabilities", (native.head_tiles_size(len(h), len(w)),), h.dtype, h.device)
-        tops, sums, picked = native.head_tiles(h, w, None if bias is None else bias.float(), targets, p)
+        tops, sums, picked = native.head_tiles(h, w, None if bias is None else bias.float().contiguous(), targets, p)
         peak = tops.amax(0)
         total = (tops - peak).exp_().mul_(sums).sum(0)
         peak, total = peak[: len(h)].clone(), total[: len(h)].clone()

@@ -108,6 +108,7 @@ class _LSTMLayer(torch.autograd.Function):
         ctx.compiled = kernels.are_compiled(inputs)
         ctx.tiles = ctx.compiled and x.dtype is torch.bfloat16 and native.has_tiles()
         if ctx.tiles:
+            w_hh = w_hh.contiguous()
             native.lstm_tiles(inputs, w_hh, hidden, cells, gates)
         elif ctx.compiled:
             product = _product(w_hh, T, B)

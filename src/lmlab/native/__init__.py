@@ -117,6 +117,8 @@ def attention_softmax_backward_(
 ) -> Float[Tensor, "N Q K"]:
     """In place of d, the gradient of p: that of the scores. causal: there was no mask."""
     N, Q, K = p.shape
+    if causal and K < Q:
+        raise ValueError(f"{Q} queries and {K} keys: without a mask there must be Q or more")
     _call("attention_softmax_backward", p.dtype, p, d, N * Q, Q, K, int(causal), float(scale))
     return d
 
@@ -281,8 +283,9 @@ def head_tiles_backward(
     d_bias: Float[Tensor, " V"] | None,
 ) -> Float[Tensor, "N D"]:
     """hidden's gradient where a logit's is share * e^(logit - peak), but zero for the targets; d_weight and d_bias are
-    written. p is spoilt."""
+    written. p is spoilt, which autograd is told: going back twice is an error."""
     (N, D), V = hidden.shape, len(weight)
     turned = weight.new_zeros(_up(D), _up(N))
     _run("head_backward_tiles", hidden, weight, p, tops, peak, share, turned, d_weight, d_bias, N, V, D)
+    torch.autograd.graph.increment_version(p)
     return turned[:D, :N].t()

@@ -35,7 +35,10 @@ def library() -> ctypes.CDLL | None:
     """
     if sys.platform != "linux" or os.environ.get("LMLAB_NATIVE") == "0":
         return None
-    command = shlex.split(os.environ.get("CC") or "gcc")
+    try:
+        command = shlex.split(os.environ.get("CC", "")) or ["gcc"]
+    except ValueError as error:
+        return _none(f"CC: {error}")
     if shutil.which(command[0]) is None:
         log.debug("no %s: PyTorch's own operations take the place of compiled kernels", command[0])
         return None

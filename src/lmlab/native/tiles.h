@@ -249,19 +249,21 @@ void head_backward_tiles(const bf16 *h, const float *w, bf16 *p, const float *to
         for (int64_t k = 0; k < steps; k++) {
           bf16 *g = p + (strip * columns + 32 * k) * 32, *scaled = a + 2 * k * TILE;
           __m512 by[2];
+          __mmask16 masks[2];
           for (int half = 0; half < 2; half++) {
             int64_t at = 32 * k + 16 * half, there = n - at;
-            __mmask16 mask = there >= 16 ? 0xffff : there > 0 ? (1u << there) - 1 : 0;
+            __mmask16 mask = masks[half] = there >= 16 ? 0xffff : there > 0 ? (1u << there) - 1 : 0;
             __m512 top = _mm512_loadu_ps(tops + strip * columns + at);
             by[half] = exp_vector(_mm512_sub_ps(top, _mm512_maskz_loadu_ps(mask, peak + at)));
-            by[half] = _mm512_maskz_mul_ps(mask, by[half], _mm512_maskz_loadu_ps(mask, share + at));
+            by[half] = _mm512_mul_ps(by[half], _mm512_maskz_loadu_ps(mask, share + at));
           }
           for (int i = 0; i < 32; i++) {
             __m512i known = _mm512_load_si512(g + 32 * i);
             __m512 low = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(known)), 16);
             __m512 high = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(known, 1)), 16);
-            low = _mm512_mul_ps(low, by[0]);
-            high = _mm512_mul_ps(high, by[1]);
+            /* Where there is no position p may be NaN: a bias of minus infinity times zero. */
+            low = _mm512_maskz_mul_ps(masks[0], low, by[0]);
+            high = _mm512_maskz_mul_ps(masks[1], high, by[1]);
             _mm512_store_si512(scaled + 32 * i, (__m512i)_mm512_cvtne2ps_pbh(high, low));
           }
           for (int i = 0; i < 16; i++)

@@ -34,13 +34,13 @@ def outcome(f: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tens
 @pytest.fixture
 def agree(monkeypatch):
     """That a function does so with kernels, which it must call, and without, when it must not."""
-    called, call = [], native._call
+    called, run = [], native._run
 
     def noted(name, *rest):
-        called.append(name)
-        call(name, *rest)
+        called.append(name.removesuffix("_bf16").removesuffix("_fp32"))
+        run(name, *rest)
 
-    monkeypatch.setattr(native, "_call", noted)
+    monkeypatch.setattr(native, "_run", noted)
 
     def do(f, *inputs: Tensor, kernels: set[str]) -> None:
         ours = outcome(f, inputs)
@@ -48,6 +48,7 @@ def agree(monkeypatch):
         called.clear()
         with monkeypatch.context() as without:
             without.setattr(native, "library", lambda: None)
+            without.setattr(native, "has_tiles", lambda: False)
             plain = outcome(f, inputs)
         assert not called
         for a, b in zip(ours, plain, strict=True):
@@ -55,6 +56,16 @@ def agree(monkeypatch):
             torch.testing.assert_close(a, b, **TOLERANCES[inputs[0].dtype])
 
     return do
+
+
+@pytest.fixture(params=[True, False], ids=["tiles", "no tiles"])
+def tiles(request, monkeypatch) -> bool:
+    """Whether kernels for AMX's tiles are there: in turn, where the processor has them."""
+    if not request.param:
+        monkeypatch.setattr(native, "has_tiles", lambda: False)
+    elif not native.has_tiles():
+        pytest.skip("the processor has no tiles, or nobody may use them")
+    return request.param
 
 
 @BOTH
@@ -103,14 +114,34 @@ def test_attention_to_strided_queries_as_heads_are_split(agree, dtype):
     agree(f, normal((2, 19, 48), dtype), kernels={"attention_softmax", "attention_softmax_backward"})
 
 
+def layer(T: int, dtype: torch.dtype) -> list[Tensor]:
+    B, D, H = 3, 5, 7
+    weights = [normal(p.shape, dtype, 20 + i, by=0.4) for i, p in enumerate(nn.LSTM(D, H).parameters())]
+    return [normal((T, B, D), dtype), normal((1, B, H), dtype, 1), normal((1, B, H), dtype, 2), *weights]
+
+
+def of_a_layer(tiles: bool, dtype: torch.dtype) -> set[str]:
+    if tiles and dtype is torch.bfloat16:
+        return {"lstm_tiles", "lstm_backward_tiles", "weight_gradient_tiles"}
+    return {"lstm_step", "lstm_step_backward"}
+
+
 @BOTH
 @pytest.mark.parametrize("T", [1, 6])
-def test_the_lstms_layer(agree, T, dtype):
-    B, D, H = 3, 5, 7
-    rnn = nn.LSTM(D, H)
-    weights = [normal(p.shape, dtype, 20 + i, by=0.4) for i, p in enumerate(rnn.parameters())]
-    x, h, c = normal((T, B, D), dtype), normal((1, B, H), dtype, 1), normal((1, B, H), dtype, 2)
-    agree(lstm_layer, x, h, c, *weights, kernels={"lstm_step", "lstm_step_backward"})
+def test_the_lstms_layer(agree, tiles, T, dtype):
+    agree(lstm_layer, *layer(T, dtype), kernels=of_a_layer(tiles, dtype))
+
+
+@BOTH
+def test_the_lstms_layer_of_turned_matrices(agree, tiles, dtype):
+    """And of an x that is turned, as where a batch comes first."""
+    x, h, c, w_ih, w_hh, *biases = layer(4, dtype)
+
+    def f(x, h, c, w_ih, w_hh, *biases):
+        return lstm_layer(x.transpose(0, 1), h, c, w_ih.t(), w_hh.t(), *biases)
+
+    turned = x.transpose(0, 1).contiguous(), h, c, w_ih.t().contiguous(), w_hh.t().contiguous()
+    agree(f, *turned, *biases, kernels=of_a_layer(tiles, dtype))
 
 
 @pytest.fixture
@@ -127,27 +158,83 @@ def problem(dtype: torch.dtype) -> tuple[Tensor, ...]:
     return hidden, weight, bias, targets
 
 
+def of_a_loss(tiles: bool, dtype: torch.dtype) -> set[str]:
+    if tiles and dtype is torch.bfloat16:
+        return {"head_tiles", "head_backward_tiles"}
+    return {"softmax_block", "add_scaled_rows"}
+
+
 @BOTH
 @pytest.mark.parametrize("kept_bytes", [2**29, 0], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("parts", [1, 2])
-def test_the_loss_in_blocks(agree, blocks, monkeypatch, parts, kept_bytes, dtype):
+def test_the_loss_in_blocks(agree, tiles, blocks, monkeypatch, parts, kept_bytes, dtype):
     monkeypatch.setattr(cross_entropy, "KEPT_BYTES", kept_bytes)
     monkeypatch.setattr(cross_entropy, "_parts", lambda h: parts)
-    names = {"softmax_block", "add_scaled_rows"}
-    names |= {"scale_columns", "transpose"} if parts == 2 else set()
+    names = of_a_loss(tiles and kept_bytes > 0, dtype)
+    names |= {"scale_columns", "transpose"} if parts == 2 and "softmax_block" in names else set()
     agree(linear_nll, *problem(dtype), kernels=names)
 
 
 @BOTH
-def test_the_loss_in_blocks_under_a_cap(agree, blocks, dtype):
-    agree(lambda *p: linear_nll(*p, softcap=3.0), *problem(dtype), kernels={"softmax_block", "add_scaled_rows"})
+def test_the_loss_in_blocks_under_a_cap(agree, tiles, blocks, dtype):
+    agree(lambda *p: linear_nll(*p, softcap=3.0), *problem(dtype), kernels=of_a_loss(False, dtype))
 
 
-@pytest.mark.xfail(strict=True, reason="the kernel reads targets as if they lay side by side")
-def test_the_loss_of_targets_that_lie_apart(agree, blocks):
-    *parameters, targets = problem(torch.float32)
+@BOTH
+@pytest.mark.parametrize("frozen", [{1}, {2}, {1, 2}, {0}], ids=["weight", "bias", "weight and bias", "hidden"])
+def test_the_loss_where_some_parameters_are_frozen(agree, tiles, blocks, frozen, dtype):
+    *parameters, targets = problem(dtype)
+    moving = [p for i, p in enumerate(parameters) if i not in frozen]
+
+    def f(*given):
+        rest = iter(given)
+        return linear_nll(*(p if i in frozen else next(rest) for i, p in enumerate(parameters)), targets)
+
+    agree(f, *moving, kernels=of_a_loss(tiles, dtype))
+
+
+@BOTH
+def test_the_loss_without_a_bias(agree, tiles, blocks, dtype):
+    hidden, weight, _, targets = problem(dtype)
+    agree(lambda h, w: linear_nll(h, w, None, targets), hidden, weight, kernels=of_a_loss(tiles, dtype))
+
+
+def test_the_loss_under_autocast(tiles, blocks):
+    """Of fp32 in bf16, where nothing is copied that is fp32 already: it may not lie side by side."""
+    hidden, weight, bias, targets = problem(torch.bfloat16)
+    inputs = hidden.float(), weight.float(), bias.float()
+
+    def f(hidden, weight, bias):
+        apart = hidden.t().contiguous().t(), weight.t().contiguous().t(), torch.stack([bias, bias + 9], 1)[:, 0]
+        with torch.autocast("cpu", torch.bfloat16):
+            return linear_nll(*apart, targets)
+
+    expected, found = outcome(lambda *p: linear_nll(*p, targets), inputs), outcome(f, inputs)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCES[torch.bfloat16])
+
+
+@BOTH
+def test_the_loss_of_a_bias_and_targets_that_lie_apart(agree, tiles, blocks, dtype):
+    *parameters, targets = problem(dtype)
     apart = torch.stack([targets, targets.flip(0)], 1)[:, 0]
-    agree(lambda *p: linear_nll(*p, apart), *parameters, kernels={"softmax_block", "add_scaled_rows"})
+
+    def f(hidden, weight, bias):
+        return linear_nll(hidden.t().contiguous().t(), weight, torch.stack([bias, bias + 9], 1)[:, 0], apart)
+
+    agree(f, *parameters, kernels=of_a_loss(tiles, dtype))
+
+
+def test_a_second_way_back_is_as_the_first_or_refused(tiles, blocks):
+    """Tiles leave nothing to go back from again."""
+    hidden, weight, bias, targets = problem(torch.bfloat16)
+    loss = linear_nll(hidden, weight.requires_grad_(), bias, targets).sum()
+    (first,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    if tiles:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(loss, weight)
+    else:
+        assert torch.equal(torch.autograd.grad(loss, weight)[0], first)
 
 
 def masked(possible: slice) -> tuple[list[Tensor], list[Tensor]]:
@@ -171,22 +258,29 @@ def test_the_loss_where_no_other_word_is_possible(blocks):
     torch.testing.assert_close(nll, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="the others' share is 0 / 0")
 def test_the_losss_gradient_where_no_other_word_is_possible(blocks):
     torch.testing.assert_close(*masked(slice(40, 41)))
 
 
-@pytest.mark.xfail(strict=True, reason="attend says 'up to t', as it does without kernels; the kernel sees K - T more")
-def test_attention_to_more_keys_than_queries(agree):
-    q, k, v = (normal((1, 2, n, 4), torch.float32, n) for n in (3, 7, 7))
-    agree(lambda q, k, v: attend(q, k, v, None), q, k, v, kernels={"attention_softmax", "attention_softmax_backward"})
+@pytest.mark.parametrize("sizes", [(3, 7), (7, 3)], ids=str)
+def test_attention_to_another_number_of_keys_than_queries(agree, sizes):
+    q, k, v = (normal((1, 2, n, 4), torch.float32, n) for n in (*sizes, sizes[1]))
+    agree(lambda q, k, v: attend(q, k, v, None), q, k, v, kernels=set())
+    # Query t sees the keys up to t.
+    given = torch.ones(sizes, dtype=torch.bool).tril()
+    agree(lambda q, k, v: attend(q, k, v, given), q, k, v, kernels={"attention_softmax", "attention_softmax_backward"})
+    torch.testing.assert_close(attend(q, k, v, None), attend(q, k, v, given))
 
 
-@pytest.mark.xfail(strict=True, reason="the kernel takes no eps=None, which is nn.RMSNorm's default")
+def test_attention_to_more_keys_than_a_kernel_takes(agree):
+    q, k, v = (normal((1, 1, n, 4), torch.float32, n) for n in (2, 4097, 4097))
+    mask = torch.ones(2, 4097, dtype=torch.bool)
+    agree(lambda q, k, v: attend(q, k, v, mask), q, k, v, kernels=set())
+
+
 def test_a_norm_with_the_usual_eps(agree):
-    agree(RMSNorm(9), normal((4, 9), torch.float32), kernels={"norm", "norm_backward"})
+    agree(RMSNorm(9), normal((4, 9), torch.float32), kernels=set())
 
 
-@pytest.mark.xfail(strict=True, reason="a weight that is None is asked for its device")
 def test_a_norm_without_weights(agree):
     agree(LayerNorm(9, elementwise_affine=False), normal((4, 9), torch.float32), kernels=set())

@@ -9,8 +9,9 @@ from tests.native.test_native import BOTH, INF, normal, pytestmark  # noqa: F401
 from torch import Tensor, nn
 
 from lmlab import native
-from lmlab.models import cross_entropy
+from lmlab.models import cross_entropy, kernels
 from lmlab.models.cross_entropy import linear_nll
+from lmlab.models.dropout import drop
 from lmlab.models.layers import LayerNorm, RMSNorm, gelu, silu_times, squared_relu
 from lmlab.models.lstm_layer import lstm_layer
 from lmlab.models.products import attend
@@ -29,6 +30,11 @@ def outcome(f: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tens
     gradients = torch.autograd.grad(total, wanted)
     assert [g.dtype for g in gradients] == [t.dtype for t in wanted]
     return [*(y.detach() for y in outputs), *gradients]
+
+
+@pytest.fixture(autouse=True)
+def _small_ones_too(monkeypatch):
+    monkeypatch.setattr(kernels, "SMALLEST", 0)
 
 
 @pytest.fixture
@@ -76,6 +82,38 @@ def tiles(request, monkeypatch) -> bool:
 )
 def test_activations(agree, f, inputs, name, dtype):
     agree(f, *(normal((3, 5, 47), dtype, seed) for seed in range(inputs)), kernels={name, f"{name}_backward"})
+
+
+def test_numbers_so_few_that_a_call_costs_more_are_left_to_pytorch(agree, monkeypatch):
+    monkeypatch.setattr(kernels, "SMALLEST", 100)
+    agree(gelu, normal((99,), torch.float32), kernels=set())
+    agree(gelu, normal((100,), torch.float32), kernels={"gelu", "gelu_backward"})
+
+
+@BOTH
+def test_dropout_goes_back_through_the_mask_that_it_drew(dtype):
+    x = torch.ones(9, 34, dtype=dtype)
+    turned = x.t().requires_grad_()
+    y = drop(turned, 0.4)
+    assert 0.4 < (y != 0).float().mean() < 0.8
+    assert not torch.equal(drop(turned, 0.4), y)
+    (dx,) = torch.autograd.grad(y.t().sum(), turned)
+    assert torch.equal(dx, y.detach())
+
+
+@BOTH
+def test_what_lies_apart_is_copied(agree, dtype):
+    agree(lambda x: gelu(x[:, ::2]), normal((9, 34), dtype), kernels={"gelu", "gelu_backward"})
+    agree(lambda x: squared_relu(x.t()), normal((9, 34), dtype), kernels={"squared_relu", "squared_relu_backward"})
+    agree(lambda x: silu_times(*x.chunk(2, -1)), normal((9, 34), dtype), kernels={"swiglu", "swiglu_backward"})
+    for norm, parameters in ((RMSNorm(9, eps=1e-5), 1), (LayerNorm(9), 2)):
+        given = [normal((9,), dtype, 1 + i) for i in range(parameters)]
+
+        def f(x, *given, norm=norm):
+            names = [name for name, _ in norm.named_parameters()]
+            return torch.func.functional_call(norm, dict(zip(names, given, strict=True)), x.t())
+
+        agree(f, normal((9, 34), dtype), *given, kernels={"norm", "norm_backward"})
 
 
 @BOTH
@@ -171,7 +209,6 @@ def test_the_loss_in_blocks(agree, tiles, blocks, monkeypatch, parts, kept_bytes
     monkeypatch.setattr(cross_entropy, "KEPT_BYTES", kept_bytes)
     monkeypatch.setattr(cross_entropy, "_parts", lambda h: parts)
     names = of_a_loss(tiles and kept_bytes > 0, dtype)
-    names |= {"scale_columns", "transpose"} if parts == 2 and "softmax_block" in names else set()
     agree(linear_nll, *problem(dtype), kernels=names)
 
 

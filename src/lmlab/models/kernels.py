@@ -9,8 +9,8 @@ from torch import Tensor
 from lmlab import native
 
 KERNELS = ("auto", "plain")
-# Numbers from which on a compiled kernel is quicker: a call of one takes 20 us, of PyTorch's operations 5 to 10 (GELU of
-# 16,384 numbers 34 us and 57, LayerNorm of 65,536 51 and 32, with the way back 120 and 180; two cores with AVX-512).
+# Numbers from which on a compiled kernel is quicker: calling one takes 20 us, an operation of PyTorch's 5 to 10. GELU
+# of 16,384 numbers 34 us and 57, of 4,096 23 and 16 (two cores with AVX-512).
 SMALLEST = 2**15
 
 # Of the whole process, as torch's number of threads is: autograd and a compiler ask in threads of their own.

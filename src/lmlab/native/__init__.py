@@ -154,8 +154,10 @@ def lstm_tiles(
     c: Float[Tensor, "N B H"],
     gates: Float[Tensor, "T B G"],
 ) -> None:
-    """`lstm_step` over all positions, with their recurrent products. z, w and h are bf16, c and gates fp32; h and c have
-    one position more, the first, which is given. Needs `has_tiles`."""
+    """`lstm_step` over all positions, with their recurrent products.
+
+    z, w and h are bf16, c and gates fp32; h and c have one position more, the first, which is given. Needs `has_tiles`.
+    """
     _run("lstm_tiles", z, w, h, c, gates, len(z), z.shape[1], w.shape[1])
 
 
@@ -258,9 +260,11 @@ def head_tiles(
     targets: Int[Tensor, " N"],
     p: Float[Tensor, " P"],
 ) -> tuple[Float[Tensor, "S M"], Float[Tensor, "S M"], Float[Tensor, " N"]]:
-    """The logits of hidden (bf16) weight' + bias (fp32), S strips of 32 words at a time: p becomes e^(logit - top), in the
-    kernels' own order and zero for a row's target; returns top and sum of each strip and row, where M is N in whole
-    tiles, and the targets' logits. Needs `has_tiles`. p: bf16, of `head_tiles_size` numbers."""
+    """The logits of hidden (bf16) weight' + bias (fp32), S strips of 32 words at a time. Needs `has_tiles`.
+
+    p (bf16, of `head_tiles_size` numbers) becomes e^(logit - top), in the kernels' own order and zero for a row's target.
+    Returns top and sum of each strip and row, where M is N in whole tiles, and the targets' logits.
+    """
     (N, D), V = hidden.shape, len(weight)
     tops = weight.new_empty(_up(V) // 32, _up(N))
     sums, picked = torch.empty_like(tops), weight.new_zeros(N)

@@ -1,4 +1,4 @@
-"""Compiling kernels.c for this processor, once: a compiler of one's own is needed, and where there is none nothing is."""
+"""Compiling kernels.c for this processor, once; where there is no compiler, nothing is compiled."""
 
 import ctypes
 import logging

@@ -331,7 +331,8 @@ def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) ->
     directory.write_yaml("config.yaml", recorded(planned, FORMAT))
     planned.store.tokenizer.save(directory.tokenizer)
     if not (directory.path / "environment.json").exists():
-        directory.write_json("environment.json", environment(planned.decided["device"]))
+        device = planned.decided["device"]
+        directory.write_json("environment.json", environment(device, kernels.described(device)))
     with log_to(directory.path / "train.log"):
         training = fit_counts(planned, directory) if counts else fit(planned, directory, checkpoint)
         # Only now: a larger budget that failed to start must not have replaced the record. Results go first: beside the

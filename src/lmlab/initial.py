@@ -144,8 +144,13 @@ def _from_hugging_face(name: str) -> Initial:
         raise ValueError(
             f"hf:{name} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(...)"
         )
-    again = _pretrained(loaded.tokenizer)
-    return Initial(loaded.node, lambda: loaded.weights, again, loaded.vocab_size, plain(OmegaConf.create(again)))
+    again, held = _pretrained(loaded.tokenizer), [loaded.weights]
+
+    def load() -> Mapping[str, Tensor]:
+        # Given away the first time: held through a training they would be a second model in memory.
+        return held.pop() if held else load_pretrained(name).weights
+
+    return Initial(loaded.node, load, again, loaded.vocab_size, plain(OmegaConf.create(again)))
 
 
 def _pretrained(path: Path | str) -> dict[str, Any]:

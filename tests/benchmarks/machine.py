@@ -17,6 +17,8 @@ def machine() -> dict[str, Any]:
     """Processor, what it multiplies fast, versions, load, commit. Imports torch, which takes a second."""
     import torch
 
+    from lmlab.models import kernels
+
     onednn = torch.ops.mkldnn
     return {
         "cpu": processor(),
@@ -25,6 +27,7 @@ def machine() -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bf16": onednn._is_mkldnn_bf16_supported(),
         "amx": torch.cpu._is_amx_tile_supported(),
+        "kernels": kernels.described("cpu"),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load": os.getloadavg(),
         "system": platform.platform(),

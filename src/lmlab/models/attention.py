@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lmlab.models import kernels
-from lmlab.models.layers import make_norm, one_of
+from lmlab.models.layers import Linear, make_norm, one_of
 from lmlab.models.products import attend
 from lmlab.types import Hidden, for_float64
 
@@ -133,8 +133,8 @@ class Attention(nn.Module):
         super().__init__()
         self.kernel = one_of("attention", kernel, KERNELS)
         self.n_heads, self.n_kv_heads, self.d_head, self.dropout = n_heads, n_kv_heads, d_head, dropout
-        self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * d_head, bias=bias)
-        self.out = nn.Linear(n_heads * d_head, d_model, bias=bias)
+        self.qkv = Linear(d_model, (n_heads + 2 * n_kv_heads) * d_head, bias=bias)
+        self.out = Linear(n_heads * d_head, d_model, bias=bias)
         self.q_norm = make_norm(norm, d_head, norm_eps, bias=False) if qk_norm else None
         self.k_norm = make_norm(norm, d_head, norm_eps, bias=False) if qk_norm else None
 

@@ -55,6 +55,15 @@ def are_compiled(*tensors: Tensor) -> bool:
     return first.numel() >= SMALLEST and may_be_ours(first.device) and native.serves(*tensors)
 
 
+def described(device: str) -> str:
+    """Whose arithmetic it is: `plain`, `torch` (with paths of ours), on a processor `compiled` or `compiled, AMX`."""
+    if _plain:
+        return "plain"
+    if device != "cpu" or native.library() is None:
+        return "torch"
+    return "compiled, AMX" if native.has_tiles() else "compiled"
+
+
 def have_tiles(device: torch.device) -> bool:
     """Whether this is a processor that multiplies bf16 in tiles (AMX): so fast that what surrounds a product counts."""
     return device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()

@@ -19,6 +19,37 @@ def one_of(name: str, value: str, options: tuple[str, ...]) -> str:
     return value
 
 
+class _Linear(torch.autograd.Function):
+    """A linear layer whose weight's gradient comes from AMX's tiles: PyTorch's turns one factor in memory before."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad, rows = grad.reshape(-1, grad.shape[-1]).contiguous(), x.reshape(-1, x.shape[-1]).contiguous()
+        d_x = (grad @ weight).view_as(x) if ctx.needs_input_grad[0] else None
+        d_weight = d_bias = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            d_weight, d_bias = native.weight_gradient_tiles(grad, rows)
+        return d_x, d_weight, d_bias if ctx.has_bias else None
+
+
+class Linear(nn.Linear):
+    """x weight' + bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = x.dtype is torch.bfloat16 and torch.is_grad_enabled() and kernels.are_compiled(x, self.weight)
+        if known and native.has_tiles():
+            return _Linear.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
 class _Norm(torch.autograd.Function):
     """A norm of each row in one pass over memory, and two back, where PyTorch makes up to eight."""
 
@@ -71,9 +102,9 @@ class SwiGLU(nn.Module):
     def __init__(self, d_model: int, d_ff: int, bias: bool):
         super().__init__()
         # Two matrices: one of both is no faster here, since its halves have to be copied together going backward.
-        self.gate = nn.Linear(d_model, d_ff, bias=bias)
-        self.up = nn.Linear(d_model, d_ff, bias=bias)
-        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.gate = Linear(d_model, d_ff, bias=bias)
+        self.up = Linear(d_model, d_ff, bias=bias)
+        self.down = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Hidden) -> Hidden:
         return self.down(silu_times(self.gate(x), self.up(x)))
@@ -144,8 +175,8 @@ class MLP(nn.Module):
     def __init__(self, activation: str, d_model: int, d_ff: int, bias: bool):
         super().__init__()
         self.activation = activation
-        self.up = nn.Linear(d_model, d_ff, bias=bias)
-        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.up = Linear(d_model, d_ff, bias=bias)
+        self.down = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Hidden) -> Hidden:
         x = self.up(x)

@@ -97,7 +97,7 @@ def packed(model: nn.Module, rows: int, steps: int) -> Iterator[None]:
 
 def _matrices(part: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor, Tensor | None]]:
     """Each method of `part` that only multiplies by a matrix and adds a bias, with these two."""
-    if type(part) is nn.Linear:
+    if isinstance(part, nn.Linear):
         yield part, "forward", part.weight, part.bias
     elif isinstance(part, LinearHead):
         yield part, "multiply", part.weight, part.bias

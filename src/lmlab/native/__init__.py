@@ -262,7 +262,7 @@ def head_tiles(
 ) -> tuple[Float[Tensor, "S M"], Float[Tensor, "S M"], Float[Tensor, " N"]]:
     """The logits of hidden (bf16) weight' + bias (fp32), S strips of 32 words at a time. Needs `has_tiles`.
 
-    p (bf16, of `head_tiles_size` numbers) becomes e^(logit - top), in the kernels' own order and zero for a row's target.
+    p (bf16, of `head_tiles_size` numbers) becomes e^(logit - top), in the kernels' own order; zero for a row's target.
     Returns top and sum of each strip and row, where M is N in whole tiles, and the targets' logits.
     """
     (N, D), V = hidden.shape, len(weight)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Versions, commit and machine, for whoever asks later why a number differs."""
+def environment(device: str, kernels: str) -> dict[str, Any]:
+    """Versions, commit and machine, for whoever asks later why a number differs. kernels: whose arithmetic."""
     import torch
 
     return {
@@ -20,6 +20,7 @@ def environment(device: str) -> dict[str, Any]:
         "git_commit": _commit(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} cpu",
         "threads": torch.get_num_threads(),
+        "kernels": kernels,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": _versions(),

@@ -44,11 +44,12 @@ def python(site: Path, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_wheel_carries_every_option_every_module_and_the_licence(installed):
+def test_the_wheel_carries_every_option_every_source_and_the_licence(installed):
     options = {p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml")}
     assert {p.relative_to(installed / "lmlab/conf") for p in installed.rglob("lmlab/conf/**/*.yaml")} == options
-    modules = {p.relative_to(ROOT / "src") for p in (ROOT / "src").rglob("*.py")}
-    assert {p.relative_to(installed) for p in installed.rglob("*.py")} == modules
+    for kind in ("*.py", "*.[ch]"):
+        sources = {p.relative_to(ROOT / "src") for p in (ROOT / "src").rglob(kind)}
+        assert {p.relative_to(installed) for p in installed.rglob(kind)} == sources
     (information,) = installed.glob("*.dist-info")
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert (information / "licenses" / "LICENSE").read_text(encoding="utf-8") == licence

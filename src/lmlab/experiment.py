@@ -316,9 +316,21 @@ def _own_keys() -> tuple[str, ...]:
     return tuple(map(str, OmegaConf.load(conf_dir() / "train.yaml")))
 
 
+def _keep_environment(directory: Any, device: str) -> None:
+    """That of the run's beginning; told where it goes on by another arithmetic."""
+    from lmlab.run_directory.environment import environment
+
+    now = kernels.described(device)
+    if not (directory.path / "environment.json").exists():
+        directory.write_json("environment.json", environment(device, now))
+    elif (began := directory.read_json("environment.json").get("kernels", now)) != now:
+        log.warning(
+            "it began with kernels %s and goes on with %s: the same up to rounding and dropout's masks", began, now
+        )
+
+
 def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) -> dict[str, Any]:
     from lmlab.run_directory import FORMAT
-    from lmlab.run_directory.environment import environment
     from lmlab.run_directory.train_log import log_to
     from lmlab.training.checkpoints import read
     from lmlab.training.fit import fit, fit_counts
@@ -330,9 +342,7 @@ def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) ->
         directory.write_yaml("asked.yaml", what)
     directory.write_yaml("config.yaml", recorded(planned, FORMAT))
     planned.store.tokenizer.save(directory.tokenizer)
-    if not (directory.path / "environment.json").exists():
-        device = planned.decided["device"]
-        directory.write_json("environment.json", environment(device, kernels.described(device)))
+    _keep_environment(directory, planned.decided["device"])
     with log_to(directory.path / "train.log"):
         training = fit_counts(planned, directory) if counts else fit(planned, directory, checkpoint)
         # Only now: a larger budget that failed to start must not have replaced the record. Results go first: beside the

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import weakref
 
 import pytest
 import torch
@@ -104,6 +105,18 @@ def test_out_and_in_again_is_the_same_model_and_tokenizer(changes, tmp_path):
     assert torch.equal(log_probs(again.eval(), tokens), log_probs(made, tokens))
     tokenizer = instantiate(read_initial(f"hf:{tmp_path}").tokenizer)(documents=())
     assert tokenizer.to_json() == byte.train([]).to_json()
+
+
+def test_weights_are_given_away_and_read_again_for_who_asks_again(tmp_path):
+    """Held all through a training they would be a second model in memory."""
+    exported(tmp_path, node())
+    initial = read_initial(f"hf:{tmp_path}")
+    first = dict(initial.weights)
+    alive = weakref.ref(next(iter(first.values())))
+    again = initial.weights
+    assert all(torch.equal(again[key], tensor) for key, tensor in first.items())
+    del first
+    assert alive() is None
 
 
 @pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)

@@ -157,11 +157,17 @@ class _TilesNLL(torch.autograd.Function):
         peak, total = peak[: len(h)].clone(), total[: len(h)].clone()
         nll = F.softplus(peak - picked + total.log(), threshold=60)
         ctx.save_for_backward(hidden, weight, bias, targets, nll, peak, total, p, tops)
+        ctx.spent = False
         return nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        if ctx.spent:
+            raise RuntimeError(
+                "this loss went back once, which spoilt its probabilities: kernels=plain may do so twice"
+            )
+        ctx.spent = True
         hidden, weight, bias, targets, nll, peak, total, p, tops = ctx.saved_tensors
         h, w = hidden.to(torch.bfloat16).contiguous(), weight.float().contiguous()
         hot = -torch.expm1(-nll) * grad
@@ -293,7 +299,8 @@ def linear_nll(
         return F.cross_entropy(cap(logits, softcap).float(), targets, reduction="none")
     keep = torch.is_grad_enabled() and softcap is None
     keep = keep and len(hidden) * len(weight) * dtype.itemsize <= KEPT_BYTES
-    if keep and dtype is torch.bfloat16 and kernels.may_be_ours(hidden.device) and native.has_tiles():
+    small = native.head_tiles_size(len(hidden), len(weight)) * dtype.itemsize <= KEPT_BYTES
+    if keep and small and dtype is torch.bfloat16 and kernels.are_tiled(hidden, weight):
         return _TilesNLL.apply(hidden, weight, bias, targets)
     parts = [
         _BlockNLL.apply(h, weight, bias, t, softcap, dtype, keep)

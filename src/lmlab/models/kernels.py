@@ -52,7 +52,12 @@ def may_be_ours(device: torch.device) -> bool:
 def are_compiled(*tensors: Tensor) -> bool:
     """Whether the kernels of C may be taken for tensors like these."""
     first = tensors[0]
-    return first.numel() >= SMALLEST and may_be_ours(first.device) and native.serves(*tensors)
+    return may_be_ours(first.device) and first.numel() >= SMALLEST and native.serves(*tensors)
+
+
+def are_tiled(*tensors: Tensor) -> bool:
+    """Whether the kernels for AMX may be taken, whose products are of bf16, for tensors like these."""
+    return may_be_ours(tensors[0].device) and native.are_ordinary(*tensors) and native.has_tiles()
 
 
 def described(device: str) -> str:

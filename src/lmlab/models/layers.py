@@ -45,7 +45,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         known = x.dtype is torch.bfloat16 and torch.is_grad_enabled() and kernels.are_compiled(x, self.weight)
-        if known and native.has_tiles():
+        if known and kernels.are_tiled(x):
             return _Linear.apply(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -74,7 +74,7 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         # torch's fused kernel wants one dtype, and warns otherwise; under autocast x may be bf16.
         weight = self.weight.to(x.dtype)
-        if self.eps is not None and weight.ndim == 1 and kernels.are_compiled(x, weight):
+        if self.eps is not None and weight.shape == x.shape[-1:] and kernels.are_compiled(x, weight):
             return _Norm.apply(x, weight, None, self.eps, False)
         return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
@@ -84,7 +84,8 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         given = [t for t in (self.weight, self.bias) if t is not None]
-        if given and given[0] is self.weight and self.weight.ndim == 1 and kernels.are_compiled(x, *given):
+        known = self.weight is not None and self.weight.shape == x.shape[-1:]
+        if known and kernels.are_compiled(x, *given):
             return _Norm.apply(x, self.weight, self.bias, self.eps, True)
         return super().forward(x)
 
@@ -124,7 +125,9 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def silu_times(gate: Tensor, up: Tensor) -> Tensor:
-    return _SwiGLU.apply(gate, up) if kernels.are_compiled(gate, up) else F.silu(gate) * up
+    if gate.shape == up.shape and kernels.are_compiled(gate, up):
+        return _SwiGLU.apply(gate, up)
+    return F.silu(gate) * up
 
 
 class _GELU(torch.autograd.Function):

@@ -106,7 +106,7 @@ class _LSTMLayer(torch.autograd.Function):
         gates = x.new_empty(T, B, 4 * H, dtype=full)
         ctx.types = h.dtype, c.dtype
         ctx.compiled = kernels.are_compiled(inputs)
-        ctx.tiles = ctx.compiled and x.dtype is torch.bfloat16 and native.has_tiles()
+        ctx.tiles = ctx.compiled and x.dtype is torch.bfloat16 and kernels.are_tiled(x, w_hh)
         if ctx.tiles:
             w_hh = w_hh.contiguous()
             native.lstm_tiles(inputs, w_hh, hidden, cells, gates)
@@ -142,7 +142,7 @@ class _LSTMLayer(torch.autograd.Function):
         x, w_ih, w_hh, hidden, cells, gates, bent = ctx.saved_tensors
         (T, B, _), H = gates.shape, w_hh.shape[1]
         d_inputs = x.new_empty(T, B, 4 * H)
-        dc = d_last.to(gates.dtype, copy=True)
+        dc = d_last.to(gates.dtype, memory_format=torch.contiguous_format, copy=True)
         if ctx.tiles:
             native.lstm_tiles_backward(d_hidden.contiguous(), w_hh, cells, gates, dc, d_inputs)
         elif ctx.compiled:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmlab.models import kernels
 from lmlab.models.head import LinearHead
+from lmlab.models.layers import Linear
 from lmlab.models.lstm_layer import LSTMWeights, onednn_computes_in
 
 # Weights that lie in the processor's caches are multiplied fast as they are; others are read at 28 GB/s when packed,
@@ -97,7 +98,7 @@ def packed(model: nn.Module, rows: int, steps: int) -> Iterator[None]:
 
 def _matrices(part: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor, Tensor | None]]:
     """Each method of `part` that only multiplies by a matrix and adds a bias, with these two."""
-    if isinstance(part, nn.Linear):
+    if type(part) in (nn.Linear, Linear):
         yield part, "forward", part.weight, part.bias
     elif isinstance(part, LinearHead):
         yield part, "multiply", part.weight, part.bias

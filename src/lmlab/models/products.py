@@ -36,7 +36,7 @@ def _is_one_for_all_rows(mask: Tensor, q: Tensor, k: Tensor) -> bool:
 
 def _as_numbers(mask: Tensor, q: Tensor, k: Tensor) -> Float[Tensor, "M T K"]:
     if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))
     return mask.float().reshape(-1, q.shape[2], k.shape[2])
 
 

@@ -10,7 +10,8 @@ from functools import cache
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from lmlab.native.build import library
 
@@ -21,11 +22,22 @@ STRETCH_ROWS, MOST_KEYS = 64, 4096
 Argument = Tensor | int | float | None
 
 
+def are_ordinary(*tensors: Tensor) -> bool:
+    """Whether these have memory of a processor's that a kernel may be pointed to: not while something is traced,
+    transformed (torch.func) or only pretended (FakeTensorMode)."""
+    return (
+        all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in tensors)
+        and not torch.jit.is_tracing()
+        and _get_current_dispatch_mode() is None
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
 def serves(*tensors: Tensor) -> bool:
     """Whether kernels are there for tensors like these, once they are contiguous."""
-    first = tensors[0]
-    alike = all(t.device.type == "cpu" and t.dtype is first.dtype for t in tensors)
-    return alike and first.dtype in SUFFIXES and library() is not None
+    first = tensors[0].dtype
+    alike = first in SUFFIXES and all(t.dtype is first for t in tensors)
+    return alike and are_ordinary(*tensors) and library() is not None
 
 
 @cache
@@ -38,8 +50,15 @@ def _call(name: str, dtype: torch.dtype, *arguments: Argument) -> None:
     _run(f"{name}_{SUFFIXES[dtype]}", *arguments)
 
 
-def _run(name: str, *arguments: Argument) -> None:
-    getattr(library(), name)(*(_argument(argument) for argument in arguments))
+def _run(name: str, *arguments: Argument) -> int:
+    # Asked for, it becomes that of this Python thread, whose number is else OpenMP's own.
+    torch.get_num_threads()
+    return getattr(library(), name)(*(_argument(argument) for argument in arguments))
+
+
+def _run_tiles(name: str, *arguments: Argument) -> None:
+    if _run(name, *arguments):
+        raise MemoryError(f"not enough memory for {name}")
 
 
 def _argument(value: Argument) -> ctypes._SimpleCData | None:
@@ -158,7 +177,7 @@ def lstm_tiles(
 
     z, w and h are bf16, c and gates fp32; h and c have one position more, the first, which is given. Needs `has_tiles`.
     """
-    _run("lstm_tiles", z, w, h, c, gates, len(z), z.shape[1], w.shape[1])
+    _run_tiles("lstm_tiles", z, w, h, c, gates, len(z), z.shape[1], w.shape[1])
 
 
 def lstm_tiles_backward(
@@ -170,7 +189,7 @@ def lstm_tiles_backward(
     dz: Float[Tensor, "T B G"],
 ) -> None:
     """From h's gradient from above, dy, and the last c's, dc, to z's, which is written; dc becomes the first c's."""
-    _run("lstm_backward_tiles", dy, w, c, gates, dc, dz, len(dy), dy.shape[1], w.shape[1])
+    _run_tiles("lstm_backward_tiles", dy, w, c, gates, dc, dz, len(dy), dy.shape[1], w.shape[1])
 
 
 def weight_gradient_tiles(
@@ -179,7 +198,7 @@ def weight_gradient_tiles(
     """dy.t() @ x and dy.sum(0), in bf16: a linear layer's gradients. Needs `has_tiles`."""
     (N, O), I = dy.shape, x.shape[1]  # noqa: E741
     dw, db = dy.new_empty(O, I), dy.new_empty(O)
-    _run("weight_gradient_tiles", dy, x, dw, db, N, O, I)
+    _run_tiles("weight_gradient_tiles", dy, x, dw, db, N, O, I)
     return dw, db
 
 
@@ -215,6 +234,8 @@ def norm(
 ) -> tuple[Float[Tensor, "*N D"], Float[Tensor, " R"] | None, Float[Tensor, " R"]]:
     """F.layer_norm, or F.rms_norm where not centred; and means and inverse deviations of rows, for the way back."""
     rows, width = x.numel() // x.shape[-1], x.shape[-1]
+    if any(t.shape != (width,) for t in (weight, bias) if t is not None):
+        raise ValueError(f"a norm of {tuple(weight.shape)} was given rows of {width}")
     y, inverse = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
     means = torch.empty_like(inverse) if centred else None
     _call("norm", x.dtype, x, weight, bias, y, means, inverse, rows, width, float(eps))
@@ -268,7 +289,7 @@ def head_tiles(
     (N, D), V = hidden.shape, len(weight)
     tops = weight.new_empty(_up(V) // 32, _up(N))
     sums, picked = torch.empty_like(tops), weight.new_zeros(N)
-    _run("head_tiles", hidden, weight, bias, targets.long().contiguous(), p, tops, sums, picked, N, V, D)
+    _run_tiles("head_tiles", hidden, weight, bias, targets.long().contiguous(), p, tops, sums, picked, N, V, D)
     return tops, sums, picked
 
 
@@ -287,9 +308,8 @@ def head_tiles_backward(
     d_bias: Float[Tensor, " V"] | None,
 ) -> Float[Tensor, "N D"]:
     """hidden's gradient where a logit's is share * e^(logit - peak), but zero for the targets; d_weight and d_bias are
-    written. p is spoilt, which autograd is told: going back twice is an error."""
+    written. p is spoilt."""
     (N, D), V = hidden.shape, len(weight)
     turned = weight.new_zeros(_up(D), _up(N))
-    _run("head_backward_tiles", hidden, weight, p, tops, peak, share, turned, d_weight, d_bias, N, V, D)
-    torch.autograd.graph.increment_version(p)
+    _run_tiles("head_backward_tiles", hidden, weight, p, tops, peak, share, turned, d_weight, d_bias, N, V, D)
     return turned[:D, :N].t()

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from lmlab.data.cache import cache_root, whole_file
+from lmlab.data.cache import cache_root, locked, whole_file
 
 log = logging.getLogger("lmlab")
 
@@ -43,14 +43,29 @@ def library() -> ctypes.CDLL | None:
         log.debug("no %s: PyTorch's own operations take the place of compiled kernels", command[0])
         return None
     try:
-        file = cache_root() / "native" / f"{_key(command)}.so"
-        return _loaded(file) or _loaded(_compiled(command, file)) or _none(f"{file} cannot be loaded")
+        file = _own_folder() / f"{_key(command)}.so"
+        with locked(file.with_suffix(".lock"), "another process compiles the kernels: waiting for it"):
+            # What could not be loaded once is not compiled again at every start.
+            if file.with_suffix(".failed").exists():
+                return _none(file.with_suffix(".failed").read_text(encoding="utf-8"))
+            return _loaded(file) or _made(command, file)
     except subprocess.CalledProcessError as error:
         lines = [line.strip() for line in error.stderr.splitlines() if line.strip()]
         # The last one is often only that compilation was terminated.
         return _none(next((line for line in lines if "error" in line), lines[-1] if lines else str(error)))
-    except (OSError, subprocess.SubprocessError) as error:
+    # A RuntimeError: of a user without a home.
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return _none(str(error))
+
+
+def _own_folder() -> Path:
+    """Where nobody else can put a library for us to run: a cache may be shared with other people."""
+    folder = cache_root() / f"native-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise PermissionError(f"{folder} can be written by others: remove it, or set LMLAB_CACHE")
+    return folder
 
 
 def _none(why: str) -> None:
@@ -64,7 +79,17 @@ def _loaded(file: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _compiled(compiler: list[str], file: Path) -> Path:
+def _made(command: list[str], file: Path) -> ctypes.CDLL | None:
+    log.info("compiling kernels for this processor, once: %s", file)
+    _compiled(command, file)
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        file.with_suffix(".failed").write_text(str(error), encoding="utf-8")
+        return _none(str(error))
+
+
+def _compiled(compiler: list[str], file: Path) -> None:
     """`file`, made whole or not at all."""
     source = Path(__file__).with_name(SOURCES[0])
     flags = FLAGS + (FLAGS_X86 if platform.machine() == "x86_64" else ())
@@ -73,7 +98,6 @@ def _compiled(compiler: list[str], file: Path) -> Path:
         _run(*compiler, *flags, "-c", str(source), "-o", made)
         # Linked without OpenMP's library, so that it is the one that PyTorch has loaded: two would each have threads.
         _run(*compiler, "-shared", made, "-o", str(unfinished), "-lm")
-    return file
 
 
 def _run(*command: str) -> None:

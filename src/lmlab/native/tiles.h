@@ -6,6 +6,7 @@
 
    n positions, v words, d wide; `up(x)` is x rounded up to 32. */
 #include <immintrin.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -14,6 +15,10 @@
 
 /* Whether Linux lets this process use the tiles (arch_prctl(2), ARCH_REQ_XCOMP_PERM of XTILEDATA). */
 int64_t tiles_are_there(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+/* Room for so many numbers, a multiple of 32, on a line of the cache; none where there is no more memory. Functions that
+   need some return 0, and 1 where they got none and did nothing. */
+static bf16 *memory(int64_t numbers) { return aligned_alloc(64, numbers * sizeof(bf16)); }
 
 static inline int64_t up(int64_t x) { return (x + 31) / 32 * 32; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -124,11 +129,14 @@ static inline __m512i row_part(const float *w, float bias, int64_t k, int64_t d)
 /* p (strips, up(n) / 32, 32 words, 32 positions) = e^(z - top), zero for a position's target and past the vocabulary, with
    top and sum of each strip and position, (strips, up(n)), and each position's picked, its target's logit. bias may be
    none. */
-void head_tiles(const bf16 *h, const float *w, const float *bias, const int64_t *targets, bf16 *p, float *tops,
+int64_t head_tiles(const bf16 *h, const float *w, const float *bias, const int64_t *targets, bf16 *p, float *tops,
                 float *sums, float *picked, int64_t n, int64_t v, int64_t d) {
   int64_t steps = up(d + 1) / 32, columns = up(n), strips = up(v) / 32;
-  bf16 *b = aligned_alloc(64, columns * steps * 32 * sizeof(bf16));
-  int32_t *ids = aligned_alloc(64, columns * sizeof(int32_t));
+  int64_t each = 2 * steps * TILE;
+  bf16 *b = memory(columns * steps * 32 + columns * 2 + each * omp_get_max_threads());
+  if (!b) return 1;
+  int32_t *ids = (int32_t *)(b + columns * steps * 32);
+  bf16 *all = b + columns * steps * 32 + columns * 2;
 #pragma omp parallel
   {
     /* B: hidden, a one for the bias, zeros. */
@@ -149,7 +157,7 @@ void head_tiles(const bf16 *h, const float *w, const float *bias, const int64_t 
       }
     }
     configure_tiles(16);
-    bf16 *a = aligned_alloc(64, 2 * steps * TILE * sizeof(bf16));
+    bf16 *a = all + omp_get_thread_num() * each;
 #pragma omp for schedule(dynamic, 4)
     for (int64_t strip = 0; strip < strips; strip++) {
       int64_t first = 32 * strip, words = least(32, v - first);
@@ -182,7 +190,7 @@ void head_tiles(const bf16 *h, const float *w, const float *bias, const int64_t 
             __m512 e = _mm512_setzero_ps();
             if (i < words) e = exp_vector(_mm512_sub_ps(_mm512_load_ps(&z[i][16 * half]), top));
             sum = _mm512_add_ps(sum, e);
-            _mm256_store_si256((__m256i *)(to + 32 * i + 16 * half), (__m256i)_mm512_cvtneps_pbh(e));
+            _mm256_storeu_si256((__m256i *)(to + 32 * i + 16 * half), (__m256i)_mm512_cvtneps_pbh(e));
           }
           _mm512_storeu_ps(tops + strip * columns + at, top);
           _mm512_storeu_ps(sums + strip * columns + at, sum);
@@ -190,10 +198,9 @@ void head_tiles(const bf16 *h, const float *w, const float *bias, const int64_t 
       }
     }
     _tile_release();
-    free(a);
   }
-  free(ids);
   free(b);
+  return 0;
 }
 
 /* Pairs of bf16, one beside the other: 16 of a and 16 of b. */
@@ -204,14 +211,16 @@ static inline __m512i pairs(__m256i a, __m256i b) {
 /* From p and tops of `head_tiles`, and what a position's e^(logit - peak) are to be multiplied by, `share`: dh, turned,
    (up(d), up(n)), which comes as zeros, and the rows of d_weight (v, d) and d_bias (v), but for the targets' own part.
    The last two may be none. p is spoilt. */
-void head_backward_tiles(const bf16 *h, const float *w, bf16 *p, const float *tops, const float *peak,
+int64_t head_backward_tiles(const bf16 *h, const float *w, bf16 *p, const float *tops, const float *peak,
                          const float *share, float *dh, float *d_weight, float *d_bias, int64_t n, int64_t v, int64_t d) {
   int64_t columns = up(n), strips = up(v) / 32, width = up(d), steps = columns / 32, wide = up(d + 1);
   /* Strips whose part of dh is added at once: their rows of W stay in the cache. */
   int64_t block = least(strips, 1 + 900000 / (width * 64));
   int wanted = d_weight || d_bias;
-  bf16 *b = aligned_alloc(64, wide * columns * sizeof(bf16));
-  bf16 *turned = aligned_alloc(64, block * width * 32 * sizeof(bf16));
+  int64_t each = 2 * steps * TILE;
+  bf16 *b = memory(wide * columns + block * width * 32 + each * omp_get_max_threads());
+  if (!b) return 1;
+  bf16 *turned = b + wide * columns, *all = turned + block * width * 32;
 #pragma omp parallel
   {
     /* B of W's gradient: hidden, a column of ones, zeros. */
@@ -225,7 +234,7 @@ void head_backward_tiles(const bf16 *h, const float *w, bf16 *p, const float *to
                 row >= n || column > d ? 0 : column == d ? 0x3f80 : h[row * d + column];
           }
     configure_tiles(16);
-    bf16 *a = aligned_alloc(64, 2 * steps * TILE * sizeof(bf16));
+    bf16 *a = all + omp_get_thread_num() * each;
     for (int64_t from = 0; from < strips; from += block) {
       int64_t to = least(from + block, strips);
 #pragma omp for schedule(dynamic)
@@ -258,7 +267,7 @@ void head_backward_tiles(const bf16 *h, const float *w, bf16 *p, const float *to
             by[half] = _mm512_mul_ps(by[half], _mm512_maskz_loadu_ps(mask, share + at));
           }
           for (int i = 0; i < 32; i++) {
-            __m512i known = _mm512_load_si512(g + 32 * i);
+            __m512i known = _mm512_loadu_si512(g + 32 * i);
             __m512 low = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(known)), 16);
             __m512 high = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(known, 1)), 16);
             /* Where there is no position p may be NaN: a bias of minus infinity times zero. */
@@ -269,7 +278,7 @@ void head_backward_tiles(const bf16 *h, const float *w, bf16 *p, const float *to
           for (int i = 0; i < 16; i++)
             for (int half = 0; half < 2; half++) {
               const __m256i *two = (const __m256i *)(scaled + 64 * i + 16 * half);
-              _mm512_store_si512(g + half * TILE + 32 * i, pairs(_mm256_load_si256(two), _mm256_load_si256(two + 2)));
+              _mm512_storeu_si512(g + half * TILE + 32 * i, pairs(_mm256_load_si256(two), _mm256_load_si256(two + 2)));
             }
         }
         for (int64_t column = 0; wanted && column < wide; column += 32) {
@@ -298,10 +307,9 @@ void head_backward_tiles(const bf16 *h, const float *w, bf16 *p, const float *to
         }
     }
     _tile_release();
-    free(a);
   }
-  free(turned);
   free(b);
+  return 0;
 }
 
 static inline __m512 sigmoid_vector(__m512 x) {
@@ -356,9 +364,12 @@ static void lay_out_turned(const bf16 *w, int64_t rows, int64_t columns, int64_t
 
 /* dw (m, n) = dy' x and db (m) = the sums of dy's columns, for dy (k, m) and x (k, n): a linear layer's gradients. db may
    be none. */
-void weight_gradient_tiles(const bf16 *dy, const bf16 *x, bf16 *dw, bf16 *db, int64_t k, int64_t m, int64_t n) {
+int64_t weight_gradient_tiles(const bf16 *dy, const bf16 *x, bf16 *dw, bf16 *db, int64_t k, int64_t m, int64_t n) {
   int64_t steps = up(k) / 32, columns = up(n);
-  bf16 *b = aligned_alloc(64, columns * steps * 32 * sizeof(bf16));
+  int64_t each = 2 * steps * TILE;
+  bf16 *b = memory(columns * steps * 32 + each * omp_get_max_threads());
+  if (!b) return 1;
+  bf16 *all = b + columns * steps * 32;
 #pragma omp parallel
   {
 #pragma omp for collapse(2)
@@ -366,7 +377,7 @@ void weight_gradient_tiles(const bf16 *dy, const bf16 *x, bf16 *dw, bf16 *db, in
       for (int64_t step = 0; step < steps; step++)
         lay_out(x, k, n, 16 * group, 32 * step, b + (group * steps + step) * TILE);
     configure_tiles(16);
-    bf16 *a = aligned_alloc(64, 2 * steps * TILE * sizeof(bf16));
+    bf16 *a = all + omp_get_thread_num() * each;
 #pragma omp for schedule(dynamic)
     for (int64_t row = 0; row < m; row += 32) {
       for (int half = 0; half < 2; half++) {
@@ -401,9 +412,9 @@ void weight_gradient_tiles(const bf16 *dy, const bf16 *x, bf16 *dw, bf16 *db, in
       }
     }
     _tile_release();
-    free(a);
   }
   free(b);
+  return 0;
 }
 
 static inline int64_t last_rows(int64_t batch) { return batch > 16 && batch < 32 ? batch - 16 : 16; }
@@ -411,14 +422,15 @@ static inline int64_t last_rows(int64_t batch) { return batch > 16 && batch < 32
 /* One LSTM layer over all positions; a thread keeps its units' part of the recurrent matrix, laid out, in its cache.
    z (length, batch, 4 width): what goes into the gates i f g o but for the recurrent product. w (4 width, width).
    h and c (length + 1, batch, width), the first of which are given; gates (length, batch, 4 width). */
-void lstm_tiles(const bf16 *z, const bf16 *w, bf16 *h, float *c, float *gates, int64_t length, int64_t batch,
+int64_t lstm_tiles(const bf16 *z, const bf16 *w, bf16 *h, float *c, float *gates, int64_t length, int64_t batch,
                 int64_t width) {
   int64_t steps = up(width) / 32, units = (width + 15) / 16, rows = up(batch);
-  bf16 *b = aligned_alloc(64, units * 4 * steps * TILE * sizeof(bf16));
+  int64_t all = units * 4 * steps * TILE, each = rows * steps * 32;
+  bf16 *b = memory(all + 2 * each);
+  if (!b) return 1;
   /* A of this position's product, and of the next one's. */
-  bf16 *a[2] = {aligned_alloc(64, rows * steps * 32 * sizeof(bf16)), aligned_alloc(64, rows * steps * 32 * sizeof(bf16))};
-  memset(a[0], 0, rows * steps * 32 * sizeof(bf16));
-  memset(a[1], 0, rows * steps * 32 * sizeof(bf16));
+  bf16 *a[2] = {b + all, b + all + each};
+  memset(a[0], 0, 2 * each * sizeof(bf16));
   for (int64_t row = 0; row < batch; row++)
     for (int64_t k = 0; k < width; k++)
       a[0][(row / 16 * steps + k / 32) * TILE + row % 16 * 32 + k % 32] = h[row * width + k];
@@ -468,20 +480,20 @@ void lstm_tiles(const bf16 *z, const bf16 *w, bf16 *h, float *c, float *gates, i
     }
     _tile_release();
   }
-  free(a[1]);
-  free(a[0]);
   free(b);
+  return 0;
 }
 
 /* The way back. dy (length, batch, width): the gradient of h from above; dc (batch, width), that of the last c, becomes
    that of the first; dz (length, batch, 4 width) is written. The rest is what `lstm_tiles` had and wrote. */
-void lstm_backward_tiles(const bf16 *dy, const bf16 *w, const float *c, const float *gates, float *dc, bf16 *dz,
+int64_t lstm_backward_tiles(const bf16 *dy, const bf16 *w, const float *c, const float *gates, float *dc, bf16 *dz,
                          int64_t length, int64_t batch, int64_t width) {
   int64_t each = up(width) / 32, steps = 4 * each, pairs_of_units = up(width) / 32, rows = up(batch);
-  bf16 *b = aligned_alloc(64, pairs_of_units * 2 * steps * TILE * sizeof(bf16));
-  bf16 *a[2] = {aligned_alloc(64, rows * steps * 32 * sizeof(bf16)), aligned_alloc(64, rows * steps * 32 * sizeof(bf16))};
-  memset(a[0], 0, rows * steps * 32 * sizeof(bf16));
-  memset(a[1], 0, rows * steps * 32 * sizeof(bf16));
+  int64_t all = pairs_of_units * 2 * steps * TILE, one = rows * steps * 32;
+  bf16 *b = memory(all + 2 * one);
+  if (!b) return 1;
+  bf16 *a[2] = {b + all, b + all + one};
+  memset(a[0], 0, 2 * one * sizeof(bf16));
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
@@ -534,8 +546,7 @@ void lstm_backward_tiles(const bf16 *dy, const bf16 *w, const float *c, const fl
     }
     _tile_release();
   }
-  free(a[1]);
-  free(a[0]);
   free(b);
+  return 0;
 }
 #undef TILE

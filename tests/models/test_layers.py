@@ -2,9 +2,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from lmlab.models.layers import RMSNorm, TokenEmbedding, init_linears, make_mlp, make_norm
+from lmlab import native
+from lmlab.models import kernels
+from lmlab.models.layers import Linear, RMSNorm, TokenEmbedding, init_linears, make_mlp, make_norm
 
 
 def test_swiglu_is_what_its_formula_says():
@@ -33,6 +36,30 @@ def test_squared_relu_has_the_gradient_of_its_formula():
     mlp = make_mlp("relu2", d_model=3, d_ff=5, bias=True).double()
     x = torch.randn(1, 4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: mlp(x), x)
+
+
+@pytest.mark.skipif(not native.has_tiles(), reason="a processor without AMX, or no compiler")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [(), ("weight",), ("bias",), ("x",)])
+def test_a_linear_layer_in_tiles_has_the_gradients_of_torchs(bias, frozen, monkeypatch):
+    monkeypatch.setattr(kernels, "SMALLEST", 0)
+    layer, x = Linear(37, 21, bias=bias, dtype=torch.bfloat16), torch.randn(3, 19, 37, dtype=torch.bfloat16)
+    x.requires_grad_("x" not in frozen)
+    for name, p in layer.named_parameters():
+        p.requires_grad_(name not in frozen)
+    dy = torch.randn(3, 19, 21, dtype=torch.bfloat16)
+    y = layer(x)
+    assert type(y.grad_fn).__name__ == "_LinearBackward"
+    y.backward(dy)
+    # A sum of 57 products, each exact, rounded to bf16 once.
+    x64, w64, dy64 = x.detach().double(), layer.weight.detach().double(), dy.double()
+    expected = {"weight": dy64.flatten(0, 1).T @ x64.flatten(0, 1), "bias": dy64.sum((0, 1)), "x": dy64 @ w64}
+    torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias), atol=0, rtol=0)
+    for name, p in {"x": x, **dict(layer.named_parameters())}.items():
+        if name in frozen:
+            assert p.grad is None
+        else:
+            torch.testing.assert_close(p.grad.double(), expected[name], atol=1e-4, rtol=2**-8)
 
 
 def test_mlps_of_default_width_have_about_equally_many_parameters():

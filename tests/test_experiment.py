@@ -1,10 +1,14 @@
 """From configuration to objects: what cannot be a model or a config is told before anything is read."""
 
+import logging
+
 import pytest
 from torch import nn
 
 from lmlab.config import compose
-from lmlab.experiment import build_model, check_config, plan
+from lmlab.experiment import _keep_environment, build_model, check_config, plan
+from lmlab.models import kernels
+from lmlab.run_directory import RunDirectory
 
 
 class Incomplete(nn.Module):
@@ -50,3 +54,22 @@ def test_half_an_epoch_is_half_its_steps(tmp_path):
     half, one, more = (planned.total_steps for planned in epochs)
     assert abs(2 * half - one) <= 1
     assert more == one + half
+
+
+def test_a_run_that_goes_on_by_another_arithmetic_is_told_of(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("lmlab"), "propagate", True)
+    caplog.set_level(logging.WARNING, "lmlab")
+    directory, now = RunDirectory(tmp_path), "compiled"
+    monkeypatch.setattr(kernels, "described", lambda device: now)
+    for _ in range(2):
+        _keep_environment(directory, "cpu")
+        assert not caplog.messages
+    now = "torch"
+    _keep_environment(directory, "cpu")
+    (line,) = caplog.messages
+    assert "began with kernels compiled and goes on with torch" in line
+    assert directory.read_json("environment.json")["kernels"] == "compiled"
+    # An older version did not say.
+    directory.write_json("environment.json", {"command": []})
+    _keep_environment(directory, "cpu")
+    assert caplog.messages == [line]

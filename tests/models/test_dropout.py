@@ -82,3 +82,25 @@ def test_dropped_weights_are_a_new_matrix_through_which_gradients_flow():
 def test_a_rate_that_is_no_probability_is_refused(p):
     with pytest.raises(ValueError, match=f"dropout={p} must be at least 0 and below 1"):
         LockedDropout(p)
+
+
+@pytest.mark.parametrize("n", [7, 65_536])
+def test_of_all_that_is_dropped_nothing_is_left(n):
+    x = torch.ones(n, requires_grad=True)
+    out = Dropout(1.0)(x)
+    out.sum().backward()
+    assert not out.any()
+    assert not x.grad.any()
+
+
+@pytest.mark.parametrize("n", [7, 65_536])
+def test_numbers_are_dropped_where_they_lie_whatever_device_is_the_usual_one(n):
+    x = torch.ones(n)
+    before = torch.get_default_device()
+    torch.set_default_device("meta")
+    try:
+        out = drop(x, 0.5)
+    finally:
+        torch.set_default_device(before)
+    assert out.device == x.device
+    assert set(out.tolist()) <= {0.0, 2.0}

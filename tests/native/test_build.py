@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,16 @@ def compiler(folder: Path, script: str) -> Path:
 
 
 def made(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    """But for locks, which stay."""
+    return sorted(p.name for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix != ".lock")
+
+
+def library_of(cc: Path, tmp_path: Path) -> Path:
+    return tmp_path / "cache" / f"native-{os.getuid()}" / f"{build._key([str(cc)])}.so"
+
+
+# Of a compiler's arguments, what comes after -o is made a library.
+A_LIBRARY = 'while [ "$1" != -o ]; do shift; done; gcc -shared -x c /dev/null -o "$2"'
 
 
 def test_zero_in_the_environment_goes_without(monkeypatch, warnings, tmp_path):
@@ -126,18 +136,47 @@ def test_a_broken_file_in_the_cache_is_made_anew_once(does, content, monkeypatch
     if does == "works" and shutil.which("gcc") is None:
         pytest.skip("there is no gcc")
     calls = tmp_path / "calls"
-    script = {"fails": "exit 1", "makes no library": 'echo no > "$2"', "works": 'gcc -shared -x c /dev/null -o "$2"'}
-    cc = compiler(tmp_path, f'echo "$@" >> {calls}; while [ "$1" != -o ]; do shift; done; {script[does]}')
+    text = A_LIBRARY.replace("gcc -shared -x c /dev/null -o", "echo no >")
+    script = {"fails": "exit 1", "makes no library": text, "works": A_LIBRARY}
+    cc = compiler(tmp_path, f'echo "$@" >> {calls}; {script[does]}')
     monkeypatch.setenv("CC", str(cc))
-    file = tmp_path / "cache" / "native" / f"{build._key([str(cc)])}.so"
-    file.parent.mkdir(parents=True)
+    file = library_of(cc, tmp_path)
+    file.parent.mkdir(mode=0o700, parents=True)
     file.write_bytes(content)
     assert (build.library() is not None) == (does == "works")
     assert len(calls.read_text().splitlines()) == (1 if does == "fails" else 2)
-    assert made(tmp_path) == [file.name]
+    note = file.with_suffix(".failed")
+    assert made(tmp_path) == [*([note.name] if does == "makes no library" else []), file.name]
     assert len(warnings()) == (0 if does == "works" else 1)
     if does == "makes no library":
-        assert f"{file} cannot be loaded" in warnings()[0]
+        assert note.read_text() in warnings()[0]
+        assert str(file) in warnings()[0]
+
+
+@on_linux
+def test_what_could_not_be_loaded_is_not_compiled_again(monkeypatch, warnings, tmp_path):
+    calls = tmp_path / "calls"
+    cc = compiler(tmp_path, f"echo called >> {calls}; exit 1")
+    monkeypatch.setenv("CC", str(cc))
+    file = library_of(cc, tmp_path)
+    file.parent.mkdir(mode=0o700, parents=True)
+    file.with_suffix(".failed").write_text("undefined symbol")
+    assert build.library() is None
+    assert warnings() == ["no compiled kernels, and so less speed: undefined symbol"]
+    assert not calls.exists()
+
+
+@on_linux
+def test_two_at_once_compile_once(monkeypatch, tmp_path):
+    """Threads, whose locks exclude each other as those of processes do: they are of two open files."""
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no gcc")
+    calls = tmp_path / "calls"
+    monkeypatch.setenv("CC", str(compiler(tmp_path, f'echo "$@" >> {calls}; sleep 0.2; {A_LIBRARY}')))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: build.library.__wrapped__(), range(2)))
+    assert all(isinstance(library, ctypes.CDLL) for library in found)
+    assert len(calls.read_text().splitlines()) == 2
 
 
 @on_linux
@@ -174,8 +213,41 @@ def test_a_cache_that_cannot_be_written_is_told_of(monkeypatch, warnings, tmp_pa
     assert len(warnings()) == 1
 
 
+@on_linux
+@pytest.mark.parametrize("mode", [0o720, 0o702, None], ids=["group", "all", "owner"])
+def test_a_folder_that_others_may_write_to_is_refused(mode, monkeypatch, warnings, tmp_path):
+    """With a library in it, which nobody may make us run."""
+    cc = compiler(tmp_path, "exit 1")
+    monkeypatch.setenv("CC", str(cc))
+    file = library_of(cc, tmp_path)
+    if mode is None:
+        user = os.getuid() + 1
+        monkeypatch.setattr(build.os, "getuid", lambda: user)
+        file = library_of(cc, tmp_path)
+    file.parent.mkdir(parents=True)
+    file.parent.chmod(mode or 0o700)
+    file.touch()
+    monkeypatch.setattr(build, "_loaded", lambda file: pytest.fail("it was loaded"))
+    assert build.library() is None
+    assert build.library() is None
+    (line,) = warnings()
+    assert f"{file.parent} can be written by others" in line
+
+
+@on_linux
+def test_a_user_without_a_home_goes_without(monkeypatch, warnings, tmp_path):
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("CC", str(compiler(tmp_path, "exit 1")))
+    monkeypatch.delenv("LMLAB_CACHE")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert build.library() is None
+    assert warnings() == ["no compiled kernels, and so less speed: Could not determine home directory."]
+
+
 @where_there_is_a_compiler
-def test_what_was_compiled_serves_other_processes_too(monkeypatch, warnings, tmp_path):
+def test_what_was_compiled_serves_other_processes_too(monkeypatch, warnings, caplog, tmp_path):
     calls = tmp_path / "calls"
     # The last of several levels counts: without optimization it takes a fifth of the time.
     monkeypatch.setenv("CC", str(compiler(tmp_path, f'echo "$@" >> {calls}; exec {shlex.join(COMPILER)} "$@" -O0')))
@@ -186,6 +258,11 @@ def test_what_was_compiled_serves_other_processes_too(monkeypatch, warnings, tmp
     assert "-fopenmp" not in told[1]
     (name,) = made(tmp_path)
     assert name.endswith(".so")
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    # Said before, for it takes a while.
+    (line,) = (r.getMessage() for r in caplog.records if r.levelno == logging.INFO)
+    assert f"compiling kernels for this processor, once: {folder / name}" in line
     code = "from lmlab import native; import torch; print(native.gelu(torch.ones(1)).item())"
     path = os.pathsep.join(map(str, sys.path))
     done = subprocess.run(

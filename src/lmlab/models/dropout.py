@@ -39,7 +39,7 @@ def drop(x: Float[Tensor, "*N"], p: float) -> Float[Tensor, "*N"]:
     if kernels.are_compiled(x):
         return _Dropout.apply(x, p)
     # 64 bits each: from the smallest to, as None says, the largest.
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
     dropped = min(round(p * 2**16), 2**16 - 1)
     kept = words.view(torch.int16)[: x.numel()] >= dropped - 2**15
     return x * kept.view(x.shape).to(x.dtype).mul_(2**16 / (2**16 - dropped))

@@ -45,8 +45,8 @@ def are_plain() -> bool:
 
 
 def may_be_ours(device: torch.device) -> bool:
-    """Whether a path that was written for a processor may be taken: not on a GPU, nor where a compiler fuses."""
-    return not _plain and device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether a path that was written for a processor may be taken: not on a GPU, nor where a compiler fuses or traces."""
+    return not _plain and device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def are_compiled(*tensors: Tensor) -> bool:

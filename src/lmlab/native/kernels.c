@@ -99,6 +99,9 @@ static inline uint32_t mixed(uint32_t x) {
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #include "tiles.h"
+#include "tiles_head.h"
+#include "tiles_linear.h"
+#include "tiles_lstm.h"
 #else
 int64_t tiles_are_there(void) { return 0; }
 #endif

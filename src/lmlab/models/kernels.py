@@ -45,7 +45,7 @@ def are_plain() -> bool:
 
 
 def may_be_ours(device: torch.device) -> bool:
-    """Whether a path that was written for a processor may be taken: not on a GPU, nor where a compiler fuses or traces."""
+    """Whether a path that was written for a processor may be taken: not on a GPU, nor in what is compiled or traced."""
     return not _plain and device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 

@@ -3,6 +3,7 @@
 Lightning takes seconds to import, so it waits inside `train`.
 """
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -323,10 +324,13 @@ def _keep_environment(directory: Any, device: str) -> None:
     now = kernels.described(device)
     if not (directory.path / "environment.json").exists():
         directory.write_json("environment.json", environment(device, now))
-    elif (began := directory.read_json("environment.json").get("kernels", now)) != now:
-        log.warning(
-            "it began with kernels %s and goes on with %s: the same up to rounding and dropout's masks", began, now
-        )
+        return
+    began = now
+    # Damaged, it says nothing, and no number follows from it.
+    with contextlib.suppress(ValueError):
+        began = directory.read_json("environment.json").get("kernels", now)
+    if began != now:
+        log.warning("it began with kernels %s and goes on with %s: other rounding and dropout masks", began, now)
 
 
 def _train(planned: Plan, directory: Any, what: dict[str, Any], verdict: str) -> dict[str, Any]:

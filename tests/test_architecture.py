@@ -24,7 +24,7 @@ ROOMS = {
     "metrics": {"types", "deferred"},
     "config": set(),
     "decisions": {"config"},
-    "hardware": {"data"},
+    "hardware": {"data", "models"},
     "instantiate": {"config"},
     "schema": {"config", "instantiate"},
     "run_directory": {"config", "seal"},

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import xxhash
-from torch import Tensor
 
 from lmlab.data.cache import whole_file
+from lmlab.models import kernels
+from lmlab.models.layers import Linear, RMSNorm, gelu
+from lmlab.models.products import attend
 
 log = logging.getLogger("lmlab")
 
@@ -66,6 +68,7 @@ class Machine:
     def __init__(self, device: str, cache: Path):
         self.device, self.threads = device, torch.get_num_threads() if device == "cpu" else 0
         self.key = {"device": _name(device), "torch": torch.__version__, "threads": self.threads}
+        self.key["kernels"] = kernels.described(device)
         self.file = cache / "hardware" / f"{xxhash.xxh3_64_hexdigest(json.dumps(self.key).encode())}.json"
         self.known = self._read()
 
@@ -141,22 +144,23 @@ class Machine:
             torch.set_float32_matmul_precision(before)
 
     def _layer(self, d: int, dtype: torch.dtype, autocast: bool) -> Callable[[], None]:
-        """Forward and backward of attention and MLP, as a Transformer has them."""
-
-        def matrix(rows: int, columns: int) -> Tensor:
-            return (torch.randn(rows, columns, device=self.device) * columns**-0.5).to(dtype).requires_grad_()
-
-        x, scale = torch.randn(*ROWS[self.device], d, device=self.device).to(dtype), torch.ones(d, device=self.device)
-        qkv, out, up, down = matrix(3 * d, d), matrix(d, d), matrix(4 * d, d), matrix(d, 4 * d)
+        """Forward and backward of attention and MLP, as a Transformer has them, by the same paths."""
+        place = {"device": self.device, "dtype": dtype}
+        x, norm = torch.randn(*ROWS[self.device], d, device=self.device).to(dtype), RMSNorm(d, eps=1e-5, **place)
+        qkv, out, up, down = (
+            Linear(i, o, bias=False, **place) for i, o in ((d, 3 * d), (d, d), (d, 4 * d), (4 * d, d))
+        )
         heads = next(n for n in range(max(1, d // 64), 0, -1) if d % n == 0)
+        products = kernels.may_be_ours(x.device)
 
         def run() -> None:
             with torch.autocast(self.device, torch.bfloat16, enabled=autocast):
-                norm = F.rms_norm(x, (d,), scale.to(dtype))
-                q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in F.linear(norm, qkv).chunk(3, -1))
-                attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-                y = x + F.linear(attended.transpose(1, 2).flatten(2), out)
-                y = y + F.linear(F.gelu(F.linear(F.rms_norm(y, (d,), scale.to(dtype)), up)), down)
+                q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in qkv(norm(x)).chunk(3, -1))
+                attended = (
+                    attend(q, k, v, None) if products else F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                )
+                y = x + out(attended.transpose(1, 2).flatten(2))
+                y = y + down(gelu(up(norm(y))))
             y.float().sum().backward()
 
         return run

@@ -245,6 +245,8 @@ def test_weights_that_are_nan_are_named(how):
 
 @pytest.mark.parametrize("how", [{}, {"temperature": 1.0}, {"num_beams": 2}], ids=["greedy", "sampled", "beams"])
 def test_in_bf16_products_are_made_in_it_and_log_probs_are_near(how):
+    # Of other weights, sure of every letter, the sum may be near zero, and what bf16 rounds away a large part of it.
+    torch.manual_seed(0)
     model, seen = Learned(7, 64), set()
     model.out.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     exact = one(model, ["abcd"], max_new_tokens=20, **how)

@@ -21,12 +21,12 @@ def attend(
     """
     compiled = kernels.are_compiled(q, k, v) and k.shape[2] <= native.MOST_KEYS
     if compiled and (q.shape[2] == k.shape[2] if mask is None else _is_one_for_all_rows(mask, q, k)):
-        return _CompiledProducts.apply(q, k, v, None if mask is None else _as_numbers(mask, q, k))
+        return _Products.apply(q, k, v, None if mask is None else _as_numbers(mask, q, k), True)
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril_()
     if mask.dtype == torch.bool:
         mask = q.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
-    return _Products.apply(q, k, v, mask.to(q.dtype))
+    return _Products.apply(q, k, v, mask.to(q.dtype), False)
 
 
 def _is_one_for_all_rows(mask: Tensor, q: Tensor, k: Tensor) -> bool:
@@ -40,38 +40,21 @@ def _as_numbers(mask: Tensor, q: Tensor, k: Tensor) -> Float[Tensor, "M T K"]:
     return mask.float().reshape(-1, q.shape[2], k.shape[2])
 
 
-class _CompiledProducts(torch.autograd.Function):
-    """As `_Products`; what lies between the products is one pass over memory, over the keys that are seen."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, mask):
-        B, H, T, d = q.shape
-        q, k, v = (t.reshape(B * H, -1, d) for t in (q, k, v))
-        ctx.scale, ctx.causal = d**-0.5, mask is None
-        p = native.attention_softmax_(torch.bmm(q, k.mT).view(B, H, T, -1), ctx.scale, mask).view(B * H, T, -1)
-        ctx.save_for_backward(q, k, v, p)
-        return torch.bmm(p, v).view(B, H, T, d)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        q, k, v, p = ctx.saved_tensors
-        B, H, _, d = grad.shape
-        grad = grad.reshape(B * H, -1, d)
-        d_scores = native.attention_softmax_backward_(p, torch.bmm(grad, v.mT), ctx.scale, ctx.causal)
-        d_q, d_k = torch.bmm(d_scores, k), torch.bmm(d_scores.mT, q)
-        return *(t.view(B, H, -1, d) for t in (d_q, d_k, torch.bmm(p.mT, grad))), None
-
-
 class _Products(torch.autograd.Function):
+    """mask: what is added to the scores. Compiled, what lies between the products is one pass over memory, and None is
+    a mask, too: queries see the keys up to them, and the others are not looked at."""
+
     @staticmethod
-    def forward(ctx, q, k, v, mask):
+    def forward(ctx, q, k, v, mask, compiled):
         B, H, T, d = q.shape
         q, k, v = (t.reshape(B * H, -1, d) for t in (q, k, v))
-        ctx.scale = d**-0.5
+        ctx.scale, ctx.causal, ctx.compiled = d**-0.5, mask is None, compiled
         scores = torch.bmm(q, k.mT).view(B, H, T, -1)
-        torch.add(mask, scores, alpha=ctx.scale, out=scores)
-        p = torch.softmax(scores, -1).view(B * H, T, -1)
+        if compiled:
+            p = native.attention_softmax_(scores, ctx.scale, mask)
+        else:
+            p = torch.softmax(torch.add(mask, scores, alpha=ctx.scale, out=scores), -1)
+        p = p.view(B * H, T, -1)
         ctx.save_for_backward(q, k, v, p)
         return torch.bmm(p, v).view(B, H, T, d)
 
@@ -81,7 +64,13 @@ class _Products(torch.autograd.Function):
         q, k, v, p = ctx.saved_tensors
         B, H, _, d = grad.shape
         grad = grad.reshape(B * H, -1, d)
-        d_scores = torch._softmax_backward_data(torch.bmm(grad, v.mT), p, -1, p.dtype)
-        d_q = torch.bmm(d_scores, k).mul_(ctx.scale)
-        d_k = torch.bmm(d_scores.mT, q).mul_(ctx.scale)
-        return *(t.view(B, H, -1, d) for t in (d_q, d_k, torch.bmm(p.mT, grad))), None
+        d_p = torch.bmm(grad, v.mT)
+        if ctx.compiled:
+            d_scores = native.attention_softmax_backward_(p, d_p, ctx.scale, ctx.causal)
+        else:
+            d_scores = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+        d_q, d_k = torch.bmm(d_scores, k), torch.bmm(d_scores.mT, q)
+        if not ctx.compiled:
+            # Of the narrow side: fewer numbers.
+            d_q, d_k = d_q.mul_(ctx.scale), d_k.mul_(ctx.scale)
+        return *(t.view(B, H, -1, d) for t in (d_q, d_k, torch.bmm(p.mT, grad))), None, None

@@ -71,37 +71,34 @@ def _argument(value: Argument) -> ctypes._SimpleCData | None:
     return None if value is None else ctypes.c_int64(value)
 
 
-def gelu(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """F.gelu(x, approximate="tanh")."""
-    y = torch.empty_like(x)
-    _call("gelu", x.dtype, x, y, x.numel())
+def _pointwise(name: str, *given: Tensor) -> Tensor:
+    """A number for each number of tensors that are alike."""
+    y = torch.empty_like(given[0])
+    _call(name, y.dtype, *given, y, y.numel())
     return y
 
 
+def gelu(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """F.gelu(x, approximate="tanh")."""
+    return _pointwise("gelu", x)
+
+
 def gelu_backward(x: Float[Tensor, "*N"], dy: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    dx = torch.empty_like(x)
-    _call("gelu_backward", x.dtype, x, dy, dx, x.numel())
-    return dx
+    return _pointwise("gelu_backward", x, dy)
 
 
 def squared_relu(x: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     """F.relu(x).square()."""
-    y = torch.empty_like(x)
-    _call("squared_relu", x.dtype, x, y, x.numel())
-    return y
+    return _pointwise("squared_relu", x)
 
 
 def squared_relu_backward(x: Float[Tensor, "*N"], dy: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    dx = torch.empty_like(x)
-    _call("squared_relu_backward", x.dtype, x, dy, dx, x.numel())
-    return dx
+    return _pointwise("squared_relu_backward", x, dy)
 
 
 def swiglu(gate: Float[Tensor, "*N"], up: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     """F.silu(gate) * up."""
-    y = torch.empty_like(gate)
-    _call("swiglu", gate.dtype, gate, up, y, gate.numel())
-    return y
+    return _pointwise("swiglu", gate, up)
 
 
 def swiglu_backward(

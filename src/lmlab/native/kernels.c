@@ -62,6 +62,15 @@ static inline float fast_tanh(float x) {
 
 /* Numbers that one thread takes at a time, where a pass is over single numbers. */
 #define STRETCH 16384
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* The statement that follows, for each i below n. */
+#define EACH(i, n)                                                  \
+  _Pragma("omp parallel for")                                       \
+  for (int64_t from = 0; from < n; from += STRETCH)                 \
+    _Pragma("omp simd")                                             \
+    for (int64_t i = from; i < least(from + STRETCH, n); i++)
 /* Keys of a row of attention, which stand in fp32 on the stack. */
 #define MOST_KEYS 4096
 /* Below any logit but minus infinity. */

@@ -1,83 +1,52 @@
-/* Included once for each type T that numbers are kept in. Matrices are contiguous unless a distance between rows is
-   given. */
+/* Included once for each type T that numbers are kept in. Matrices are contiguous. */
 
 /* x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh approximation of GELU (Hendrycks and Gimpel 2016). */
 #define GELU_A 0.7978845608f
 #define GELU_B 0.044715f
 
 void NAME(gelu)(const T *x, T *y, int64_t n) {
-#pragma omp parallel for
-  for (int64_t from = 0; from < n; from += STRETCH) {
-    int64_t to = from + STRETCH < n ? from + STRETCH : n;
-#pragma omp simd
-    for (int64_t i = from; i < to; i++) {
-      float v = LOAD(x[i]);
-      y[i] = STORE(v * sigmoid(2 * GELU_A * v * (1 + GELU_B * v * v)));
-    }
+  EACH(i, n) {
+    float v = LOAD(x[i]);
+    y[i] = STORE(v * sigmoid(2 * GELU_A * v * (1 + GELU_B * v * v)));
   }
 }
 
 void NAME(gelu_backward)(const T *x, const T *dy, T *dx, int64_t n) {
-#pragma omp parallel for
-  for (int64_t from = 0; from < n; from += STRETCH) {
-    int64_t to = from + STRETCH < n ? from + STRETCH : n;
-#pragma omp simd
-    for (int64_t i = from; i < to; i++) {
-      float v = LOAD(x[i]), s = sigmoid(2 * GELU_A * v * (1 + GELU_B * v * v));
-      float slope = s + v * s * (1 - s) * 2 * GELU_A * (1 + 3 * GELU_B * v * v);
-      dx[i] = STORE(LOAD(dy[i]) * slope);
-    }
+  EACH(i, n) {
+    float v = LOAD(x[i]), s = sigmoid(2 * GELU_A * v * (1 + GELU_B * v * v));
+    float slope = s + v * s * (1 - s) * 2 * GELU_A * (1 + 3 * GELU_B * v * v);
+    dx[i] = STORE(LOAD(dy[i]) * slope);
   }
 }
 
 /* relu(x)^2 */
 void NAME(squared_relu)(const T *x, T *y, int64_t n) {
-#pragma omp parallel for
-  for (int64_t from = 0; from < n; from += STRETCH) {
-    int64_t to = from + STRETCH < n ? from + STRETCH : n;
-#pragma omp simd
-    for (int64_t i = from; i < to; i++) {
-      float v = LOAD(x[i]);
-      y[i] = STORE(v < 0 ? 0 : v * v);
-    }
+  EACH(i, n) {
+    float v = LOAD(x[i]);
+    y[i] = STORE(v < 0 ? 0 : v * v);
   }
 }
 
 void NAME(squared_relu_backward)(const T *x, const T *dy, T *dx, int64_t n) {
-#pragma omp parallel for
-  for (int64_t from = 0; from < n; from += STRETCH) {
-    int64_t to = from + STRETCH < n ? from + STRETCH : n;
-#pragma omp simd
-    for (int64_t i = from; i < to; i++) {
-      float v = LOAD(x[i]);
-      dx[i] = STORE(v < 0 ? 0 : 2 * v * LOAD(dy[i]));
-    }
+  EACH(i, n) {
+    float v = LOAD(x[i]);
+    dx[i] = STORE(v < 0 ? 0 : 2 * v * LOAD(dy[i]));
   }
 }
 
 /* silu(gate) up */
 void NAME(swiglu)(const T *gate, const T *up, T *y, int64_t n) {
-#pragma omp parallel for
-  for (int64_t from = 0; from < n; from += STRETCH) {
-    int64_t to = from + STRETCH < n ? from + STRETCH : n;
-#pragma omp simd
-    for (int64_t i = from; i < to; i++) {
-      float g = LOAD(gate[i]);
-      y[i] = STORE(g * sigmoid(g) * LOAD(up[i]));
-    }
+  EACH(i, n) {
+    float g = LOAD(gate[i]);
+    y[i] = STORE(g * sigmoid(g) * LOAD(up[i]));
   }
 }
 
 void NAME(swiglu_backward)(const T *gate, const T *up, const T *dy, T *d_gate, T *d_up, int64_t n) {
-#pragma omp parallel for
-  for (int64_t from = 0; from < n; from += STRETCH) {
-    int64_t to = from + STRETCH < n ? from + STRETCH : n;
-#pragma omp simd
-    for (int64_t i = from; i < to; i++) {
-      float g = LOAD(gate[i]), s = sigmoid(g), d = LOAD(dy[i]);
-      d_gate[i] = STORE(d * LOAD(up[i]) * s * (1 + g * (1 - s)));
-      d_up[i] = STORE(d * g * s);
-    }
+  EACH(i, n) {
+    float g = LOAD(gate[i]), s = sigmoid(g), d = LOAD(dy[i]);
+    d_gate[i] = STORE(d * LOAD(up[i]) * s * (1 + g * (1 - s)));
+    d_up[i] = STORE(d * g * s);
   }
 }
 
@@ -299,14 +268,9 @@ void NAME(norm_backward)(const T *dy, const T *x, const T *weight, const float *
 /* y = scale x where a hash of the seed and of x's place is at least `dropped` (of 2^32), else 0. */
 void NAME(dropout)(const T *x, T *y, int64_t n, uint64_t seed, uint64_t dropped, float scale) {
   uint32_t first = mixed((uint32_t)seed), second = mixed((uint32_t)(seed >> 32) + first), below = dropped;
-#pragma omp parallel for
-  for (int64_t from = 0; from < n; from += STRETCH) {
-    int64_t to = from + STRETCH < n ? from + STRETCH : n;
-#pragma omp simd
-    for (int64_t i = from; i < to; i++) {
-      uint32_t word = mixed(mixed((uint32_t)i ^ first) + second);
-      y[i] = STORE(word >= below ? scale * LOAD(x[i]) : 0);
-    }
+  EACH(i, n) {
+    uint32_t word = mixed(mixed((uint32_t)i ^ first) + second);
+    y[i] = STORE(word >= below ? scale * LOAD(x[i]) : 0);
   }
 }
 #undef GELU_A

@@ -17,7 +17,6 @@ int64_t tiles_are_there(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 static bf16 *memory(int64_t numbers) { return aligned_alloc(64, numbers * sizeof(bf16)); }
 
 static inline int64_t up(int64_t x) { return (x + 31) / 32 * 32; }
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* `second`: rows of the second group of 16, if they are fewer; the time of a product goes with its rows. */
 static void configure_tiles(int64_t second) {

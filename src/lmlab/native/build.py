@@ -44,6 +44,8 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         file = _own_folder() / f"{_key(command)}.so"
+        if (found := _loaded(file)) is not None:
+            return found
         with locked(file.with_suffix(".lock"), "another process compiles the kernels: waiting for it"):
             # What could not be loaded once is not compiled again at every start.
             if file.with_suffix(".failed").exists():

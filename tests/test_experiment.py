@@ -57,7 +57,6 @@ def test_half_an_epoch_is_half_its_steps(tmp_path):
 
 
 def test_a_run_that_goes_on_by_another_arithmetic_is_told_of(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("lmlab"), "propagate", True)
     caplog.set_level(logging.WARNING, "lmlab")
     directory, now = RunDirectory(tmp_path), "compiled"
     monkeypatch.setattr(kernels, "described", lambda device: now)

@@ -34,9 +34,8 @@ def fresh(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def warnings(caplog, monkeypatch):
+def warnings(caplog):
     """What has been warned of so far."""
-    monkeypatch.setattr(build.log, "propagate", True)
     caplog.set_level(logging.DEBUG, "lmlab")
     return lambda: [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 

@@ -7,16 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab import native
 from lmlab.models import kernels
 from lmlab.models.head import LinearHead
 from lmlab.models.layers import Linear
 from lmlab.models.lstm_layer import LSTMWeights, onednn_computes_in
+from lmlab.models.step import Step, can_step
+from lmlab.native import step as strips
 
 # Weights that lie in the processor's caches are multiplied fast as they are; others are read at 28 GB/s when packed,
-# at 12 by F.linear. Microseconds a product, plain and packed, over the matrices of a model (two cores with AVX-512,
-# fp32), for 1 row and 16: 0.8M numbers 8 and 20, 30 and 32; 4.7M 82 and 65, 115 and 79; 11M 163 and 128, 470 and 140;
-# 42M 595 and 340, 3,551 and 1,613. A head of 50,257 x 768 alone, 1 row: 20,762 and 8,952. On two threads of AVX2 the
-# head takes 16,781 and 13,060 for 1 row, 54,097 and 18,792 for 16; 3072 x 768 1,072 and 907, 3,192 and 1,322.
+# at 12 by F.linear. Microseconds a product, plain and packed by oneDNN, over the matrices of a model (two cores with
+# AVX-512, fp32), for 1 row and 16: 0.8M numbers 8 and 20, 30 and 32; 4.7M 82 and 65, 115 and 79; 11M 163 and 128, 470
+# and 140; 42M 595 and 340, 3,551 and 1,613. A head of 50,257 x 768 alone, 1 row: 20,762 and 8,952. On two threads of
+# AVX2 the head takes 16,781 and 13,060 for 1 row, 54,097 and 18,792 for 16; 3072 x 768 1,072 and 907, 3,192 and 1,322.
 LARGE = 2**22
 # Single matrices in a cache: 256 x 256 7 and 21, 16 and 31 of 4 rows; 1024 x 256 27 and 29, 58 and 36.
 SMALLEST = 3 * 2**16
@@ -25,26 +28,37 @@ SMALLEST = 3 * 2**16
 FEWEST_WITH_TILES = 3
 # 3072 x 768, 64 rows: 2,176 and 1,497; 256 rows: 7,476 and 9,432. So prompts are read as before.
 MOST_ROWS = 64
+MOST_STEP_ROWS, MOST_STEP_ROWS_BF16 = 64, 64
 CAPABLE = ("AVX2", "AVX512")
 # Packing takes about as long as four steps.
 FEWEST_STEPS = 16
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether this machine has the packed product in autocast's type, and its kind was found to gain by it; fp32
+    """Whether this machine has a packed product in autocast's type, and its kind was found to gain by it; fp32
     weights, at rest."""
+    return weight.dtype is torch.float32 and kernels.may_be_ours(weight.device) and (is_ours(weight) or _onednn_can())
+
+
+def is_ours(weight: Tensor) -> bool:
+    """Whether it is packed for a kernel of our own: no slower than oneDNN's but where that has units for bf16."""
+    half = _type() is torch.bfloat16
+    return _type() in native.SUFFIXES and native.serves(weight) and not (half and onednn_computes_in(torch.bfloat16))
+
+
+def _onednn_can() -> bool:
     dtype = _type()
     return (
-        kernels.may_be_ours(weight.device)
-        and (dtype is torch.float32 or (dtype is torch.bfloat16 and onednn_computes_in(dtype)))
-        and weight.dtype == torch.float32
+        (dtype is torch.float32 or (dtype is torch.bfloat16 and onednn_computes_in(dtype)))
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() in CAPABLE
     )
 
 
-def pays(weight: Tensor, rows: int, dtype: torch.dtype) -> bool:
+def pays(weight: Tensor, rows: int, dtype: torch.dtype, ours: bool) -> bool:
     """Whether the packed product of this many rows, made in `dtype`, is the quicker one."""
+    if ours:
+        return rows <= MOST_ROWS and weight.numel() >= SMALLEST
     if dtype is torch.bfloat16:
         # Autocast would keep a copy of its own, too.
         return weight.numel() >= SMALLEST
@@ -55,18 +69,33 @@ def pays(weight: Tensor, rows: int, dtype: torch.dtype) -> bool:
     return fewest <= rows <= MOST_ROWS and weight.numel() >= SMALLEST
 
 
+def step_pays(rows: int) -> bool:
+    """Whether a Transformer's step of so many rows is quicker in one call."""
+    return rows <= {torch.float32: MOST_STEP_ROWS, torch.bfloat16: MOST_STEP_ROWS_BF16}.get(_type(), 0)
+
+
 def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """F.linear with this weight (N, K), in autocast's type, of which it holds a packed copy."""
-    dtype, pointwise, width = _type(), torch.ops.mkldnn._linear_pointwise, weight.shape[1]
+    dtype, width, ours = _type(), weight.shape[1], is_ours(weight)
+    multiply = (_in_strips if ours else _by_onednn)(weight, bias)
+
+    def product(x: Tensor) -> Tensor:
+        return multiply(x) if pays(weight, x.numel() // width, dtype, ours) else F.linear(x, weight, bias)
+
+    return product
+
+
+def _in_strips(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    dtype, outputs = _type(), len(weight)
+    kept = strips.in_strips(weight, dtype)
+    return lambda x: strips.product(x.float(), kept, bias, outputs).to(dtype)
+
+
+def _by_onednn(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    dtype, pointwise = _type(), torch.ops.mkldnn._linear_pointwise
     kept = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
     shift = None if bias is None else bias.to(dtype)
-
-    def multiply(x: Tensor) -> Tensor:
-        if not pays(weight, x.numel() // width, dtype):
-            return F.linear(x, weight, bias)
-        return pointwise(x.to(dtype), kept, shift, "none", [], "")
-
-    return multiply
+    return lambda x: pointwise(x.to(dtype), kept, shift, "none", [], "")
 
 
 def _type() -> torch.dtype:
@@ -82,18 +111,29 @@ def packed(model: nn.Module, rows: int, steps: int) -> Iterator[None]:
     """
     changed: list[tuple[nn.Module, str]] = []
     try:
-        matrices = [m for part in model.modules() for m in _matrices(part) if can_pack(m[2])]
-        if steps < FEWEST_STEPS or sum(weight.numel() for _, _, weight, _ in matrices) < LARGE:
-            matrices = []
-        for part, name, weight, bias in matrices:
-            if pays(weight, rows, _type()):
+        if steps >= FEWEST_STEPS:
+            for part, name, how in _quicker(model, rows):
                 # An attribute of the object goes before the method of its class.
-                part.__dict__[name] = product(weight.detach(), None if bias is None else bias.detach())
+                part.__dict__[name] = how
                 changed.append((part, name))
         yield
     finally:
         for part, name in changed:
             del part.__dict__[name]
+
+
+def _quicker(model: nn.Module, rows: int) -> Iterator[tuple[nn.Module, str, Callable]]:
+    """Methods of modules, and what does the same faster."""
+    parts = list(model.modules())
+    if step_pays(rows) and can_step(model):
+        yield model, "through", Step(model, _type())
+        within = set(model.blocks.modules())
+        parts = [part for part in parts if part not in within]
+    matrices = [(*m, is_ours(m[2])) for part in parts for m in _matrices(part) if can_pack(m[2])]
+    large = sum(weight.numel() for _, _, weight, _, ours in matrices if not ours) >= LARGE
+    for part, name, weight, bias, ours in matrices:
+        if (ours or large) and pays(weight, rows, _type(), ours):
+            yield part, name, product(weight.detach(), None if bias is None else bias.detach())
 
 
 def _matrices(part: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor, Tensor | None]]:

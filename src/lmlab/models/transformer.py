@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -187,15 +187,19 @@ class TransformerLM(nn.Module):
         if self.position_embed is not None:
             x = x + self.position_embed(self._positions(T, count, tokens.device, level))
         # Embedding tables stay fp32 where the layers have bf16 weights (precision=bf16).
-        x, caches = self.dropout(x.to(self.norm.weight.dtype)), []
-        past = iter(layers)
-        for block in self.blocks:
-            x, kv = block(x, place, next(past, None) if block.attention is not None else None)
-            if kv is not None:
-                caches.append(kv)
+        x, caches = self.through(self.dropout(x.to(self.norm.weight.dtype)), place, layers)
         count = torch.full((B,), T, device=tokens.device) if count is None else count + T
         written = written.copy_(count) if in_place else count.clone()
-        return self.norm(x), (count, written, recent, tuple(caches))
+        return self.norm(x), (count, written, recent, caches)
+
+    def through(self, x: Hidden, place: Placement, past: Sequence[KV]) -> tuple[Hidden, tuple[KV, ...]]:
+        """What the blocks make of x, and each layer's cache after it. past: those before, none where text starts."""
+        caches, before = [], iter(past)
+        for block in self.blocks:
+            x, kv = block(x, place, next(before, None) if block.attention is not None else None)
+            if kv is not None:
+                caches.append(kv)
+        return x, tuple(caches)
 
     def _positions(self, n: int, count: Tensor | None, device: torch.device, level: int | None) -> Int[Tensor, "..."]:
         seen = 0 if count is None else level

@@ -7,6 +7,7 @@ kernels; without, callers take PyTorch's operations.
 import ctypes
 import math
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +20,8 @@ SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 # Rows whose part of a norm's gradient is added at once, and keys of a row of attention: kernels.c's.
 STRETCH_ROWS, MOST_KEYS = 64, 4096
 
-Argument = Tensor | int | float | None
+# And what ctypes makes: arrays and references.
+Argument = Tensor | int | float | Any | None
 
 
 def are_ordinary(*tensors: Tensor) -> bool:
@@ -46,7 +48,8 @@ def has_tiles() -> bool:
     return library() is not None and library().tiles_are_there() != 0
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Argument) -> None:
+def call(name: str, dtype: torch.dtype, *arguments: Argument) -> None:
+    """A kernel that is there for both types."""
     _run(f"{name}_{SUFFIXES[dtype]}", *arguments)
 
 
@@ -61,20 +64,20 @@ def _run_tiles(name: str, *arguments: Argument) -> None:
         raise MemoryError(f"not enough memory for {name}")
 
 
-def _argument(value: Argument) -> ctypes._SimpleCData | None:
+def _argument(value: Argument) -> Any:
     if isinstance(value, Tensor):
         if not value.is_contiguous():
             raise ValueError(f"a kernel was given {tuple(value.shape)} with strides {value.stride()}")
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, float):
         return ctypes.c_float(value)
-    return None if value is None else ctypes.c_int64(value)
+    return ctypes.c_int64(value) if isinstance(value, int) else value
 
 
 def _pointwise(name: str, *given: Tensor) -> Tensor:
     """A number for each number of tensors that are alike."""
     y = torch.empty_like(given[0])
-    _call(name, y.dtype, *given, y, y.numel())
+    call(name, y.dtype, *given, y, y.numel())
     return y
 
 
@@ -106,7 +109,7 @@ def swiglu_backward(
 ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
     """The gradients of gate and up."""
     d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
-    _call("swiglu_backward", gate.dtype, gate, up, dy, d_gate, d_up, gate.numel())
+    call("swiglu_backward", gate.dtype, gate, up, dy, d_gate, d_up, gate.numel())
     return d_gate, d_up
 
 
@@ -124,7 +127,7 @@ def attention_softmax_(
         raise ValueError(f"mask {tuple(mask.shape)} {mask.dtype} must be fp32 of (1 or {H}, {Q}, {K})")
     mask = None if mask is None else mask.contiguous()
     heads = 1 if mask is None else len(mask)
-    _call("attention_softmax", scores.dtype, scores, mask, B, H, Q, K, heads, float(scale))
+    call("attention_softmax", scores.dtype, scores, mask, B, H, Q, K, heads, float(scale))
     return scores
 
 
@@ -135,7 +138,7 @@ def attention_softmax_backward_(
     N, Q, K = p.shape
     if causal and K < Q:
         raise ValueError(f"{Q} queries and {K} keys: without a mask there must be Q or more")
-    _call("attention_softmax_backward", p.dtype, p, d, N * Q, Q, K, int(causal), float(scale))
+    call("attention_softmax_backward", p.dtype, p, d, N * Q, Q, K, int(causal), float(scale))
     return d
 
 
@@ -147,7 +150,7 @@ def lstm_step(
     h: Float[Tensor, "B H"],
 ) -> None:
     """One position: from z, what goes into the gates, and c before it to the gates, c and h. All but z and h fp32."""
-    _call("lstm_step", z.dtype, z, before, gates, after, h, len(h), h.shape[1])
+    call("lstm_step", z.dtype, z, before, gates, after, h, len(h), h.shape[1])
 
 
 def lstm_step_backward(
@@ -160,7 +163,7 @@ def lstm_step_backward(
     dz: Float[Tensor, "B G"],
 ) -> None:
     """From h's gradient, dy + dh, and c's, dc, to z's; dc becomes that of c before."""
-    _call("lstm_step_backward", dy.dtype, dy, dh, dc, gates, before, after, dz, len(dy), dy.shape[1])
+    call("lstm_step_backward", dy.dtype, dy, dh, dc, gates, before, after, dz, len(dy), dy.shape[1])
 
 
 def lstm_tiles(
@@ -214,7 +217,7 @@ def softmax_block_(
     """
     K, N, V = z.shape
     top = peak.new_empty(K, N)
-    _call("softmax_block", z.dtype, z, targets.long().contiguous(), top, peak, total, picked, K, N, V, first)
+    call("softmax_block", z.dtype, z, targets.long().contiguous(), top, peak, total, picked, K, N, V, first)
     return top
 
 
@@ -222,7 +225,7 @@ def add_scaled_rows_(
     sums: Float[Tensor, "N D"], parts: Float[Tensor, "K N D"], factors: Float[Tensor, "K N"]
 ) -> Float[Tensor, "N D"]:
     """sums += (parts * factors[..., None]).sum(0)."""
-    _call("add_scaled_rows", parts.dtype, sums, parts, factors, *parts.shape)
+    call("add_scaled_rows", parts.dtype, sums, parts, factors, *parts.shape)
     return sums
 
 
@@ -235,7 +238,7 @@ def norm(
         raise ValueError(f"a norm of {tuple(weight.shape)} was given rows of {width}")
     y, inverse = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
     means = torch.empty_like(inverse) if centred else None
-    _call("norm", x.dtype, x, weight, bias, y, means, inverse, rows, width, float(eps))
+    call("norm", x.dtype, x, weight, bias, y, means, inverse, rows, width, float(eps))
     return y, means, inverse
 
 
@@ -252,7 +255,7 @@ def norm_backward(
     dx = torch.empty_like(x)
     d_weight = inverse.new_zeros(math.ceil(rows / STRETCH_ROWS), width)
     d_bias = torch.zeros_like(d_weight) if has_bias else None
-    _call("norm_backward", x.dtype, dy, x, weight, means, inverse, dx, d_weight, d_bias, rows, width)
+    call("norm_backward", x.dtype, dy, x, weight, means, inverse, dx, d_weight, d_bias, rows, width)
     return dx, d_weight.sum(0).to(x.dtype), None if d_bias is None else d_bias.sum(0).to(x.dtype)
 
 
@@ -262,7 +265,7 @@ def dropout(x: Float[Tensor, "*N"], p: float, seed: int) -> Float[Tensor, "*N"]:
     p rounded to a multiple of 2^-32. seed: of 63 bits.
     """
     y = torch.empty_like(x)
-    _call("dropout", x.dtype, x, y, x.numel(), seed, min(round(p * 2**32), 2**32 - 1), 1 / (1 - p))
+    call("dropout", x.dtype, x, y, x.numel(), seed, min(round(p * 2**32), 2**32 - 1), 1 / (1 - p))
     return y
 
 

@@ -19,7 +19,10 @@ from lmlab.data.cache import cache_root, locked, whole_file
 
 log = logging.getLogger("lmlab")
 
-SOURCES = ("kernels.c", "passes.h", "tiles.h", "tiles_head.h", "tiles_linear.h", "tiles_lstm.h")
+SOURCES = (
+    *("kernels.c", "passes.h", "step.h", "step_blocks.h"),
+    *("tiles.h", "tiles_head.h", "tiles_linear.h", "tiles_lstm.h"),
+)
 # Not -ffast-math: it drops NaN, and a library linked with it changes how the whole process treats tiny numbers.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 # Compilers narrow vectors by themselves for fear of a lower clock, which processors with AVX-512 of today do not need.

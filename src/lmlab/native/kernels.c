@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 
 typedef uint16_t bf16;
 typedef float fp32;
@@ -52,6 +53,12 @@ static inline float fast_exp(float x) {
 }
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+/* x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh approximation of GELU (Hendrycks and Gimpel 2016). */
+#define GELU_A 0.7978845608f
+#define GELU_B 0.044715f
+
+static inline float gelu_of(float x) { return x * sigmoid(2 * GELU_A * x * (1 + GELU_B * x * x)); }
 
 /* Near zero, where 1 - 2 sigmoid would cancel, its series. */
 static inline float fast_tanh(float x) {
@@ -105,6 +112,14 @@ static inline uint32_t mixed(uint32_t x) {
 #undef T
 #define T fp32
 #include "passes.h"
+#undef T
+
+#include "step.h"
+#define T bf16
+#include "step_blocks.h"
+#undef T
+#define T fp32
+#include "step_blocks.h"
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #include "tiles.h"

@@ -1,14 +1,7 @@
 /* Included once for each type T that numbers are kept in. Matrices are contiguous. */
 
-/* x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh approximation of GELU (Hendrycks and Gimpel 2016). */
-#define GELU_A 0.7978845608f
-#define GELU_B 0.044715f
-
 void NAME(gelu)(const T *x, T *y, int64_t n) {
-  EACH(i, n) {
-    float v = LOAD(x[i]);
-    y[i] = STORE(v * sigmoid(2 * GELU_A * v * (1 + GELU_B * v * v)));
-  }
+  EACH(i, n) y[i] = STORE(gelu_of(LOAD(x[i])));
 }
 
 void NAME(gelu_backward)(const T *x, const T *dy, T *dx, int64_t n) {
@@ -273,5 +266,3 @@ void NAME(dropout)(const T *x, T *y, int64_t n, uint64_t seed, uint64_t dropped,
     y[i] = STORE(word >= below ? scale * LOAD(x[i]) : 0);
   }
 }
-#undef GELU_A
-#undef GELU_B

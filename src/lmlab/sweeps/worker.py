@@ -307,7 +307,9 @@ def main(directory: str, name: str) -> int:
     worker = Worker(Path(directory), name, alone=True)
     find_own_classes()
 
-    signal.signal(signal.SIGTERM, worker.stop)
+    # On one core joblib's launcher runs its jobs in a thread of the sweep's own process, which has its own way to end.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, worker.stop)
     return worker.run()
 
 

@@ -1,5 +1,7 @@
 """A step of all blocks in one call is the blocks' own, one after another, and is left alone where it would not be."""
 
+import threading
+
 import pytest
 import torch
 from tests.generation.toys import write
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from lmlab.models import kernels
 from lmlab.models import step as module
-from lmlab.models.layers import Linear
+from lmlab.models.layers import LayerNorm, Linear
 from lmlab.models.packed import packed
 from lmlab.models.step import Step, can_step
 from lmlab.models.transformer import TransformerLM
@@ -166,14 +168,111 @@ def renamed(model):
     model.blocks[0].attention.kernel = "sdpa"
 
 
-@pytest.mark.parametrize("change", [watched, replaced, wrapped, half, renamed])
-def test_a_changed_model_is_left_alone(change):
-    model = build("transformer")
+def of_another_kind(name: str, *keys: str):
+    """The first block comes from a model that has these options instead."""
+
+    def change(model):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(CASES, name, ["transformer", *TRANSFORMER, "qk_norm=true", *keys])
+            model.blocks[0] = build(name).blocks[0]
+
+    change.__name__ = name
+    return change
+
+
+def with_a_bias(model):
+    model.blocks[0].attention.q_norm = LayerNorm(8, bias=True)
+
+
+CHANGES = [watched, replaced, wrapped, half, renamed, with_a_bias, of_another_kind("mlp", "mlp=relu2")]
+CHANGES += [of_another_kind("d_ff", "d_ff=7"), of_another_kind("eps", "norm_eps=0.1")]
+CHANGES += [of_another_kind("norm", "norm=layer"), of_another_kind("heads", "n_heads=1", "d_head=8")]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_changed_model_is_left_alone(change, monkeypatch):
+    monkeypatch.setitem(CASES, "normed", ["transformer", *TRANSFORMER, "qk_norm=true"])
+    model = build("normed")
     assert can_step(model)
     change(model)
     assert not can_step(model)
     with packed(model, 1, 100):
         assert "through" not in model.__dict__
+
+
+def test_a_model_that_is_watched_with_all_others_is_left_alone():
+    handle = nn.modules.module.register_module_forward_hook(lambda module, given, out: None)
+    try:
+        assert not can_step(build("transformer"))
+    finally:
+        handle.remove()
+    assert can_step(build("transformer"))
+
+
+@torch.no_grad()
+def test_numbers_that_lie_apart_or_are_wider_are_read_as_what_they_are():
+    for name in ("grouped rotary", "grouped alibi"):
+        model, tokens = build(name), words(2)
+        plain, _ = read(model, tokens, 3)
+        for block in model.blocks:
+            block.mlp_norm.weight.data = block.mlp_norm.weight.data.repeat_interleave(2)[::2]
+            block.attention.out.weight.data = block.attention.out.weight.data.t().contiguous().t()
+        for table in ("cos", "sin", "slopes"):
+            if (values := getattr(model, table)) is not None:
+                setattr(model, table, values.double())
+        torch.testing.assert_close(read(stepped(model), tokens, 3)[0].float(), plain, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_cache_of_other_rows_is_refused_as_without_steps():
+    model = stepped(build("transformer"))
+    _, states = read(model, words(1), 5)
+    count, _, _, past = states[-2]
+    place = model._place(1, count, past[0][0].shape[2], True, count.device, int(count))
+    assert model.through(torch.ones(1, 1, 16), place, past)[0].isfinite().all()
+    with pytest.raises(RuntimeError):
+        model.through(torch.ones(3, 1, 16), place, past)
+
+
+def test_scratch_is_the_models_type_whatever_is_made_by_default():
+    model = build("transformer")
+    expected = [t[0].ids for t in write(model, ["ab"], max_new_tokens=20)]
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            x, state = torch.zeros(1, 1, dtype=torch.long, device="cpu"), None
+            through = Step(model, torch.float32)
+        with torch.no_grad():
+            plain = model(x, model(x, state)[1])[0]
+            model.__dict__["through"] = through
+            torch.testing.assert_close(model(x, model(x, state)[1])[0], plain, atol=1e-5, rtol=1e-5)
+            del model.__dict__["through"]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [t[0].ids for t in write(model, ["ab"], max_new_tokens=20)] == expected
+
+
+def test_two_threads_write_with_one_model_and_a_text_within_a_text():
+    model = build("transformer")
+    expected = write(model, ["ab"], max_new_tokens=60)[0][0].ids
+    found = []
+
+    def many():
+        for _ in range(15):
+            found.append(write(model, ["ab"], max_new_tokens=60)[0][0].ids)
+
+    threads = [threading.Thread(target=many) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 30
+    inner = []
+    how = {"max_new_tokens": 60, "on_text": lambda text: inner.append(write(model, ["ab"], max_new_tokens=20))}
+    assert write(model, ["ab"], **how)[0][0].ids == expected
+    assert [texts[0][0].ids for texts in inner] == [expected[:20]] * len(inner)
+    assert inner
+    assert "through" not in model.__dict__
 
 
 def test_other_models_and_plain_kernels_are_left_alone():

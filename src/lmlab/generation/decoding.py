@@ -35,8 +35,8 @@ class Decoding:
     ban_unk: never write <unk>, which word models find likely and no reader wants; log_prob is unchanged by it.
     precision: `32`, or `bf16-mixed`, which reads half the memory at each step and rounds logits to three digits: texts
         chosen by a hair's breadth are then others, and log_prob is as exact as that.
-    kernels: `auto` packs large weights while it writes, for twice the speed and twice their memory; `plain` does not,
-        and computes by PyTorch's own operations alone.
+    kernels: `auto` lays weights out anew while it writes, for two to four times the speed and twice their memory;
+        `plain` does not, and computes by PyTorch's own operations alone.
     seed: with the numbers of prompt and sample it decides a text, whatever else is in the batch.
     """
 

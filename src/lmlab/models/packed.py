@@ -107,19 +107,22 @@ def _type() -> torch.dtype:
 def packed(model: nn.Module, rows: int, steps: int) -> Iterator[None]:
     """Within, `model` takes packed products wherever they pay for steps of up to `rows` rows.
 
-    Weights must not change within. The copies, of at most the model's size, are freed at the end.
+    Weights must not change within. The copies, of at most the model's size, are freed at the end. What is packed again
+    within goes on unpacked afterwards.
     """
-    changed: list[tuple[nn.Module, str]] = []
+    changed: list[tuple[nn.Module, str, Callable]] = []
     try:
         if steps >= FEWEST_STEPS:
             for part, name, how in _quicker(model, rows):
                 # An attribute of the object goes before the method of its class.
                 part.__dict__[name] = how
-                changed.append((part, name))
+                changed.append((part, name, how))
         yield
     finally:
-        for part, name in changed:
-            del part.__dict__[name]
+        for part, name, how in changed:
+            # Who packed the same model in between, within or in another thread, has put something else there.
+            if part.__dict__.get(name) is how:
+                del part.__dict__[name]
 
 
 def _quicker(model: nn.Module, rows: int) -> Iterator[tuple[nn.Module, str, Callable]]:

@@ -26,7 +26,7 @@ def _nothing_is_called(monkeypatch):
     def called(name, *rest):
         raise AssertionError(f"{name} was called")
 
-    monkeypatch.setattr(native, "_run", called)
+    monkeypatch.setattr(native, "run", called)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,7 +128,7 @@ NO_ROOM = {
 @pytest.mark.parametrize("name", NO_ROOM)
 def test_where_there_is_no_memory_it_is_told(name, monkeypatch):
     called = []
-    monkeypatch.setattr(native, "_run", lambda name, *rest: called.append(name) or 1)
+    monkeypatch.setattr(native, "run", lambda name, *rest: called.append(name) or 1)
     with pytest.raises(MemoryError, match=f"not enough memory for {name}$"):
         NO_ROOM[name]()
     assert called == [name]

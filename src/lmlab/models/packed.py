@@ -13,7 +13,7 @@ from lmlab.models.head import LinearHead
 from lmlab.models.layers import Linear
 from lmlab.models.lstm_layer import LSTMWeights, onednn_computes_in
 from lmlab.models.step import Step, can_step
-from lmlab.native import step as strips
+from lmlab.native import step as compiled
 
 # Weights that lie in the processor's caches are multiplied fast as they are; others are read at 28 GB/s when packed,
 # at 12 by F.linear. Microseconds a product, plain and packed by oneDNN, over the matrices of a model (two cores with
@@ -28,7 +28,11 @@ SMALLEST = 3 * 2**16
 FEWEST_WITH_TILES = 3
 # 3072 x 768, 64 rows: 2,176 and 1,497; 256 rows: 7,476 and 9,432. So prompts are read as before.
 MOST_ROWS = 64
-MOST_STEP_ROWS, MOST_STEP_ROWS_BF16 = 64, 64
+# All blocks of a Transformer in one call, and an operation at a time with the same products, tokens a second (two cores
+# with AVX-512): 6 layers of 256, 1 row 1,860 and 797, 16 rows 7,564 and 4,278, 64 rows 8,173 and 5,764; in bf16 beside
+# oneDNN's 2,272 and 642, 10,013 and 3,655, 10,643 and 4,935. GPT-2 small, a step of 1 row 5.6 ms and 6.9, of 16 rows
+# 11.9 and 16.5; in bf16, tokens a second, of 64 rows 1,014 and 988. AMX multiplies bf16 faster than that: not measured.
+MOST_BF16_ROWS_WITH_TILES = 16
 CAPABLE = ("AVX2", "AVX512")
 # Packing takes about as long as four steps.
 FEWEST_STEPS = 16
@@ -69,26 +73,34 @@ def pays(weight: Tensor, rows: int, dtype: torch.dtype, ours: bool) -> bool:
     return fewest <= rows <= MOST_ROWS and weight.numel() >= SMALLEST
 
 
-def step_pays(rows: int) -> bool:
-    """Whether a Transformer's step of so many rows is quicker in one call."""
-    return rows <= {torch.float32: MOST_STEP_ROWS, torch.bfloat16: MOST_STEP_ROWS_BF16}.get(_type(), 0)
+def most_step_rows() -> int:
+    """Up to how many rows a Transformer's step is quicker in one call."""
+    tiles = _type() is torch.bfloat16 and kernels.have_tiles(torch.device("cpu"))
+    return 0 if _type() not in native.SUFFIXES else MOST_BF16_ROWS_WITH_TILES if tiles else MOST_ROWS
 
 
-def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """F.linear with this weight (N, K), in autocast's type, of which it holds a packed copy."""
-    dtype, width, ours = _type(), weight.shape[1], is_ours(weight)
-    multiply = (_in_strips if ours else _by_onednn)(weight, bias)
+def product(
+    weight: Tensor, bias: Tensor | None, strips: Tensor | None = None, most: int = MOST_ROWS
+) -> Callable[[Tensor], Tensor]:
+    """F.linear with this weight (N, K), in autocast's type, of which it holds a packed copy.
+
+    strips: where there is such a copy for a kernel of our own already, which then takes up to `most` rows.
+    """
+    dtype, width, ours = _type(), weight.shape[1], strips is not None or is_ours(weight)
+    if ours:
+        (strips,) = compiled.in_strips([weight], dtype) if strips is None else (strips,)
+    multiply = _in_strips(strips, bias, len(weight)) if ours else _by_onednn(weight, bias)
 
     def product(x: Tensor) -> Tensor:
-        return multiply(x) if pays(weight, x.numel() // width, dtype, ours) else F.linear(x, weight, bias)
+        rows = x.numel() // width
+        quick = rows <= most if ours else pays(weight, rows, dtype, ours)
+        return multiply(x) if quick else F.linear(x, weight, bias)
 
     return product
 
 
-def _in_strips(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    dtype, outputs = _type(), len(weight)
-    kept = strips.in_strips(weight, dtype)
-    return lambda x: strips.product(x.float(), kept, bias, outputs).to(dtype)
+def _in_strips(strips: Tensor, bias: Tensor | None, outputs: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: compiled.product(x.float(), strips, bias, outputs).to(strips.dtype)
 
 
 def _by_onednn(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -128,15 +140,22 @@ def packed(model: nn.Module, rows: int, steps: int) -> Iterator[None]:
 def _quicker(model: nn.Module, rows: int) -> Iterator[tuple[nn.Module, str, Callable]]:
     """Methods of modules, and what does the same faster."""
     parts = list(model.modules())
-    if step_pays(rows) and can_step(model):
-        yield model, "through", Step(model, _type())
+    if rows <= most_step_rows() and can_step(model):
+        yield model, "through", (step := Step(model, _type()))
+        # Short prompts take the same copies.
+        for part, strips in step.strips.items():
+            yield part, "forward", product(part.weight.detach(), _detached(part.bias), strips, most_step_rows())
         within = set(model.blocks.modules())
         parts = [part for part in parts if part not in within]
     matrices = [(*m, is_ours(m[2])) for part in parts for m in _matrices(part) if can_pack(m[2])]
     large = sum(weight.numel() for _, _, weight, _, ours in matrices if not ours) >= LARGE
     for part, name, weight, bias, ours in matrices:
         if (ours or large) and pays(weight, rows, _type(), ours):
-            yield part, name, product(weight.detach(), None if bias is None else bias.detach())
+            yield part, name, product(weight.detach(), _detached(bias))
+
+
+def _detached(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach()
 
 
 def _matrices(part: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor, Tensor | None]]:

@@ -90,7 +90,10 @@ class Step:
 
     def __init__(self, model: TransformerLM, dtype: torch.dtype):
         self.model, self.dtype, self.common = model, dtype, _common(model)
-        # Whatever the blocks point to.
+        linears = [part for part in model.blocks.modules() if type(part) is Linear]
+        weights = compiled.in_strips([part.weight.detach() for part in linears], dtype)
+        self.strips = dict(zip(linears, weights, strict=True))
+        # Whatever else the blocks point to.
         self.kept: list[Tensor] = []
         self.blocks = (compiled.Block * len(model.blocks))()
         for theirs, block in zip(self.blocks, model.blocks, strict=True):
@@ -110,10 +113,7 @@ class Step:
         for name, part in parts.items():
             if part is None:
                 continue
-            is_matrix = isinstance(part, nn.Linear)
-            found[name] = (
-                compiled.in_strips(part.weight, self.dtype) if is_matrix else part.weight.detach().contiguous()
-            )
+            found[name] = self.strips[part] if part in self.strips else part.weight.detach().contiguous()
             if (bias := getattr(part, "bias", None)) is not None:
                 found[f"{name}_bias"] = bias.detach().contiguous()
         return found

@@ -50,17 +50,17 @@ def has_tiles() -> bool:
 
 def call(name: str, dtype: torch.dtype, *arguments: Argument) -> None:
     """A kernel that is there for both types."""
-    _run(f"{name}_{SUFFIXES[dtype]}", *arguments)
+    run(f"{name}_{SUFFIXES[dtype]}", *arguments)
 
 
-def _run(name: str, *arguments: Argument) -> int:
+def run(name: str, *arguments: Argument) -> int:
     # Asked for, it becomes that of this Python thread, whose number is else OpenMP's own.
     torch.get_num_threads()
     return getattr(library(), name)(*(_argument(argument) for argument in arguments))
 
 
 def _run_tiles(name: str, *arguments: Argument) -> None:
-    if _run(name, *arguments):
+    if run(name, *arguments):
         raise MemoryError(f"not enough memory for {name}")
 
 

@@ -49,8 +49,8 @@ enum { GELU, RELU2, SWIGLU };
 int64_t strip_width(void) { return STRIP; }
 
 /* New memory comes by pages, each of which costs more than what is written to it: by 2 MB at a time, if the system will. */
-static void want_large_pages(void *memory, size_t size) {
-  uintptr_t page = 1 << 21, from = ((uintptr_t)memory + page - 1) & -page, to = ((uintptr_t)memory + size) & -page;
+void want_large_pages(void *memory, int64_t bytes) {
+  uintptr_t page = 1 << 21, from = ((uintptr_t)memory + page - 1) & -page, to = ((uintptr_t)memory + bytes) & -page;
   if (from < to) madvise((void *)from, to - from, MADV_HUGEPAGE);
 }
 

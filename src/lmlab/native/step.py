@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -38,12 +39,18 @@ class Block(ctypes.Structure):
     )
 
 
-def in_strips(weight: Float[Tensor, "O I"], dtype: torch.dtype) -> Float[Tensor, "S I W"]:
-    """A linear layer's fp32 weights as a step takes them: strips of outputs next to each other, the last filled up."""
-    (outputs, inputs), width = weight.shape, library().strip_width()
-    strips = weight.new_empty(math.ceil(outputs / width), inputs, width, dtype=dtype)
-    native.call("into_strips", dtype, weight.contiguous(), strips, outputs, inputs)
-    return strips
+def in_strips(weights: Sequence[Float[Tensor, "_ _"]], dtype: torch.dtype) -> list[Float[Tensor, "S I W"]]:
+    """Linear layers' fp32 weights (O, I) as a step takes them: strips of W outputs next to each other, the last one
+    filled up. They lie one after another in one piece of memory."""
+    width = library().strip_width()
+    shapes = [(math.ceil(len(weight) / width), weight.shape[1], width) for weight in weights]
+    sizes = [math.prod(shape) for shape in shapes]
+    memory = torch.empty(sum(sizes), dtype=dtype, device="cpu")
+    native.run("want_large_pages", memory, memory.nbytes)
+    made = [part.view(shape) for part, shape in zip(memory.split(sizes), shapes, strict=True)]
+    for weight, strips in zip(weights, made, strict=True):
+        native.call("into_strips", dtype, weight.contiguous(), strips, *weight.shape)
+    return made
 
 
 def product(

@@ -22,7 +22,6 @@ typedef struct {
 
 /* w (outputs, inputs) in strips; a piece at a time, which stays in the cache, however far its rows lie apart. */
 void NAME(into_strips)(const float *w, T *strips, int64_t outputs, int64_t inputs) {
-  want_large_pages(strips, (outputs + STRIP - 1) / STRIP * STRIP * inputs * sizeof(T));
 #pragma omp parallel for
   for (int64_t from = 0; from < outputs; from += STRIP) {
     int64_t n = least(STRIP, outputs - from);

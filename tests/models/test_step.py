@@ -139,6 +139,9 @@ def test_what_is_no_single_step_goes_through_the_blocks(monkeypatch):
     torch.testing.assert_close(model(tokens[:, 5:6], apart)[0], uneven)
     with torch.enable_grad():
         assert model(tokens[:, 5:6], states[0])[0].requires_grad
+    # With dropout it is drawn.
+    assert model.train()(tokens[:, 5:6], states[0])[0].isfinite().all()
+    model.eval()
     # The cache is fp32's.
     stepped(model, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):

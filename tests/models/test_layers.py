@@ -122,8 +122,3 @@ def test_projections_out_get_their_own_scale():
     assert mlp.down.weight.abs().max() == 0
     assert mlp.up.bias.abs().max() == 0
     assert mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.05)
-
-
-def test_a_width_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="d_ff=0 must be at least 1"):
-        make_mlp("gelu", d_model=3, d_ff=0, bias=True)

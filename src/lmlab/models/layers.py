@@ -189,8 +189,6 @@ class MLP(nn.Module):
 def make_mlp(mlp: str, d_model: int, d_ff: int | None, bias: bool) -> nn.Module:
     """`swiglu gelu relu2`. d_ff None: 4 * d_model, or for swiglu, whose third matrix costs half as much again,
     two thirds of that (Shazeer 2020, section 2), rounded up to a multiple of 8."""
-    if d_ff is not None and d_ff < 1:
-        raise ValueError(f"model.d_ff={d_ff} must be at least 1, or null for the usual width")
     if one_of("mlp", mlp, ("swiglu", "gelu", "relu2")) == "swiglu":
         return SwiGLU(d_model, -(-d_model // 3) * 8 if d_ff is None else d_ff, bias)
     return MLP(mlp, d_model, 4 * d_model if d_ff is None else d_ff, bias)
